@@ -1,0 +1,2 @@
+//! The `leafblk` command.
+fn main() {}
