@@ -4,4 +4,10 @@
 //! changed), the shared **cache** (root blocks that any VM read) and the shared
 //! read-only **root**. The modules, in the order in which a request meets them:
 
+pub mod guest_memory;
+pub mod io;
+pub mod leaf;
+pub mod request;
+pub mod root;
 pub mod units;
+pub mod virtqueue;

@@ -1,0 +1,118 @@
+use super::*;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+fn memory_file(len: u64) -> File {
+    let fd = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&fd, len).unwrap();
+    File::from(fd)
+}
+
+fn spec(guest_addr: u64, user_addr: u64, size: u64) -> RegionSpec {
+    RegionSpec {
+        guest_addr,
+        size,
+        user_addr,
+        mmap_offset: 0,
+        file: memory_file(size),
+    }
+}
+
+#[test]
+fn addresses_translate_inside_a_region_only() {
+    let memory = GuestMemory::map(vec![
+        spec(0, 0x7000_0000, 0x2000),
+        spec(0x2000, 0x9000_0000, 0x1000),
+    ])
+    .unwrap();
+    assert!(memory.translate(0, 0x2000).is_some());
+    assert!(memory.translate(0x1fff, 2).is_none(), "spans two regions");
+    assert_eq!(memory.translate_some(0x1fff, 2).unwrap().1, 1);
+    assert!(memory.translate(0x3000, 1).is_none());
+    assert!(memory.translate(u64::MAX, 2).is_none());
+    assert!(memory.translate_some(0x3000, 1).is_none());
+    assert!(memory.translate_user(0x9000_0fff, 1).is_some());
+    assert!(memory.translate_user(0x9000_0fff, 2).is_none());
+}
+
+#[test]
+fn overlapping_regions_are_refused() {
+    let guest = GuestMemory::map(vec![
+        spec(0, 0x10_0000, 0x2000),
+        spec(0x1000, 0x20_0000, 0x1000),
+    ]);
+    assert!(matches!(guest, Err(GuestMemoryError::Overlap(_))));
+    let user = GuestMemory::map(vec![
+        spec(0, 0x10_0000, 0x2000),
+        spec(0x8000, 0x10_1000, 0x1000),
+    ]);
+    assert!(matches!(user, Err(GuestMemoryError::Overlap(_))));
+}
+
+#[test]
+fn a_region_longer_than_its_file_is_refused() {
+    let mut long = spec(0, 0x1000, 0x1000);
+    long.size = 0x2000;
+    assert!(matches!(
+        GuestMemory::map(vec![long]),
+        Err(GuestMemoryError::FileTooShort { .. })
+    ));
+    let mut empty = spec(0, 0x1000, 0x1000);
+    empty.size = 0;
+    assert!(matches!(
+        GuestMemory::map(vec![empty]),
+        Err(GuestMemoryError::BadRange)
+    ));
+    let mut wraps = spec(u64::MAX - 0xfff, 0x1000, 0x1000);
+    wraps.size = 0x1001;
+    assert!(GuestMemory::map(vec![wraps]).is_err());
+}
+
+#[test]
+fn regions_come_and_go_one_at_a_time() {
+    let memory = GuestMemory::map(vec![spec(0, 0x10_0000, 0x1000)]).unwrap();
+    let more = memory.with_region(spec(0x1000, 0x20_0000, 0x1000)).unwrap();
+    assert_eq!(
+        more.translate(0, 1),
+        memory.translate(0, 1),
+        "the region is shared"
+    );
+    assert!(more.without_region(0x1000, 0x20_0000, 0x2000).is_err());
+    let fewer = more.without_region(0x1000, 0x20_0000, 0x1000).unwrap();
+    assert!(fewer.translate(0x1000, 1).is_none());
+}
+
+#[test]
+#[expect(unsafe_code, reason = "touches the mapping as the data path does")]
+fn memory_that_is_truncated_later_marks_the_region_and_kills_nobody() {
+    let file = memory_file(0x4000);
+    let spec = RegionSpec {
+        guest_addr: 0,
+        size: 0x4000,
+        user_addr: 0x10_0000,
+        mmap_offset: 0,
+        file: file.try_clone().unwrap(),
+    };
+    let memory = GuestMemory::map(vec![spec]).unwrap();
+    let last = memory.translate(0x3000, 1).unwrap();
+    ftruncate(&file, 0x1000).unwrap();
+    assert!(!memory.is_faulted());
+    // SAFETY: the address is inside the mapping; the guard catches the fault.
+    unsafe { last.write_volatile(7) };
+    assert!(memory.is_faulted());
+}
+
+#[test]
+fn memory_that_can_be_sealed_is_sealed_against_shrinking() {
+    let fd = memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&fd, 0x2000).unwrap();
+    let file = File::from(fd);
+    let spec = RegionSpec {
+        guest_addr: 0,
+        size: 0x2000,
+        user_addr: 0,
+        mmap_offset: 0,
+        file: file.try_clone().unwrap(),
+    };
+    let _memory = GuestMemory::map(vec![spec]).unwrap();
+    assert!(ftruncate(&file, 0).is_err());
+}

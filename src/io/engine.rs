@@ -1,0 +1,149 @@
+//! The io_uring of one reactor: reads that a reactor must not wait for.
+//!
+//! Owns the ring and bounds what is in flight. It knows neither requests nor
+//! devices: an operation is a token, and the token comes back with the result.
+//! Buffers belong to the caller, who keeps them (and the mapping that they lie
+//! in) until the token is reaped.
+#![expect(unsafe_code, reason = "submission queue entries hold raw addresses")]
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use io_uring::{IoUring, opcode, types};
+
+/// Operations that may be in flight on one ring; a caller over it waits in its
+/// own, bounded, queue.
+pub(crate) const IN_FLIGHT_MAX: u32 = 256;
+
+/// One reactor's ring.
+pub(crate) struct Engine {
+    ring: IoUring,
+    in_flight: u32,
+    unsubmitted: u32,
+}
+
+impl Engine {
+    /// A ring with room for [`IN_FLIGHT_MAX`] operations.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2) says: ENOSYS or EPERM where it is switched off.
+    pub(crate) fn new() -> io::Result<Self> {
+        let ring = IoUring::builder()
+            // One thread submits and reaps; completions then need no interrupt
+            // of that thread while it is busy (io_uring_setup(2)).
+            .setup_coop_taskrun()
+            .setup_single_issuer()
+            .build(IN_FLIGHT_MAX)?;
+        Ok(Self {
+            ring,
+            in_flight: 0,
+            unsubmitted: 0,
+        })
+    }
+
+    /// The descriptor that polls readable when there are completions.
+    pub(crate) fn poll_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    /// Whether another operation fits.
+    pub(crate) fn has_room(&self) -> bool {
+        self.in_flight < IN_FLIGHT_MAX
+    }
+
+    /// How many operations the kernel has or will have at the next submit.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Queues a read of `len` bytes at `offset` into `ptr`.
+    ///
+    /// # Safety
+    /// `ptr` stays valid for writes of `len` bytes until `token` is reaped,
+    /// and `fd` stays open until then.
+    pub(crate) unsafe fn read(
+        &mut self,
+        fd: RawFd,
+        ptr: *mut u8,
+        len: u32,
+        offset: u64,
+        token: u64,
+    ) {
+        let entry = opcode::Read::new(types::Fd(fd), ptr, len)
+            .offset(offset)
+            .build()
+            .user_data(token);
+        // SAFETY: the caller keeps the buffer and the descriptor.
+        unsafe { self.push(&entry) }
+    }
+
+    /// Queues a vectored read.
+    ///
+    /// # Safety
+    /// As for [`Self::read`], for every buffer of `iov` and for the `count`
+    /// entries at `iov` themselves.
+    pub(crate) unsafe fn readv(
+        &mut self,
+        fd: RawFd,
+        iov: *const libc::iovec,
+        count: u32,
+        offset: u64,
+        token: u64,
+    ) {
+        let entry = opcode::Readv::new(types::Fd(fd), iov, count)
+            .offset(offset)
+            .build()
+            .user_data(token);
+        // SAFETY: the caller keeps the buffers and the descriptor.
+        unsafe { self.push(&entry) }
+    }
+
+    /// # Safety
+    /// As for [`Self::read`].
+    unsafe fn push(&mut self, entry: &io_uring::squeue::Entry) {
+        debug_assert!(self.has_room(), "callers ask has_room first");
+        // SAFETY: the entry's addresses stay valid by this function's contract.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
+            // The queue is as long as what may be in flight, so it is full of
+            // entries that only want submitting.
+            let _ = self.ring.submit();
+        }
+        self.in_flight += 1;
+        self.unsubmitted += 1;
+    }
+
+    /// Hands what is queued to the kernel; costs nothing where nothing is.
+    ///
+    /// EBUSY and EAGAIN leave entries queued for the next call.
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        if self.unsubmitted == 0 {
+            return Ok(());
+        }
+        match self.ring.submit() {
+            Ok(count) => {
+                self.unsubmitted = self
+                    .unsubmitted
+                    .saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+                Ok(())
+            }
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The next completion: token and result (bytes read, or an error).
+    pub(crate) fn reap(&mut self) -> Option<(u64, io::Result<u32>)> {
+        let entry = self.ring.completion().next()?;
+        self.in_flight -= 1;
+        let result = u32::try_from(entry.result())
+            .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+        Some((entry.user_data(), result))
+    }
+}

@@ -1,0 +1,197 @@
+//! Positioned I/O on the one file that a leaf is.
+//!
+//! A trait, because the leaf runs on two kinds of it: the real file, and in
+//! tests one that fails at will or loses what was not synced. It knows
+//! offsets and bytes, nothing of sectors or maps.
+#![expect(unsafe_code, reason = "vectored I/O on guest memory, by raw addresses")]
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+
+use crate::virtqueue::GuestBuf;
+
+/// Buffers that one readv(2) or writev(2) takes (IOV_MAX).
+pub const BUFS_MAX: usize = 1024;
+
+/// One file, at positions. Calls that succeed may be short, as read(2) and
+/// write(2) are; EINTR is retried inside.
+pub trait Storage: Send + Sync + Debug {
+    /// Reads into `bufs`; with `nowait` fails with EAGAIN rather than wait for
+    /// a disk.
+    ///
+    /// # Errors
+    /// As preadv2(2).
+    ///
+    /// # Safety
+    /// The buffers are valid for writes during the call.
+    unsafe fn read_into(&self, bufs: &[GuestBuf], offset: u64, nowait: bool) -> io::Result<usize>;
+
+    /// Writes from `bufs`.
+    ///
+    /// # Errors
+    /// As pwritev(2).
+    ///
+    /// # Safety
+    /// The buffers are valid for reads during the call.
+    unsafe fn write_from(&self, bufs: &[GuestBuf], offset: u64) -> io::Result<usize>;
+
+    /// Makes the data, and what is needed to find it, durable.
+    ///
+    /// # Errors
+    /// As fdatasync(2). After an error nothing is known of what was written.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Makes a range read as zeros and gives its space back.
+    ///
+    /// # Errors
+    /// As fallocate(2): EOPNOTSUPP where the file system can't.
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Asks for write-back of the range to begin; with `wait`, waits for what
+    /// is under way before and after.
+    ///
+    /// # Errors
+    /// As sync_file_range(2).
+    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()>;
+
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    fn len_bytes(&self) -> io::Result<u64>;
+
+    /// Bytes that the file occupies on its disk.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    fn allocated(&self) -> io::Result<u64>;
+
+    /// The descriptor for reads by io_uring, if there is one.
+    fn raw_fd(&self) -> Option<RawFd>;
+}
+
+/// Reads exactly `into.len()` bytes.
+///
+/// # Errors
+/// As the storage; UnexpectedEof at its end.
+pub fn read_exact(storage: &dyn Storage, into: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < into.len() {
+        let buf = GuestBuf::new(into[done..].as_mut_ptr(), into.len() - done);
+        // SAFETY: the buffer is the rest of `into`, borrowed for the call.
+        match unsafe { storage.read_into(&[buf], offset + done as u64, false) }? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => done += count,
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `from`.
+///
+/// # Errors
+/// As the storage; WriteZero where it takes nothing.
+pub fn write_all(storage: &dyn Storage, from: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < from.len() {
+        let buf = GuestBuf::new(from[done..].as_ptr().cast_mut(), from.len() - done);
+        // SAFETY: the buffer is the rest of `from`, borrowed for the call and
+        // only read.
+        match unsafe { storage.write_from(&[buf], offset + done as u64) }? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => done += count,
+        }
+    }
+    Ok(())
+}
+
+/// The real file.
+#[derive(Debug)]
+pub struct FileStorage(pub File);
+
+/// Runs a system call until it isn't interrupted.
+fn retrying(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        if let Ok(count) = usize::try_from(call()) {
+            return Ok(count);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn offset_of(offset: u64) -> io::Result<i64> {
+    i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// The list as iovecs, cut to what one call takes.
+fn iovecs(bufs: &[GuestBuf]) -> (*const libc::iovec, i32) {
+    let count = bufs.len().min(BUFS_MAX);
+    // GuestBuf is a transparent iovec.
+    (
+        bufs.as_ptr().cast(),
+        i32::try_from(count).unwrap_or(i32::MAX),
+    )
+}
+
+impl Storage for FileStorage {
+    #[inline]
+    unsafe fn read_into(&self, bufs: &[GuestBuf], offset: u64, nowait: bool) -> io::Result<usize> {
+        let (iov, count) = iovecs(bufs);
+        let offset = offset_of(offset)?;
+        let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
+        // SAFETY: `count` entries stand at `iov`; their buffers are valid by
+        // this method's contract.
+        retrying(|| unsafe { libc::preadv2(self.0.as_raw_fd(), iov, count, offset, flags) })
+    }
+
+    #[inline]
+    unsafe fn write_from(&self, bufs: &[GuestBuf], offset: u64) -> io::Result<usize> {
+        let (iov, count) = iovecs(bufs);
+        let offset = offset_of(offset)?;
+        // SAFETY: as in `read_into`.
+        retrying(|| unsafe { libc::pwritev(self.0.as_raw_fd(), iov, count, offset) })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(fdatasync(&self.0)?)
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::io::retry_on_intr(|| {
+            fallocate(&self.0, flags, offset, len)
+        })?)
+    }
+
+    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
+        let mut flags = libc::SYNC_FILE_RANGE_WRITE;
+        if wait {
+            flags |= libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        }
+        let (offset, len) = (offset_of(offset)?, offset_of(len)?);
+        // SAFETY: a plain system call on an open descriptor.
+        retrying(|| unsafe {
+            libc::sync_file_range(self.0.as_raw_fd(), offset, len, flags) as isize
+        })?;
+        Ok(())
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(std::os::unix::fs::MetadataExt::blocks(&self.0.metadata()?) * 512)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        Some(self.0.as_raw_fd())
+    }
+}

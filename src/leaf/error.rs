@@ -1,0 +1,58 @@
+//! What can be wrong with a leaf.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::header::VERSION;
+
+/// An error of one leaf; each says what to do.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the sentences say it")]
+pub enum LeafError {
+    #[error("leaf {} can't be opened: {source}; check the path and its permissions", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("leaf {} can't be created: {source}; check the directory, its permissions and its free space", path.display())]
+    Create { path: PathBuf, source: io::Error },
+    #[error("{} is not a leaf; give a path that does not exist yet, or a leaf made by leafblk", path.display())]
+    NotALeaf { path: PathBuf },
+    #[error("leaf {} has a damaged header (both copies); restore it from a backup", path.display())]
+    Damaged { path: PathBuf },
+    #[error("leaf {} has format version {version}, and this leafblk knows version {VERSION} only; use a newer leafblk", path.display())]
+    Version { path: PathBuf, version: u32 },
+    #[error("leaf {} uses features that this leafblk doesn't know (bits {bits:#x}); use a newer leafblk", path.display())]
+    Features { path: PathBuf, bits: u64 },
+    #[error("leaf {} is cut short: it has {have} bytes and should have {need}; restore it from a backup", path.display())]
+    CutShort { path: PathBuf, have: u64, need: u64 },
+    #[error(
+        "leaf {} was made on another root (recorded {recorded}, given {given}); \
+         pass --root with the image that it was created from",
+        path.display()
+    )]
+    OtherRoot {
+        path: PathBuf,
+        recorded: String,
+        given: String,
+    },
+    #[error("leaf {} is in use by another process; stop that one first", path.display())]
+    InUse { path: PathBuf },
+    #[error("leaf {} has {have} bytes, not the {asked} asked for; leave size out to use it as it is", path.display())]
+    OtherSize {
+        path: PathBuf,
+        have: u64,
+        asked: u64,
+    },
+    #[error(
+        "a disk of {size} bytes is not possible: a size is a multiple of 512, at least the root's and at most 8 EiB"
+    )]
+    BadSize { size: u64 },
+    #[error("the live map {} can't be made: {source}; check the runtime directory and its free space", path.display())]
+    LiveMap { path: PathBuf, source: io::Error },
+    #[error("leaf {}: {operation} failed: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        operation: &'static str,
+        source: io::Error,
+    },
+    #[error("leaf {} takes no more writes, because a sync failed; detach the VM and attach it again once the disk works", path.display())]
+    Poisoned { path: PathBuf },
+}

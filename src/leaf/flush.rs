@@ -1,0 +1,97 @@
+//! Making writes durable: data, then map.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use super::live_map::PAGE_LEN;
+use super::{Leaf, LeafError};
+use crate::io::storage::write_all;
+
+/// Map pages that one round copies: 4 MiB, 16 GiB of disk. A flush that has
+/// more goes several rounds.
+const ROUND_PAGES: usize = 1024;
+
+/// Room for the copies, allocated at the first flush that needs it.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    pages: Vec<usize>,
+    copies: Vec<u8>,
+}
+
+impl Leaf {
+    /// Makes every write that returned before this call durable, and returns
+    /// when they are. Calls that come together share one sync.
+    ///
+    /// # Errors
+    /// The disk's. A failed sync poisons the leaf; a failed write of the map
+    /// (ENOSPC) does not, and the next flush tries again.
+    pub fn flush(&self) -> Result<(), LeafError> {
+        self.check_not_poisoned()?;
+        if self.read_only {
+            return Ok(());
+        }
+        let wanted = self.written.load(Ordering::Acquire);
+        let mut buffers = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else's flush may have begun after our writes.
+        self.check_not_poisoned()?;
+        if self.flushed.load(Ordering::Acquire) >= wanted {
+            return Ok(());
+        }
+        let covers = self.written.load(Ordering::Acquire);
+        loop {
+            let more = self.flush_round(&mut buffers)?;
+            if !more {
+                break;
+            }
+        }
+        self.flushed.store(covers, Ordering::Release);
+        Ok(())
+    }
+
+    /// One round: whether more map pages wait.
+    fn flush_round(&self, buffers: &mut Buffers) -> Result<bool, LeafError> {
+        let Buffers { pages, copies } = buffers;
+        pages.clear();
+        copies.clear();
+        self.map.take_changed(ROUND_PAGES, pages);
+        // The copies first: a bit that is set while the data syncs belongs to
+        // data that this sync may not cover.
+        for page in pages.iter() {
+            self.map.copy_page(*page, copies);
+        }
+        let result = self.sync().and_then(|()| {
+            for (page, copy) in pages.iter().zip(copies.chunks_exact(PAGE_LEN)) {
+                let offset = self.map_offset + (page * PAGE_LEN) as u64;
+                write_all(&*self.storage, copy, offset)
+                    .map_err(|source| self.io("write the presence map", source))?;
+            }
+            if pages.is_empty() {
+                Ok(())
+            } else {
+                self.sync()
+            }
+        });
+        if result.is_err() {
+            pages.iter().for_each(|page| self.map.mark_changed(*page));
+        }
+        result.map(|()| pages.len() + 64 > ROUND_PAGES)
+    }
+
+    fn sync(&self) -> Result<(), LeafError> {
+        self.storage.sync_data().map_err(|source| {
+            // The kernel forgets what it could not write: a second try would
+            // succeed without the data (fsync(2), "EIO").
+            self.poisoned.store(true, Ordering::Release);
+            self.io("sync", source)
+        })
+    }
+
+    fn check_not_poisoned(&self) -> Result<(), LeafError> {
+        if self.is_poisoned() {
+            return Err(LeafError::Poisoned {
+                path: self.path.clone(),
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,386 @@
+//! The live presence map: one bit a sector, in shared memory.
+//!
+//! A mapping of a tmpfs file, so that it outlives the daemon but not the
+//! machine; its first page says to whom it belongs. Lock-free: bits are only
+//! ever set.
+//!
+//! Each 4 KiB map page covers 32768 sectors (16 MiB of disk). Reading a hole
+//! of a tmpfs mapping allocates a page, so a *summary* in ordinary memory says
+//! which map pages have anything in them: an idle VM costs nothing, and a root
+//! read costs one look at the summary. Pages are allocated by fallocate(2)
+//! before they are touched, so a full tmpfs is an error and never a SIGBUS.
+//!
+//! Order: page allocated, summary set, bits set (Release), page marked
+//! changed (Release). A flush clears the mark, then copies the page (Acquire):
+//! it may see a bit without its mark, never a cleared mark without the bit.
+#![expect(unsafe_code, reason = "a shared memory mapping")]
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::io::storage::{FileStorage, read_exact, write_all};
+use crate::units::SectorRange;
+
+/// Bytes of a map page.
+pub(super) const PAGE_LEN: usize = 4096;
+/// Words of a map page.
+pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
+/// Sectors that a map page covers.
+pub(super) const PAGE_SECTORS: u64 = PAGE_LEN as u64 * 8;
+
+const MAGIC: [u8; 8] = *b"LEAFMAP\x01";
+const OWNER_LEN: usize = 52;
+
+/// To whom a live map belongs: all of it must agree for a take-over.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Owner {
+    /// The kernel's boot id: another boot means the data may not be there.
+    pub(super) boot_id: [u8; 16],
+    /// The leaf.
+    pub(super) uuid: [u8; 16],
+    /// The leaf's generation while it is open.
+    pub(super) generation: u64,
+}
+
+impl Owner {
+    fn encode(&self) -> [u8; OWNER_LEN] {
+        let mut bytes = [0; OWNER_LEN];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..24].copy_from_slice(&self.boot_id);
+        bytes[24..40].copy_from_slice(&self.uuid);
+        bytes[40..48].copy_from_slice(&self.generation.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..48]);
+        bytes[48..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+}
+
+/// A set of bits that threads share.
+#[derive(Debug)]
+struct AtomicBits(Box<[AtomicU64]>);
+
+impl AtomicBits {
+    fn new(bits: usize) -> Self {
+        Self((0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    #[inline]
+    fn is_set(&self, bit: usize) -> bool {
+        self.0[bit / 64].load(Ordering::Acquire) & (1 << (bit % 64)) != 0
+    }
+
+    fn set(&self, bit: usize) {
+        let (word, mask) = (&self.0[bit / 64], 1 << (bit % 64));
+        if word.load(Ordering::Relaxed) & mask == 0 {
+            word.fetch_or(mask, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The map of one open leaf.
+#[derive(Debug)]
+pub(super) struct LiveMap {
+    file: File,
+    base: *const AtomicU64,
+    mapped_len: usize,
+    pages: usize,
+    summary: AtomicBits,
+    changed: AtomicBits,
+}
+
+// SAFETY: the mapping is shared memory that is only touched as atomics.
+unsafe impl Send for LiveMap {}
+// SAFETY: as for Send.
+unsafe impl Sync for LiveMap {}
+
+/// The bits of `mask` words that a range has in its first word, and how many
+/// sectors those are.
+#[inline]
+fn first_word(start: u64, count: u64) -> (u64, u64) {
+    let bit = start % 64;
+    let here = count.min(64 - bit);
+    let mask = if here == 64 {
+        u64::MAX
+    } else {
+        ((1 << here) - 1) << bit
+    };
+    (mask, here)
+}
+
+impl LiveMap {
+    /// An empty map of `sectors` sectors in a new file at `path` (which is
+    /// replaced), or in anonymous memory.
+    pub(super) fn create(path: Option<&Path>, owner: &Owner, sectors: u64) -> io::Result<Self> {
+        let file = match path {
+            Some(path) => {
+                match std::fs::remove_file(path) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => {}
+                }
+                open_options().create_new(true).open(path)?
+            }
+            None => File::from(memfd_create("leafblk-map", MemfdFlags::CLOEXEC)?),
+        };
+        ftruncate(&file, file_len(sectors))?;
+        fallocate(&file, FallocateFlags::empty(), 0, PAGE_LEN as u64)?;
+        let storage = FileStorage(file);
+        write_all(&storage, &owner.encode(), 0)?;
+        Self::map(storage.0, sectors)
+    }
+
+    /// The map that an earlier daemon left at `path`, if it is `owner`'s.
+    pub(super) fn take_over(path: &Path, owner: &Owner, sectors: u64) -> io::Result<Option<Self>> {
+        let file = match open_options().open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let storage = FileStorage(file);
+        let mut found = [0; OWNER_LEN];
+        let readable = read_exact(&storage, &mut found, 0).is_ok();
+        if !readable || found != owner.encode() || storage.0.metadata()?.len() != file_len(sectors)
+        {
+            return Ok(None);
+        }
+        let map = Self::map(storage.0, sectors)?;
+        for page in 0..map.pages {
+            // SEEK_DATA would skip more cleverly; a take-over is rare.
+            map.adopt_page(page)?;
+        }
+        Ok(Some(map))
+    }
+
+    fn map(file: File, sectors: u64) -> io::Result<Self> {
+        let pages = usize::try_from(sectors.div_ceil(PAGE_SECTORS))
+            .map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let mapped_len = pages * PAGE_LEN;
+        // SAFETY: a new mapping at an address of the kernel's choice, of a
+        // file that only this process and its successors open.
+        let base = unsafe {
+            let prot = ProtFlags::READ | ProtFlags::WRITE;
+            mmap(
+                std::ptr::null_mut(),
+                mapped_len,
+                prot,
+                MapFlags::SHARED,
+                &file,
+                PAGE_LEN as u64,
+            )?
+        };
+        Ok(Self {
+            file,
+            base: base.cast_const().cast(),
+            mapped_len,
+            pages,
+            summary: AtomicBits::new(pages),
+            changed: AtomicBits::new(pages),
+        })
+    }
+
+    /// Puts a page that has bits into the summary, as changed.
+    fn adopt_page(&self, page: usize) -> io::Result<()> {
+        let offset = (page + 1) as u64 * PAGE_LEN as u64;
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) if data < offset + PAGE_LEN as u64 => {}
+            Ok(_) | Err(rustix::io::Errno::NXIO) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+        if (0..PAGE_WORDS).any(|i| self.word(page * PAGE_WORDS + i).load(Ordering::Relaxed) != 0) {
+            self.summary.set(page);
+            self.changed.set(page);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.pages * PAGE_WORDS);
+        // SAFETY: inside the mapping by the assertion; aligned, since the
+        // mapping is; only atomics touch it.
+        unsafe { &*self.base.add(index) }
+    }
+
+    #[inline]
+    fn page_of(sector: u64) -> usize {
+        (sector / PAGE_SECTORS) as usize
+    }
+
+    #[inline]
+    fn word_of(&self, sector: u64) -> &AtomicU64 {
+        self.word((sector / 64) as usize)
+    }
+
+    /// Whether the leaf holds no sector of the range.
+    #[inline]
+    pub(super) fn is_absent(&self, range: SectorRange) -> bool {
+        let (present, count) = self.next_run(range);
+        !present && count == range.count()
+    }
+
+    /// The longest run of sectors at the start of the range that are all
+    /// present or all absent; `range` is not empty.
+    #[inline]
+    pub(super) fn next_run(&self, range: SectorRange) -> (bool, u64) {
+        let end = range.end().0;
+        let mut sector = range.start().0;
+        let mut wanted = None;
+        while sector < end {
+            let page_end = (sector / PAGE_SECTORS + 1) * PAGE_SECTORS;
+            let (bits, here) = if self.summary.is_set(Self::page_of(sector)) {
+                let (mask, here) = first_word(sector, end - sector);
+                (
+                    (self.word_of(sector).load(Ordering::Acquire) & mask) >> (sector % 64),
+                    here,
+                )
+            } else {
+                (0, end.min(page_end) - sector)
+            };
+            let present = *wanted.get_or_insert(bits & 1 == 1);
+            let run = u64::from(if present {
+                bits.trailing_ones()
+            } else {
+                bits.trailing_zeros()
+            });
+            // A word of zeros has 64 trailing ones inverted, also beyond `here`.
+            let run = if !present && bits == 0 {
+                here
+            } else {
+                run.min(here)
+            };
+            sector += run;
+            if run < here {
+                break;
+            }
+        }
+        (wanted.unwrap_or(false), sector - range.start().0)
+    }
+
+    /// Marks the range as held; returns how many of its sectors were not.
+    ///
+    /// # Errors
+    /// ENOSPC where the tmpfs is full: then nothing of the page is marked.
+    pub(super) fn set(&self, range: SectorRange) -> io::Result<u64> {
+        let end = range.end().0;
+        let mut sector = range.start().0;
+        let mut added = 0;
+        while sector < end {
+            let page = Self::page_of(sector);
+            if !self.summary.is_set(page) {
+                let offset = (page + 1) as u64 * PAGE_LEN as u64;
+                fallocate(&self.file, FallocateFlags::empty(), offset, PAGE_LEN as u64)?;
+                self.summary.set(page);
+            }
+            let page_end = end.min((sector / PAGE_SECTORS + 1) * PAGE_SECTORS);
+            let before = added;
+            while sector < page_end {
+                let (mask, here) = first_word(sector, page_end - sector);
+                let word = self.word_of(sector);
+                // A rewrite finds its bits set and writes nothing shared.
+                if word.load(Ordering::Relaxed) & mask != mask {
+                    let old = word.fetch_or(mask, Ordering::Release);
+                    added += u64::from((mask & !old).count_ones());
+                }
+                sector += here;
+            }
+            if added > before {
+                self.changed.set(page);
+            }
+        }
+        Ok(added)
+    }
+
+    /// Map pages in all.
+    pub(super) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Whether anything is in the page.
+    pub(super) fn has_bits(&self, page: usize) -> bool {
+        self.summary.is_set(page)
+    }
+
+    /// Takes up to `most` pages that changed, clearing their marks.
+    pub(super) fn take_changed(&self, most: usize, pages: &mut Vec<usize>) {
+        for (i, word) in self.changed.0.iter().enumerate() {
+            if pages.len() + 64 > most {
+                return;
+            }
+            if word.load(Ordering::Relaxed) != 0 {
+                let mut bits = word.swap(0, Ordering::AcqRel);
+                while bits != 0 {
+                    pages.push(i * 64 + bits.trailing_zeros() as usize);
+                    bits &= bits - 1;
+                }
+            }
+        }
+    }
+
+    /// Marks a page as changed again: its copy did not get to the disk.
+    pub(super) fn mark_changed(&self, page: usize) {
+        self.changed.set(page);
+    }
+
+    /// Copies a page out, little-endian.
+    pub(super) fn copy_page(&self, page: usize, into: &mut Vec<u8>) {
+        for i in 0..PAGE_WORDS {
+            let word = self.word(page * PAGE_WORDS + i).load(Ordering::Acquire);
+            into.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    /// Fills a page of a new map with what the durable map has.
+    pub(super) fn load_page(&self, page: usize, bytes: &[u8]) -> io::Result<u64> {
+        let offset = (page + 1) as u64 * PAGE_LEN as u64;
+        fallocate(&self.file, FallocateFlags::empty(), offset, PAGE_LEN as u64)?;
+        let mut set = 0;
+        for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let word = u64::from_le_bytes(*word);
+            set += u64::from(word.count_ones());
+            self.word(page * PAGE_WORDS + i)
+                .store(word, Ordering::Relaxed);
+        }
+        self.summary.set(page);
+        Ok(set)
+    }
+
+    /// Sectors present in all.
+    pub(super) fn count(&self) -> u64 {
+        let page_count = |page: usize| {
+            let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
+            words
+                .map(|i| u64::from(self.word(i).load(Ordering::Relaxed).count_ones()))
+                .sum::<u64>()
+        };
+        (0..self.pages)
+            .filter(|page| self.has_bits(*page))
+            .map(page_count)
+            .sum()
+    }
+}
+
+impl Drop for LiveMap {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made; nothing refers to it any more.
+        let _ = unsafe { munmap(self.base.cast_mut().cast(), self.mapped_len) };
+    }
+}
+
+fn file_len(sectors: u64) -> u64 {
+    (sectors.div_ceil(PAGE_SECTORS) + 1) * PAGE_LEN as u64
+}
+
+fn open_options() -> std::fs::OpenOptions {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW);
+    options
+}

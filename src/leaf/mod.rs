@@ -1,0 +1,175 @@
+//! The leaf: one VM's overlay, a sparse file that holds what that VM changed.
+//!
+//! Owns the file, its header and its presence map, and the order in which
+//! they become durable: **data, then map, then acknowledgement**. It knows
+//! nothing of virtio, of the cache, or of what the root contains.
+//! docs/leaf-format.md has the format byte by byte.
+//!
+//! Invariants:
+//! - A sector's bit is set after its data was written, before the write returns.
+//! - The durable map gets only bits whose data a sync has covered.
+//! - Bits are never cleared. A present sector whose data is a hole is zeros.
+//! - After a failed sync nothing more is acknowledged.
+
+mod data;
+mod error;
+mod flush;
+pub mod header;
+mod live_map;
+mod open;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+pub use error::LeafError;
+pub use open::{OpenOptions, create};
+
+use crate::io::storage::Storage;
+use crate::units::{Sector, SectorRange};
+use header::Header;
+use live_map::LiveMap;
+
+/// Bytes of the presence map of a disk of `virtual_size` bytes, in whole pages.
+pub(crate) const fn map_len_bytes(virtual_size: u64) -> u64 {
+    (virtual_size / 512).div_ceil(live_map::PAGE_SECTORS) * live_map::PAGE_LEN as u64
+}
+
+/// An open leaf. All of the data path takes `&self` and no lock.
+#[derive(Debug)]
+pub struct Leaf {
+    path: PathBuf,
+    live_map_path: Option<PathBuf>,
+    storage: Box<dyn Storage>,
+    header: Mutex<Header>,
+    data_offset: u64,
+    map_offset: u64,
+    sectors: u64,
+    map: LiveMap,
+    read_only: bool,
+    present: AtomicU64,
+    /// Counts completed writes; what a flush has covered follows it.
+    written: AtomicU64,
+    flushed: AtomicU64,
+    /// Bytes written since write-back was last asked for.
+    unsynced_bytes: AtomicU64,
+    poisoned: AtomicBool,
+    flushing: Mutex<flush::Buffers>,
+}
+
+impl Leaf {
+    /// Where the leaf is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The disk's size in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// How many sectors the leaf holds.
+    pub fn present_sectors(&self) -> u64 {
+        self.present.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the file occupies on its disk.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn allocated_bytes(&self) -> io::Result<u64> {
+        self.storage.allocated()
+    }
+
+    /// Whether the leaf holds no sector of the range.
+    #[inline]
+    pub fn is_absent(&self, range: SectorRange) -> bool {
+        self.map.is_absent(range)
+    }
+
+    /// Whether the sectors at the start of the (non-empty) range are held, and
+    /// for how many sectors that stays so.
+    #[inline]
+    pub fn next_run(&self, range: SectorRange) -> (bool, u64) {
+        self.map.next_run(range)
+    }
+
+    /// Where a sector's data is in the file.
+    #[inline]
+    pub fn data_offset(&self, sector: Sector) -> u64 {
+        self.data_offset + sector.to_bytes()
+    }
+
+    /// The descriptor for reads by io_uring, if the storage has one.
+    pub fn raw_fd(&self) -> Option<RawFd> {
+        self.storage.raw_fd()
+    }
+
+    fn mark(&self, range: SectorRange) -> Result<(), LeafError> {
+        let added = self
+            .map
+            .set(range)
+            .map_err(|source| self.io("extend the live map", source))?;
+        if added > 0 {
+            self.present.fetch_add(added, Ordering::Relaxed);
+        }
+        self.unsynced_bytes
+            .fetch_add(range.byte_len(), Ordering::Relaxed);
+        // Release: whoever sees the count sees the bits.
+        self.written.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether nothing was written since the last completed flush.
+    pub fn is_flushed(&self) -> bool {
+        !self.is_poisoned()
+            && self.flushed.load(Ordering::Acquire) == self.written.load(Ordering::Acquire)
+    }
+
+    /// Bytes written since write-back was last begun.
+    #[inline]
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.unsynced_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a sync failed: nothing is acknowledged any more.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    /// Asks the kernel to begin writing the data back, so that a later flush
+    /// finds little to do. May wait: not for reactors.
+    ///
+    /// # Errors
+    /// As sync_file_range(2). The leaf is as good as before.
+    pub fn start_write_back(&self, wait: bool) -> io::Result<()> {
+        self.unsynced_bytes.store(0, Ordering::Relaxed);
+        self.storage
+            .write_back(self.data_offset, self.sectors * 512, wait)
+    }
+
+    fn check_writable(&self, operation: &'static str) -> Result<(), LeafError> {
+        if self.is_poisoned() {
+            Err(LeafError::Poisoned {
+                path: self.path.clone(),
+            })
+        } else if self.read_only {
+            Err(self.io(operation, io::ErrorKind::ReadOnlyFilesystem.into()))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn io(&self, operation: &'static str, source: io::Error) -> LeafError {
+        LeafError::Io {
+            path: self.path.clone(),
+            operation,
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! From a descriptor chain to a command.
+#![expect(unsafe_code, reason = "reads request headers from guest memory")]
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
+
+use super::{Command, RANGES_MAX, Ranges, RequestError};
+use crate::units::{SECTOR_SIZE, Sector, SectorRange};
+use crate::virtqueue::{Chain, GuestBuf};
+
+const HEADER_LEN: usize = 16;
+const RANGE_LEN: usize = 16;
+/// VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP.
+const RANGE_UNMAP: u32 = 1;
+
+/// What a request is checked against.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// The disk's size.
+    pub capacity_sectors: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// A request whose command was understood, or not; whichever, its status byte
+/// if it has one.
+#[derive(Debug)]
+pub struct ParsedRequest {
+    /// The command, or why there is none.
+    pub command: Result<Command, RequestError>,
+    /// Where the status goes; null if there is no place.
+    pub status: *mut u8,
+    /// Bytes of data that go to the driver, status not counted.
+    pub data_len: u64,
+}
+
+/// Takes `chain` apart. Afterwards the chain's `readable` (for a write) or
+/// `writable` (for a read) holds the data buffers and nothing else.
+#[inline]
+pub fn parse(chain: &mut Chain, limits: &Limits) -> ParsedRequest {
+    let status = take_status(&mut chain.writable);
+    if status.is_null() {
+        return ParsedRequest {
+            command: Err(RequestError::NoStatus),
+            status,
+            data_len: 0,
+        };
+    }
+    let mut header = [0u8; HEADER_LEN];
+    if !take_bytes(&mut chain.readable, &mut header) {
+        return ParsedRequest {
+            command: Err(RequestError::ShortHeader),
+            status,
+            data_len: 0,
+        };
+    }
+    let word = u128::from_le_bytes(header);
+    #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+    let (kind, sector) = (word as u32, (word >> 64) as u64);
+    let data_len = total(&chain.writable);
+    let command = match kind {
+        VIRTIO_BLK_T_IN => range_of(sector, data_len, limits).map(Command::Read),
+        VIRTIO_BLK_T_OUT if limits.read_only => Err(RequestError::ReadOnly),
+        VIRTIO_BLK_T_OUT => range_of(sector, total(&chain.readable), limits).map(Command::Write),
+        VIRTIO_BLK_T_FLUSH => Ok(Command::Flush),
+        VIRTIO_BLK_T_GET_ID => Ok(Command::GetId),
+        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if limits.read_only => {
+            Err(RequestError::ReadOnly)
+        }
+        VIRTIO_BLK_T_DISCARD => ranges(chain, limits, 0).map(Command::Discard),
+        VIRTIO_BLK_T_WRITE_ZEROES => ranges(chain, limits, RANGE_UNMAP).map(Command::WriteZeroes),
+        other => Err(RequestError::UnknownType(other)),
+    };
+    ParsedRequest {
+        command,
+        status,
+        data_len,
+    }
+}
+
+fn range_of(sector: u64, bytes: u64, limits: &Limits) -> Result<SectorRange, RequestError> {
+    if !bytes.is_multiple_of(SECTOR_SIZE) {
+        return Err(RequestError::RaggedData);
+    }
+    SectorRange::new(Sector(sector), bytes / SECTOR_SIZE)
+        .filter(|range| range.end().0 <= limits.capacity_sectors)
+        .ok_or(RequestError::PastEnd)
+}
+
+/// The segments of a discard or write-zeroes request (virtio 1.3, 5.2.6.2).
+fn ranges(chain: &mut Chain, limits: &Limits, allowed: u32) -> Result<Ranges, RequestError> {
+    let bytes = total(&chain.readable);
+    let whole = bytes.is_multiple_of(RANGE_LEN as u64);
+    if bytes == 0 || !whole || bytes > (RANGES_MAX * RANGE_LEN) as u64 {
+        return Err(RequestError::BadRanges);
+    }
+    let mut ranges = Ranges::default();
+    let mut raw = [0u8; RANGE_LEN];
+    while take_bytes(&mut chain.readable, &mut raw) {
+        let word = u128::from_le_bytes(raw);
+        #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+        let (sector, count, flags) = (word as u64, (word >> 64) as u32, (word >> 96) as u32);
+        if flags & !allowed != 0 {
+            return Err(RequestError::BadRangeFlags);
+        }
+        ranges.push(range_of(sector, u64::from(count) * SECTOR_SIZE, limits)?);
+    }
+    Ok(ranges)
+}
+
+fn total(bufs: &[GuestBuf]) -> u64 {
+    bufs.iter().map(|buf| buf.len() as u64).sum()
+}
+
+/// Takes the last writable byte off, wherever it is; null if there is none.
+#[inline]
+fn take_status(writable: &mut Vec<GuestBuf>) -> *mut u8 {
+    while let Some(last) = writable.pop() {
+        if let Some(rest) = last.len().checked_sub(1) {
+            if rest > 0 {
+                writable.push(last.take(rest));
+            }
+            return last.ptr().wrapping_add(rest);
+        }
+    }
+    std::ptr::null_mut()
+}
+
+/// Takes `into.len()` bytes off the front; false (and nothing of value in
+/// `into`) if there are fewer.
+#[inline]
+fn take_bytes(bufs: &mut Vec<GuestBuf>, into: &mut [u8]) -> bool {
+    let (mut done, mut used) = (0, 0);
+    while done < into.len() {
+        let Some(buf) = bufs.get_mut(used) else {
+            return false;
+        };
+        let here = buf.len().min(into.len() - done);
+        // SAFETY: the buffer lies in guest memory that stays mapped while its
+        // chain is in hand; guest memory and `into` don't overlap.
+        unsafe { std::ptr::copy_nonoverlapping(buf.ptr(), into[done..].as_mut_ptr(), here) };
+        *buf = buf.skip(here);
+        done += here;
+        if buf.len() == 0 {
+            used += 1;
+        }
+    }
+    bufs.drain(..used);
+    true
+}

@@ -1,0 +1,239 @@
+//! The root: the read-only image that many VMs share.
+//!
+//! Owns the file and its identity. Nothing here writes. It knows neither the
+//! cache nor the leaves; the cache's fills read its descriptor.
+
+mod lock;
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::SeekFrom;
+use sha2::{Digest, Sha256};
+
+use crate::io::storage::{FileStorage, read_exact};
+
+/// Which root a leaf belongs to.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RootIdentity {
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// SHA-256 over the length and samples of the content.
+    pub fingerprint: [u8; 32],
+    /// The name it was given; for people only.
+    pub name: String,
+}
+
+impl RootIdentity {
+    /// Whether both are the same image, whatever its name.
+    pub fn same_content(&self, other: &Self) -> bool {
+        self.len_bytes == other.len_bytes && self.fingerprint == other.fingerprint
+    }
+}
+
+impl fmt::Display for RootIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in &self.fingerprint[..4] {
+            write!(f, "{byte:02x}")?;
+        }
+        write!(f, "… of {} bytes, \"{}\"", self.len_bytes, self.name)
+    }
+}
+
+/// Why an image can't be a root.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the sentences say it")]
+pub enum RootError {
+    #[error("root {} can't be read: {source}; check the path and its permissions", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("root {} is neither a file nor a block device; give a raw disk image", path.display())]
+    Kind { path: PathBuf },
+    #[error("root {} is empty; give a raw disk image", path.display())]
+    Empty { path: PathBuf },
+    #[error("root {} has {len} bytes, which is no multiple of 512; give a raw disk image", path.display())]
+    Ragged { path: PathBuf, len: u64 },
+    #[error(
+        "root {0} is a qcow2 image; convert it with qemu-img convert -O raw {0} NEW.raw",
+        path.display()
+    )]
+    Qcow2 { path: PathBuf },
+    #[error("root {} is open for writing in another program, such as QEMU; close it there first", path.display())]
+    InUse { path: PathBuf },
+}
+
+/// Bytes of content that a fingerprint samples at the start and at the end.
+const SAMPLE_HEAD: u64 = 1 << 20;
+const SAMPLE_TAIL: u64 = 64 << 10;
+/// Blocks of 4 KiB in between, evenly spread.
+const SAMPLES: u64 = 64;
+const SAMPLE_LEN: u64 = 4096;
+
+/// Extents that are looked up at opening; a file with more of them simply has
+/// its later holes found by reading.
+const EXTENTS_MAX: usize = 1 << 20;
+
+/// An open root.
+#[derive(Debug)]
+pub struct Root {
+    path: PathBuf,
+    file: File,
+    identity: RootIdentity,
+    direct: bool,
+}
+
+impl Root {
+    /// Opens the raw file or block device at `path`, with O_DIRECT where that
+    /// works, and takes the locks that keep QEMU from writing to it.
+    ///
+    /// # Errors
+    /// Each of [`RootError`]'s.
+    pub fn open(name: &str, path: &Path) -> Result<Self, RootError> {
+        let at = || path.to_owned();
+        let open_error = |source| RootError::Open { path: at(), source };
+        let plain = File::open(path).map_err(open_error)?;
+        let kind = plain.metadata().map_err(open_error)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(RootError::Kind { path: at() });
+        }
+        let len_bytes =
+            rustix::fs::seek(&plain, SeekFrom::End(0)).map_err(|e| open_error(e.into()))?;
+        if len_bytes == 0 {
+            return Err(RootError::Empty { path: at() });
+        }
+        if !len_bytes.is_multiple_of(512) {
+            return Err(RootError::Ragged {
+                path: at(),
+                len: len_bytes,
+            });
+        }
+        let plain = FileStorage(plain);
+        let mut magic = [0; 4];
+        read_exact(&plain, &mut magic, 0).map_err(open_error)?;
+        if magic == *b"QFI\xfb" {
+            return Err(RootError::Qcow2 { path: at() });
+        }
+        let fingerprint = fingerprint(&plain, len_bytes).map_err(open_error)?;
+        let direct = open_direct(path, len_bytes);
+        let (file, direct) = direct.map_or((plain.0, false), |file| (file, true));
+        lock::lock_root(&file).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => RootError::InUse { path: at() },
+            _ => open_error(e),
+        })?;
+        let identity = RootIdentity {
+            len_bytes,
+            fingerprint,
+            name: name.to_owned(),
+        };
+        Ok(Self {
+            path: at(),
+            file,
+            identity,
+            direct,
+        })
+    }
+
+    /// The name that VMs refer to.
+    pub fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Length in bytes, a multiple of 512.
+    pub fn len_bytes(&self) -> u64 {
+        self.identity.len_bytes
+    }
+
+    /// Length in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.identity.len_bytes / 512
+    }
+
+    /// Its identity.
+    pub fn identity(&self) -> &RootIdentity {
+        &self.identity
+    }
+
+    /// The descriptor that fills read from.
+    pub fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Whether reads go past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Ranges in bytes, (start, end), that are holes: they read as zeros
+    /// without being read. None on block devices and where the file system
+    /// doesn't tell.
+    pub fn holes(&self) -> Vec<(u64, u64)> {
+        let len = self.len_bytes();
+        let mut holes = Vec::new();
+        let mut at = 0;
+        while at < len && holes.len() < EXTENTS_MAX {
+            let data = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Ok(data) => data.min(len),
+                Err(rustix::io::Errno::NXIO) => len,
+                Err(_) => break,
+            };
+            if data > at {
+                holes.push((at, data));
+            }
+            match rustix::fs::seek(&self.file, SeekFrom::Hole(data)) {
+                Ok(hole) if hole > data => at = hole,
+                _ => break,
+            }
+        }
+        holes
+    }
+}
+
+/// The file for O_DIRECT, if reads of 512-aligned ranges at its start and end
+/// work that way.
+fn open_direct(path: &Path, len_bytes: u64) -> Option<File> {
+    #[repr(align(4096))]
+    struct Aligned([u8; 8192]);
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .ok()?;
+    let file = FileStorage(file);
+    let mut buffer = Box::new(Aligned([0; 8192]));
+    let last = (len_bytes - 1) / 4096 * 4096;
+    let len = usize::try_from(len_bytes - last).ok()?;
+    // A fill reads whole blocks, the last one up to the file's end.
+    read_exact(&file, &mut buffer.0[..len], last).ok()?;
+    Some(file.0)
+}
+
+fn fingerprint(file: &FileStorage, len: u64) -> io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    hash.update(len.to_le_bytes());
+    let mut add = |start: u64, count: u64| {
+        let count = count.min(len - start);
+        let mut bytes = vec![0; usize::try_from(count).unwrap_or(0)];
+        read_exact(file, &mut bytes, start)?;
+        hash.update(&bytes);
+        io::Result::Ok(())
+    };
+    add(0, SAMPLE_HEAD)?;
+    for i in 1..=SAMPLES {
+        let at = u128::from(len) * u128::from(i) / u128::from(SAMPLES + 1);
+        let at = u64::try_from(at).unwrap_or(0) / SAMPLE_LEN * SAMPLE_LEN;
+        add(at, SAMPLE_LEN)?;
+    }
+    add(len.saturating_sub(SAMPLE_TAIL), SAMPLE_TAIL)?;
+    Ok(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests;

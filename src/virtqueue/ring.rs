@@ -1,0 +1,350 @@
+//! The ring itself: indices, descriptors, used entries, notification.
+#![expect(
+    unsafe_code,
+    reason = "raw access to rings in guest memory, checked when they are set"
+)]
+
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+
+use super::{Chain, GuestBuf, QueueError, SEGMENTS_MAX};
+use crate::guest_memory::GuestMemory;
+
+/// The largest queue (virtio 1.3, 2.7: "Queue Size … maximum 32768").
+pub const QUEUE_SIZE_MAX: u16 = 32768;
+
+const DESC_NEXT: u16 = 1;
+const DESC_WRITE: u16 = 2;
+const DESC_INDIRECT: u16 = 4;
+const DESC_LEN: u64 = 16;
+const AVAIL_NO_INTERRUPT: u16 = 1;
+const USED_NO_NOTIFY: u16 = 1;
+
+/// Where a ring is and how it is spoken to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RingConfig {
+    /// Entries; a power of two.
+    pub size: u16,
+    /// Descriptor table, in the frontend's address space, as all three.
+    pub desc_user_addr: u64,
+    /// Driver area.
+    pub avail_user_addr: u64,
+    /// Device area.
+    pub used_user_addr: u64,
+    /// VIRTIO_F_EVENT_IDX (RING_EVENT_IDX) was negotiated.
+    pub event_idx: bool,
+    /// VIRTIO_F_INDIRECT_DESC was negotiated.
+    pub indirect: bool,
+    /// The index of the next entry that the device takes.
+    pub next_avail: u16,
+}
+
+/// A descriptor as it stood when it was read, once.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// One split virtqueue, device side. Valid as long as the memory that it was
+/// made with stays mapped: its owner keeps that.
+#[derive(Debug)]
+pub struct SplitQueue {
+    config: RingConfig,
+    desc: *const Descriptor,
+    avail: *mut u16,
+    used: *mut u16,
+    mask: u16,
+    next_avail: u16,
+    /// The driver's index as last loaded: a batch needs one load.
+    avail_seen: u16,
+    next_used: u16,
+    /// `next_used` at the last publication.
+    published: u16,
+}
+
+// SAFETY: the pointers lead to guest memory, which is no thread's property;
+// one reactor at a time owns a queue.
+unsafe impl Send for SplitQueue {}
+
+impl SplitQueue {
+    /// The queue that `config` describes, its three parts checked to lie in
+    /// `memory`. Used entries go on where the device area's index stands.
+    ///
+    /// # Errors
+    /// [`QueueError::BadSize`], [`QueueError::RingOutside`].
+    pub fn new(config: &RingConfig, memory: &GuestMemory) -> Result<Self, QueueError> {
+        let size = config.size;
+        if size == 0 || size > QUEUE_SIZE_MAX || !size.is_power_of_two() {
+            return Err(QueueError::BadSize(u32::from(size)));
+        }
+        let mut queue = Self {
+            config: *config,
+            desc: std::ptr::null(),
+            avail: std::ptr::null_mut(),
+            used: std::ptr::null_mut(),
+            mask: size - 1,
+            next_avail: config.next_avail,
+            avail_seen: config.next_avail,
+            next_used: 0,
+            published: 0,
+        };
+        queue.rebind(memory)?;
+        queue.next_used = u16::from_le(queue.used_index().load(Ordering::Relaxed));
+        queue.published = queue.next_used;
+        Ok(queue)
+    }
+
+    /// Finds the ring again in a new memory table.
+    ///
+    /// # Errors
+    /// [`QueueError::RingOutside`]; the queue must not be used then.
+    pub fn rebind(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
+        let size = u64::from(self.config.size);
+        let find = |addr: u64, len: u64, align: u64| {
+            let host = memory
+                .translate_user(addr, len)
+                .filter(|p| (p.addr() as u64).is_multiple_of(align));
+            host.ok_or(QueueError::RingOutside(addr))
+        };
+        // Both rings end in an event index of 2 bytes, also without EVENT_IDX.
+        self.desc = find(self.config.desc_user_addr, DESC_LEN * size, 16)?.cast();
+        self.avail = find(self.config.avail_user_addr, 6 + 2 * size, 2)?.cast();
+        self.used = find(self.config.used_user_addr, 6 + 8 * size, 4)?.cast();
+        Ok(())
+    }
+
+    /// Entries of the queue.
+    pub fn size(&self) -> u16 {
+        self.config.size
+    }
+
+    /// The index of the next entry to take: what GET_VRING_BASE answers.
+    pub fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    #[inline]
+    fn word(&self, base: *mut u16, index: usize) -> &AtomicU16 {
+        // SAFETY: `index` is at most the ring's last word, checked to lie in
+        // memory by `rebind`, aligned to 2; all access to it is atomic.
+        unsafe { AtomicU16::from_ptr(base.wrapping_add(index)) }
+    }
+
+    #[inline]
+    fn used_index(&self) -> &AtomicU16 {
+        self.word(self.used, 1)
+    }
+
+    #[inline]
+    fn load_avail(&self) -> u16 {
+        // Acquire: the entries behind the index are read after it.
+        u16::from_le(self.word(self.avail, 1).load(Ordering::Acquire))
+    }
+
+    /// Whether the driver has put something there that was not yet taken.
+    #[inline]
+    pub fn has_available(&self) -> bool {
+        self.avail_seen != self.next_avail || self.load_avail() != self.next_avail
+    }
+
+    /// Takes the next chain into `chain`; false where there is none.
+    ///
+    /// # Errors
+    /// Any [`QueueError`] but the set-up ones; the queue is broken then.
+    #[inline]
+    pub fn pop(&mut self, memory: &GuestMemory, chain: &mut Chain) -> Result<bool, QueueError> {
+        if self.avail_seen == self.next_avail {
+            let avail = self.load_avail();
+            if avail == self.next_avail {
+                return Ok(false);
+            }
+            if avail.wrapping_sub(self.next_avail) > self.config.size {
+                return Err(QueueError::BadAvailIndex {
+                    avail,
+                    seen: self.next_avail,
+                });
+            }
+            self.avail_seen = avail;
+        }
+        let entry = usize::from(self.next_avail & self.mask);
+        let head = u16::from_le(self.word(self.avail, 2 + entry).load(Ordering::Relaxed));
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.walk(head, memory, chain)?;
+        Ok(true)
+    }
+
+    /// Reads entry `index` of the table at `table`, exactly once.
+    #[inline]
+    fn read(table: *const Descriptor, index: u16) -> Descriptor {
+        // SAFETY: the caller checked `index` against the table's length, and
+        // the table lies in guest memory. Unaligned, since an indirect table
+        // may stand at any address; volatile, since the guest may change it.
+        let raw = unsafe {
+            table
+                .wrapping_add(usize::from(index))
+                .cast::<[u8; 16]>()
+                .read_volatile()
+        };
+        let word = u128::from_le_bytes(raw);
+        #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
+        Descriptor {
+            addr: word as u64,
+            len: (word >> 64) as u32,
+            flags: (word >> 96) as u16,
+            next: (word >> 112) as u16,
+        }
+    }
+
+    #[inline]
+    fn walk(&self, head: u16, memory: &GuestMemory, chain: &mut Chain) -> Result<(), QueueError> {
+        chain.clear(head);
+        let mut table = self.desc;
+        let mut table_len = u32::from(self.config.size);
+        let mut indirect = false;
+        let mut index = head;
+        let mut steps = 0;
+        loop {
+            if u32::from(index) >= table_len {
+                return Err(QueueError::BadDescriptor(index));
+            }
+            let desc = Self::read(table, index);
+            steps += 1;
+            if steps > table_len || chain.segments() >= SEGMENTS_MAX {
+                return Err(QueueError::ChainTooLong);
+            }
+            if desc.flags & DESC_INDIRECT != 0 {
+                if indirect || !self.config.indirect || desc.flags & DESC_NEXT != 0 {
+                    return Err(QueueError::BadIndirect);
+                }
+                (table, table_len) = Self::indirect_table(&desc, memory)?;
+                (indirect, index, steps) = (true, 0, 0);
+                continue;
+            }
+            Self::add_buffer(&desc, memory, chain)?;
+            if desc.flags & DESC_NEXT == 0 {
+                return Ok(());
+            }
+            index = desc.next;
+        }
+    }
+
+    fn indirect_table(
+        desc: &Descriptor,
+        memory: &GuestMemory,
+    ) -> Result<(*const Descriptor, u32), QueueError> {
+        let len = u64::from(desc.len);
+        if len == 0 || len % DESC_LEN != 0 {
+            return Err(QueueError::BadIndirect);
+        }
+        let table = memory
+            .translate(desc.addr, len)
+            .ok_or(QueueError::BadIndirect)?;
+        // `next` is 16 bits wide: entries beyond can't be reached.
+        let entries = (desc.len / 16).min(u32::from(u16::MAX) + 1);
+        Ok((table.cast_const().cast(), entries))
+    }
+
+    #[inline]
+    fn add_buffer(
+        desc: &Descriptor,
+        memory: &GuestMemory,
+        chain: &mut Chain,
+    ) -> Result<(), QueueError> {
+        let list = if desc.flags & DESC_WRITE != 0 {
+            &mut chain.writable
+        } else if chain.writable.is_empty() {
+            &mut chain.readable
+        } else {
+            return Err(QueueError::ReadableAfterWritable);
+        };
+        if let Some(ptr) = memory.translate(desc.addr, u64::from(desc.len)) {
+            list.push(GuestBuf::new(ptr, desc.len as usize));
+            return Ok(());
+        }
+        // A buffer may span regions that adjoin in guest addresses only.
+        let (mut addr, mut left) = (desc.addr, u64::from(desc.len));
+        while left > 0 {
+            let (ptr, here) = memory
+                .translate_some(addr, left)
+                .ok_or(QueueError::BufferOutside(desc.addr))?;
+            if list.len() >= SEGMENTS_MAX {
+                return Err(QueueError::ChainTooLong);
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "at most a u32")]
+            list.push(GuestBuf::new(ptr, here as usize));
+            left -= here;
+            addr = addr
+                .checked_add(here)
+                .ok_or(QueueError::BufferOutside(desc.addr))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a chain back with `len` bytes written. The driver sees it after
+    /// the next [`Self::publish`].
+    #[inline]
+    pub fn add_used(&mut self, head: u16, len: u32) {
+        let entry = usize::from(self.next_used & self.mask);
+        let element = self.used.wrapping_add(2 + 4 * entry).cast::<u32>();
+        // SAFETY: the element lies in the device area, checked by `rebind` and
+        // aligned to 4; the driver doesn't write there.
+        unsafe {
+            AtomicU32::from_ptr(element).store(u32::from(head).to_le(), Ordering::Relaxed);
+            AtomicU32::from_ptr(element.wrapping_add(1)).store(len.to_le(), Ordering::Relaxed);
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Shows the driver everything given back since the last time, and says
+    /// whether it wants a call (virtio 1.3, 2.7.7 and 2.7.10).
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        if self.next_used == self.published {
+            return false;
+        }
+        let old = self.published;
+        self.published = self.next_used;
+        // Release: elements and data are visible before the index is.
+        self.used_index()
+            .store(self.next_used.to_le(), Ordering::Release);
+        // The driver writes its wish, then looks at the index; we write the
+        // index, then look at its wish. Only full fences keep both from
+        // missing the other.
+        fence(Ordering::SeqCst);
+        if self.config.event_idx {
+            let word = 2 + usize::from(self.config.size);
+            let event = u16::from_le(self.word(self.avail, word).load(Ordering::Relaxed));
+            self.next_used.wrapping_sub(event).wrapping_sub(1) < self.next_used.wrapping_sub(old)
+        } else {
+            u16::from_le(self.word(self.avail, 0).load(Ordering::Relaxed)) & AVAIL_NO_INTERRUPT == 0
+        }
+    }
+
+    /// Asks the driver for no kicks: the queue is being polled. A hint.
+    pub fn disable_notifications(&mut self) {
+        if !self.config.event_idx {
+            self.word(self.used, 0)
+                .store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
+        }
+        // With EVENT_IDX the event index is left where it is: behind the
+        // driver, so that no kick comes until it wraps.
+    }
+
+    /// Asks for a kick at the next buffer; true if one came meanwhile, which
+    /// then brings no kick.
+    pub fn enable_notifications(&mut self) -> bool {
+        if self.config.event_idx {
+            let word = 2 + 4 * usize::from(self.config.size);
+            self.word(self.used, word)
+                .store(self.next_avail.to_le(), Ordering::Relaxed);
+        } else {
+            self.word(self.used, 0).store(0, Ordering::Relaxed);
+        }
+        // As in `publish`, the other way round.
+        fence(Ordering::SeqCst);
+        self.has_available()
+    }
+}
