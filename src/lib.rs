@@ -4,10 +4,20 @@
 //! changed), the shared **cache** (root blocks that any VM read) and the shared
 //! read-only **root**. The modules, in the order in which a request meets them:
 
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod disk;
+pub mod error;
 pub mod guest_memory;
 pub mod io;
 pub mod leaf;
+pub mod logging;
+pub mod qemu_args;
+pub mod reactor;
 pub mod request;
 pub mod root;
 pub mod units;
+pub mod vhost_user;
 pub mod virtqueue;

@@ -97,20 +97,10 @@ impl SectorRange {
     /// is larger than the range.
     #[inline]
     pub const fn split_at(self, count: u64) -> (Self, Self) {
-        let first = if count < self.count {
-            count
-        } else {
-            self.count
-        };
+        let first = if count < self.count { count } else { self.count };
         (
-            Self {
-                start: self.start,
-                count: first,
-            },
-            Self {
-                start: Sector(self.start.0 + first),
-                count: self.count - first,
-            },
+            Self { start: self.start, count: first },
+            Self { start: Sector(self.start.0 + first), count: self.count - first },
         )
     }
 
@@ -118,10 +108,7 @@ impl SectorRange {
     pub fn intersection(self, other: Self) -> Self {
         let start = self.start.max(other.start);
         let end = self.end().min(other.end());
-        Self {
-            start,
-            count: end.0.saturating_sub(start.0),
-        }
+        Self { start, count: end.0.saturating_sub(start.0) }
     }
 }
 
@@ -146,10 +133,7 @@ mod tests {
     fn splitting_keeps_every_sector_once() {
         let range = SectorRange::new(Sector(3), 5).unwrap();
         let (a, b) = range.split_at(2);
-        assert_eq!(
-            (a.start().0, a.count(), b.start().0, b.count()),
-            (3, 2, 5, 3)
-        );
+        assert_eq!((a.start().0, a.count(), b.start().0, b.count()), (3, 2, 5, 3));
         assert!(range.split_at(9).1.is_empty());
     }
 

@@ -86,16 +86,8 @@ unsafe impl Sync for Region {}
 
 impl Region {
     fn map(spec: RegionSpec) -> Result<Self, GuestMemoryError> {
-        let RegionSpec {
-            guest_addr,
-            size,
-            user_addr,
-            mmap_offset,
-            file,
-        } = spec;
-        let end = mmap_offset
-            .checked_add(size)
-            .ok_or(GuestMemoryError::BadRange)?;
+        let RegionSpec { guest_addr, size, user_addr, mmap_offset, file } = spec;
+        let end = mmap_offset.checked_add(size).ok_or(GuestMemoryError::BadRange)?;
         if size == 0
             || guest_addr.checked_add(size).is_none()
             || user_addr.checked_add(size).is_none()
@@ -111,16 +103,9 @@ impl Region {
         // made it unsealable are left to the guard.
         let _ = fcntl_add_seals(&file, SealFlags::SHRINK);
         let fs = fstatfs(&file)?;
-        let page_size = if fs.f_type == HUGETLBFS_MAGIC {
-            fs.f_bsize.unsigned_abs()
-        } else {
-            4096
-        };
+        let page_size = if fs.f_type == HUGETLBFS_MAGIC { fs.f_bsize.unsigned_abs() } else { 4096 };
         let length = usize::try_from(size).map_err(|_| GuestMemoryError::BadRange)?;
-        log::debug!(
-            "mapping {size:#x} bytes of fd {} at {mmap_offset:#x}",
-            file.as_raw_fd()
-        );
+        log::debug!("mapping {size:#x} bytes of fd {} at {mmap_offset:#x}", file.as_raw_fd());
         let mapping = MmapRegion::build(
             Some(FileOffset::new(file, mmap_offset)),
             length,
@@ -130,14 +115,7 @@ impl Region {
         let host = mapping.as_volatile_slice().ptr_guard_mut().as_ptr();
         let guard = sigbus::Guard::register(host as usize, length, page_size)
             .ok_or(GuestMemoryError::GuardFull(sigbus::RANGES_MAX))?;
-        Ok(Self {
-            guest_addr,
-            user_addr,
-            size,
-            host,
-            guard,
-            _mapping: mapping,
-        })
+        Ok(Self { guest_addr, user_addr, size, host, guard, _mapping: mapping })
     }
 
     /// The host address of `offset`, if `len` bytes from there are inside.
@@ -169,9 +147,7 @@ impl GuestMemory {
     /// # Errors
     /// Ranges that are empty, wrap, overlap or reach past their file.
     pub fn map(specs: Vec<RegionSpec>) -> Result<Self, GuestMemoryError> {
-        specs
-            .into_iter()
-            .try_fold(Self::default(), |memory, spec| memory.with_region(spec))
+        specs.into_iter().try_fold(Self::default(), |memory, spec| memory.with_region(spec))
     }
 
     /// These regions and one more (vhost-user ADD_MEM_REG).
@@ -210,10 +186,7 @@ impl GuestMemory {
         let mut regions = self.regions.clone();
         let same =
             |r: &Arc<Region>| (r.guest_addr, r.user_addr, r.size) == (guest_addr, user_addr, size);
-        let at = regions
-            .iter()
-            .position(same)
-            .ok_or(GuestMemoryError::NoSuchRegion(guest_addr))?;
+        let at = regions.iter().position(same).ok_or(GuestMemoryError::NoSuchRegion(guest_addr))?;
         regions.remove(at);
         Ok(Self { regions })
     }
@@ -222,9 +195,7 @@ impl GuestMemory {
     /// region holds them all.
     #[inline]
     pub fn translate(&self, guest_addr: u64, len: u64) -> Option<*mut u8> {
-        self.regions
-            .iter()
-            .find_map(|r| r.at(guest_addr.wrapping_sub(r.guest_addr), len))
+        self.regions.iter().find_map(|r| r.at(guest_addr.wrapping_sub(r.guest_addr), len))
     }
 
     /// As [`Self::translate`], but for as many bytes of `len` as the region
@@ -239,9 +210,7 @@ impl GuestMemory {
 
     /// The host address of `len` bytes at an address of the frontend.
     pub fn translate_user(&self, user_addr: u64, len: u64) -> Option<*mut u8> {
-        self.regions
-            .iter()
-            .find_map(|r| r.at(user_addr.wrapping_sub(r.user_addr), len))
+        self.regions.iter().find_map(|r| r.at(user_addr.wrapping_sub(r.user_addr), len))
     }
 
     /// Whether the frontend took memory away that was then touched. Such a

@@ -52,10 +52,7 @@ impl Guard {
         INSTALL.call_once(install);
         let page_size = usize::try_from(page_size).ok()?;
         let index = RANGES.iter().position(|range| {
-            range
-                .start
-                .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+            range.start.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         })?;
         let range = &RANGES[index];
         range.len.store(len, Ordering::Relaxed);

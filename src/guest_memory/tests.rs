@@ -8,22 +8,14 @@ fn memory_file(len: u64) -> File {
 }
 
 fn spec(guest_addr: u64, user_addr: u64, size: u64) -> RegionSpec {
-    RegionSpec {
-        guest_addr,
-        size,
-        user_addr,
-        mmap_offset: 0,
-        file: memory_file(size),
-    }
+    RegionSpec { guest_addr, size, user_addr, mmap_offset: 0, file: memory_file(size) }
 }
 
 #[test]
 fn addresses_translate_inside_a_region_only() {
-    let memory = GuestMemory::map(vec![
-        spec(0, 0x7000_0000, 0x2000),
-        spec(0x2000, 0x9000_0000, 0x1000),
-    ])
-    .unwrap();
+    let memory =
+        GuestMemory::map(vec![spec(0, 0x7000_0000, 0x2000), spec(0x2000, 0x9000_0000, 0x1000)])
+            .unwrap();
     assert!(memory.translate(0, 0x2000).is_some());
     assert!(memory.translate(0x1fff, 2).is_none(), "spans two regions");
     assert_eq!(memory.translate_some(0x1fff, 2).unwrap().1, 1);
@@ -36,15 +28,9 @@ fn addresses_translate_inside_a_region_only() {
 
 #[test]
 fn overlapping_regions_are_refused() {
-    let guest = GuestMemory::map(vec![
-        spec(0, 0x10_0000, 0x2000),
-        spec(0x1000, 0x20_0000, 0x1000),
-    ]);
+    let guest = GuestMemory::map(vec![spec(0, 0x10_0000, 0x2000), spec(0x1000, 0x20_0000, 0x1000)]);
     assert!(matches!(guest, Err(GuestMemoryError::Overlap(_))));
-    let user = GuestMemory::map(vec![
-        spec(0, 0x10_0000, 0x2000),
-        spec(0x8000, 0x10_1000, 0x1000),
-    ]);
+    let user = GuestMemory::map(vec![spec(0, 0x10_0000, 0x2000), spec(0x8000, 0x10_1000, 0x1000)]);
     assert!(matches!(user, Err(GuestMemoryError::Overlap(_))));
 }
 
@@ -52,16 +38,10 @@ fn overlapping_regions_are_refused() {
 fn a_region_longer_than_its_file_is_refused() {
     let mut long = spec(0, 0x1000, 0x1000);
     long.size = 0x2000;
-    assert!(matches!(
-        GuestMemory::map(vec![long]),
-        Err(GuestMemoryError::FileTooShort { .. })
-    ));
+    assert!(matches!(GuestMemory::map(vec![long]), Err(GuestMemoryError::FileTooShort { .. })));
     let mut empty = spec(0, 0x1000, 0x1000);
     empty.size = 0;
-    assert!(matches!(
-        GuestMemory::map(vec![empty]),
-        Err(GuestMemoryError::BadRange)
-    ));
+    assert!(matches!(GuestMemory::map(vec![empty]), Err(GuestMemoryError::BadRange)));
     let mut wraps = spec(u64::MAX - 0xfff, 0x1000, 0x1000);
     wraps.size = 0x1001;
     assert!(GuestMemory::map(vec![wraps]).is_err());
@@ -71,11 +51,7 @@ fn a_region_longer_than_its_file_is_refused() {
 fn regions_come_and_go_one_at_a_time() {
     let memory = GuestMemory::map(vec![spec(0, 0x10_0000, 0x1000)]).unwrap();
     let more = memory.with_region(spec(0x1000, 0x20_0000, 0x1000)).unwrap();
-    assert_eq!(
-        more.translate(0, 1),
-        memory.translate(0, 1),
-        "the region is shared"
-    );
+    assert_eq!(more.translate(0, 1), memory.translate(0, 1), "the region is shared");
     assert!(more.without_region(0x1000, 0x20_0000, 0x2000).is_err());
     let fewer = more.without_region(0x1000, 0x20_0000, 0x1000).unwrap();
     assert!(fewer.translate(0x1000, 1).is_none());

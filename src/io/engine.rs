@@ -34,11 +34,7 @@ impl Engine {
             .setup_coop_taskrun()
             .setup_single_issuer()
             .build(IN_FLIGHT_MAX)?;
-        Ok(Self {
-            ring,
-            in_flight: 0,
-            unsubmitted: 0,
-        })
+        Ok(Self { ring, in_flight: 0, unsubmitted: 0 })
     }
 
     /// The descriptor that polls readable when there are completions.
@@ -49,11 +45,6 @@ impl Engine {
     /// Whether another operation fits.
     pub(crate) fn has_room(&self) -> bool {
         self.in_flight < IN_FLIGHT_MAX
-    }
-
-    /// How many operations the kernel has or will have at the next submit.
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight
     }
 
     /// Queues a read of `len` bytes at `offset` into `ptr`.
@@ -69,10 +60,8 @@ impl Engine {
         offset: u64,
         token: u64,
     ) {
-        let entry = opcode::Read::new(types::Fd(fd), ptr, len)
-            .offset(offset)
-            .build()
-            .user_data(token);
+        let entry =
+            opcode::Read::new(types::Fd(fd), ptr, len).offset(offset).build().user_data(token);
         // SAFETY: the caller keeps the buffer and the descriptor.
         unsafe { self.push(&entry) }
     }
@@ -90,10 +79,8 @@ impl Engine {
         offset: u64,
         token: u64,
     ) {
-        let entry = opcode::Readv::new(types::Fd(fd), iov, count)
-            .offset(offset)
-            .build()
-            .user_data(token);
+        let entry =
+            opcode::Readv::new(types::Fd(fd), iov, count).offset(offset).build().user_data(token);
         // SAFETY: the caller keeps the buffers and the descriptor.
         unsafe { self.push(&entry) }
     }
@@ -121,16 +108,12 @@ impl Engine {
         }
         match self.ring.submit() {
             Ok(count) => {
-                self.unsubmitted = self
-                    .unsubmitted
-                    .saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+                self.unsubmitted =
+                    self.unsubmitted.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
                 Ok(())
             }
             Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)
-                ) =>
+                if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) =>
             {
                 Ok(())
             }

@@ -134,10 +134,7 @@ fn offset_of(offset: u64) -> io::Result<i64> {
 fn iovecs(bufs: &[GuestBuf]) -> (*const libc::iovec, i32) {
     let count = bufs.len().min(BUFS_MAX);
     // GuestBuf is a transparent iovec.
-    (
-        bufs.as_ptr().cast(),
-        i32::try_from(count).unwrap_or(i32::MAX),
-    )
+    (bufs.as_ptr().cast(), i32::try_from(count).unwrap_or(i32::MAX))
 }
 
 impl Storage for FileStorage {
@@ -165,9 +162,7 @@ impl Storage for FileStorage {
 
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::io::retry_on_intr(|| {
-            fallocate(&self.0, flags, offset, len)
-        })?)
+        Ok(rustix::io::retry_on_intr(|| fallocate(&self.0, flags, offset, len))?)
     }
 
     fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {

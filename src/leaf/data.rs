@@ -1,8 +1,5 @@
 //! The leaf's data: reads, writes, zeros.
-#![expect(
-    unsafe_code,
-    reason = "passes buffers in guest memory on to the storage"
-)]
+#![expect(unsafe_code, reason = "passes buffers in guest memory on to the storage")]
 
 use std::io;
 
@@ -22,10 +19,7 @@ impl Leaf {
     #[inline]
     pub unsafe fn read(&self, start: Sector, bufs: &[GuestBuf], nowait: bool) -> io::Result<usize> {
         // SAFETY: by this function's contract.
-        unsafe {
-            self.storage
-                .read_into(bufs, self.data_offset(start), nowait)
-        }
+        unsafe { self.storage.read_into(bufs, self.data_offset(start), nowait) }
     }
 
     /// Writes `range`, all of it, then marks it as held.
@@ -78,10 +72,7 @@ impl Leaf {
     /// As [`Self::write`].
     pub fn write_zeroes(&self, range: SectorRange) -> Result<(), LeafError> {
         self.check_writable("write zeroes")?;
-        match self
-            .storage
-            .punch_hole(self.data_offset(range.start()), range.byte_len())
-        {
+        match self.storage.punch_hole(self.data_offset(range.start()), range.byte_len()) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => self.write_out_zeroes(range)?,
             Err(source) => return Err(self.io("punch", source)),

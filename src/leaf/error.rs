@@ -28,19 +28,11 @@ pub enum LeafError {
          pass --root with the image that it was created from",
         path.display()
     )]
-    OtherRoot {
-        path: PathBuf,
-        recorded: String,
-        given: String,
-    },
+    OtherRoot { path: PathBuf, recorded: String, given: String },
     #[error("leaf {} is in use by another process; stop that one first", path.display())]
     InUse { path: PathBuf },
     #[error("leaf {} has {have} bytes, not the {asked} asked for; leave size out to use it as it is", path.display())]
-    OtherSize {
-        path: PathBuf,
-        have: u64,
-        asked: u64,
-    },
+    OtherSize { path: PathBuf, have: u64, asked: u64 },
     #[error(
         "a disk of {size} bytes is not possible: a size is a multiple of 512, at least the root's and at most 8 EiB"
     )]
@@ -48,11 +40,7 @@ pub enum LeafError {
     #[error("the live map {} can't be made: {source}; check the runtime directory and its free space", path.display())]
     LiveMap { path: PathBuf, source: io::Error },
     #[error("leaf {}: {operation} failed: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        operation: &'static str,
-        source: io::Error,
-    },
+    Io { path: PathBuf, operation: &'static str, source: io::Error },
     #[error("leaf {} takes no more writes, because a sync failed; detach the VM and attach it again once the disk works", path.display())]
     Poisoned { path: PathBuf },
 }

@@ -65,11 +65,7 @@ impl Leaf {
                 write_all(&*self.storage, copy, offset)
                     .map_err(|source| self.io("write the presence map", source))?;
             }
-            if pages.is_empty() {
-                Ok(())
-            } else {
-                self.sync()
-            }
+            if pages.is_empty() { Ok(()) } else { self.sync() }
         });
         if result.is_err() {
             pages.iter().for_each(|page| self.map.mark_changed(*page));
@@ -88,9 +84,7 @@ impl Leaf {
 
     fn check_not_poisoned(&self) -> Result<(), LeafError> {
         if self.is_poisoned() {
-            return Err(LeafError::Poisoned {
-                path: self.path.clone(),
-            });
+            return Err(LeafError::Poisoned { path: self.path.clone() });
         }
         Ok(())
     }

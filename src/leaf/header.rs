@@ -147,17 +147,11 @@ impl Header {
                 name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
             },
         };
-        if header.is_sane() {
-            Ok(header)
-        } else {
-            Err(HeaderError::Damaged)
-        }
+        if header.is_sane() { Ok(header) } else { Err(HeaderError::Damaged) }
     }
 
     fn is_sane(&self) -> bool {
-        let map_end = self
-            .map_offset
-            .checked_add(super::map_len_bytes(self.virtual_size));
+        let map_end = self.map_offset.checked_add(super::map_len_bytes(self.virtual_size));
         self.virtual_size.is_multiple_of(512)
             && self.virtual_size > 0
             && self.map_offset >= 2 * LEN as u64

@@ -104,11 +104,7 @@ unsafe impl Sync for LiveMap {}
 fn first_word(start: u64, count: u64) -> (u64, u64) {
     let bit = start % 64;
     let here = count.min(64 - bit);
-    let mask = if here == 64 {
-        u64::MAX
-    } else {
-        ((1 << here) - 1) << bit
-    };
+    let mask = if here == 64 { u64::MAX } else { ((1 << here) - 1) << bit };
     (mask, here)
 }
 
@@ -163,14 +159,7 @@ impl LiveMap {
         // file that only this process and its successors open.
         let base = unsafe {
             let prot = ProtFlags::READ | ProtFlags::WRITE;
-            mmap(
-                std::ptr::null_mut(),
-                mapped_len,
-                prot,
-                MapFlags::SHARED,
-                &file,
-                PAGE_LEN as u64,
-            )?
+            mmap(std::ptr::null_mut(), mapped_len, prot, MapFlags::SHARED, &file, PAGE_LEN as u64)?
         };
         Ok(Self {
             file,
@@ -233,25 +222,14 @@ impl LiveMap {
             let page_end = (sector / PAGE_SECTORS + 1) * PAGE_SECTORS;
             let (bits, here) = if self.summary.is_set(Self::page_of(sector)) {
                 let (mask, here) = first_word(sector, end - sector);
-                (
-                    (self.word_of(sector).load(Ordering::Acquire) & mask) >> (sector % 64),
-                    here,
-                )
+                ((self.word_of(sector).load(Ordering::Acquire) & mask) >> (sector % 64), here)
             } else {
                 (0, end.min(page_end) - sector)
             };
             let present = *wanted.get_or_insert(bits & 1 == 1);
-            let run = u64::from(if present {
-                bits.trailing_ones()
-            } else {
-                bits.trailing_zeros()
-            });
+            let run = u64::from(if present { bits.trailing_ones() } else { bits.trailing_zeros() });
             // A word of zeros has 64 trailing ones inverted, also beyond `here`.
-            let run = if !present && bits == 0 {
-                here
-            } else {
-                run.min(here)
-            };
+            let run = if !present && bits == 0 { here } else { run.min(here) };
             sector += run;
             if run < here {
                 break;
@@ -341,8 +319,7 @@ impl LiveMap {
         for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
             let word = u64::from_le_bytes(*word);
             set += u64::from(word.count_ones());
-            self.word(page * PAGE_WORDS + i)
-                .store(word, Ordering::Relaxed);
+            self.word(page * PAGE_WORDS + i).store(word, Ordering::Relaxed);
         }
         self.summary.set(page);
         Ok(set)
@@ -352,14 +329,9 @@ impl LiveMap {
     pub(super) fn count(&self) -> u64 {
         let page_count = |page: usize| {
             let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
-            words
-                .map(|i| u64::from(self.word(i).load(Ordering::Relaxed).count_ones()))
-                .sum::<u64>()
+            words.map(|i| u64::from(self.word(i).load(Ordering::Relaxed).count_ones())).sum::<u64>()
         };
-        (0..self.pages)
-            .filter(|page| self.has_bits(*page))
-            .map(page_count)
-            .sum()
+        (0..self.pages).filter(|page| self.has_bits(*page)).map(page_count).sum()
     }
 }
 
@@ -377,10 +349,6 @@ fn file_len(sectors: u64) -> u64 {
 fn open_options() -> std::fs::OpenOptions {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = File::options();
-    options
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW);
+    options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     options
 }

@@ -108,15 +108,11 @@ impl Leaf {
     }
 
     fn mark(&self, range: SectorRange) -> Result<(), LeafError> {
-        let added = self
-            .map
-            .set(range)
-            .map_err(|source| self.io("extend the live map", source))?;
+        let added = self.map.set(range).map_err(|source| self.io("extend the live map", source))?;
         if added > 0 {
             self.present.fetch_add(added, Ordering::Relaxed);
         }
-        self.unsynced_bytes
-            .fetch_add(range.byte_len(), Ordering::Relaxed);
+        self.unsynced_bytes.fetch_add(range.byte_len(), Ordering::Relaxed);
         // Release: whoever sees the count sees the bits.
         self.written.fetch_add(1, Ordering::Release);
         Ok(())
@@ -146,15 +142,12 @@ impl Leaf {
     /// As sync_file_range(2). The leaf is as good as before.
     pub fn start_write_back(&self, wait: bool) -> io::Result<()> {
         self.unsynced_bytes.store(0, Ordering::Relaxed);
-        self.storage
-            .write_back(self.data_offset, self.sectors * 512, wait)
+        self.storage.write_back(self.data_offset, self.sectors * 512, wait)
     }
 
     fn check_writable(&self, operation: &'static str) -> Result<(), LeafError> {
         if self.is_poisoned() {
-            Err(LeafError::Poisoned {
-                path: self.path.clone(),
-            })
+            Err(LeafError::Poisoned { path: self.path.clone() })
         } else if self.read_only {
             Err(self.io(operation, io::ErrorKind::ReadOnlyFilesystem.into()))
         } else {
@@ -163,11 +156,7 @@ impl Leaf {
     }
 
     fn io(&self, operation: &'static str, source: io::Error) -> LeafError {
-        LeafError::Io {
-            path: self.path.clone(),
-            operation,
-            source,
-        }
+        LeafError::Io { path: self.path.clone(), operation, source }
     }
 }
 

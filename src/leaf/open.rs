@@ -40,23 +40,15 @@ pub struct OpenOptions {
 /// # Errors
 /// [`LeafError::BadSize`], [`LeafError::Create`]; no file is left behind.
 pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(), LeafError> {
-    let room = map_len_bytes(
-        virtual_size
-            .saturating_mul(8)
-            .clamp(GROWTH_MIN, 1 << 50)
-            .max(virtual_size),
-    );
+    let room =
+        map_len_bytes(virtual_size.saturating_mul(8).clamp(GROWTH_MIN, 1 << 50).max(virtual_size));
     let data_offset = (MAP_OFFSET + room).next_multiple_of(DATA_ALIGN);
-    let file_len = data_offset
-        .checked_add(virtual_size)
-        .filter(|len| i64::try_from(*len).is_ok());
+    let file_len = data_offset.checked_add(virtual_size).filter(|len| i64::try_from(*len).is_ok());
     let file_len = match file_len {
         Some(len) if virtual_size > 0 && virtual_size.is_multiple_of(512) => len,
         _ => return Err(LeafError::BadSize { size: virtual_size }),
     };
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let header = Header {
         clean: true,
         compatible: 0,
@@ -68,10 +60,8 @@ pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(),
         created: now.as_secs(),
         root: root.clone(),
     };
-    write_new(path, &header, file_len).map_err(|source| LeafError::Create {
-        path: path.to_owned(),
-        source,
-    })
+    write_new(path, &header, file_len)
+        .map_err(|source| LeafError::Create { path: path.to_owned(), source })
 }
 
 fn write_new(path: &Path, header: &Header, file_len: u64) -> io::Result<()> {
@@ -79,18 +69,11 @@ fn write_new(path: &Path, header: &Header, file_len: u64) -> io::Result<()> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    let mut name = path
-        .file_name()
-        .ok_or(io::ErrorKind::InvalidInput)?
-        .to_owned();
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let temporary = directory.join(name);
     let result = (|| {
-        let mut file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(&header.encode())?;
         file.write_all(&header.encode())?;
         file.set_len(file_len)?;
@@ -106,9 +89,7 @@ fn write_new(path: &Path, header: &Header, file_len: u64) -> io::Result<()> {
 fn boot_id() -> [u8; 16] {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     // Without one, a random id: then nothing is ever taken over.
-    *uuid::Uuid::parse_str(text.trim())
-        .unwrap_or_else(|_| uuid::Uuid::new_v4())
-        .as_bytes()
+    *uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).as_bytes()
 }
 
 /// The newer of two valid copies.
@@ -122,20 +103,12 @@ fn read_header(path: &Path, storage: &dyn Storage) -> Result<Header, LeafError> 
         match read_exact(storage, &mut bytes, offset) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => continue,
             Err(source) => {
-                return Err(LeafError::Io {
-                    path: path(),
-                    operation: "read",
-                    source,
-                });
+                return Err(LeafError::Io { path: path(), operation: "read", source });
             }
             Ok(()) => {}
         }
         match Header::decode(&bytes) {
-            Ok(found)
-                if best
-                    .as_ref()
-                    .is_none_or(|b| b.generation < found.generation) =>
-            {
+            Ok(found) if best.as_ref().is_none_or(|b| b.generation < found.generation) => {
                 best = Some(found);
             }
             Ok(_) | Err(HeaderError::Magic) => {}
@@ -150,10 +123,7 @@ fn read_header(path: &Path, storage: &dyn Storage) -> Result<Header, LeafError> 
     best.ok_or_else(|| match why {
         HeaderError::Magic => LeafError::NotALeaf { path: path() },
         HeaderError::Damaged => LeafError::Damaged { path: path() },
-        HeaderError::Version(version) => LeafError::Version {
-            path: path(),
-            version,
-        },
+        HeaderError::Version(version) => LeafError::Version { path: path(), version },
         HeaderError::Features(bits) => LeafError::Features { path: path(), bits },
     })
 }
@@ -176,10 +146,7 @@ impl Leaf {
             .read(true)
             .write(!options.read_only)
             .open(path)
-            .map_err(|source| LeafError::Open {
-                path: path.to_owned(),
-                source,
-            })?;
+            .map_err(|source| LeafError::Open { path: path.to_owned(), source })?;
         let operation = if options.read_only {
             FlockOperation::NonBlockingLockShared
         } else {
@@ -187,15 +154,10 @@ impl Leaf {
         };
         match flock(&file, operation) {
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LeafError::InUse {
-                    path: path.to_owned(),
-                });
+                return Err(LeafError::InUse { path: path.to_owned() });
             }
             Err(e) => {
-                return Err(LeafError::Open {
-                    path: path.to_owned(),
-                    source: e.into(),
-                });
+                return Err(LeafError::Open { path: path.to_owned(), source: e.into() });
             }
             Ok(()) => {}
         }
@@ -213,21 +175,12 @@ impl Leaf {
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
         let mut header = read_header(path, &*storage)?;
-        let io_error = |operation| {
-            move |source| LeafError::Io {
-                path: path.to_owned(),
-                operation,
-                source,
-            }
-        };
+        let io_error =
+            |operation| move |source| LeafError::Io { path: path.to_owned(), operation, source };
         let need = header.data_offset + header.virtual_size;
         let have = storage.len_bytes().map_err(io_error("stat"))?;
         if have < need {
-            return Err(LeafError::CutShort {
-                path: path.to_owned(),
-                have,
-                need,
-            });
+            return Err(LeafError::CutShort { path: path.to_owned(), have, need });
         }
         if !header.root.same_content(root) {
             return Err(LeafError::OtherRoot {
@@ -276,20 +229,14 @@ impl Leaf {
             let path = live_path.unwrap_or(Path::new("(memory)")).to_owned();
             LeafError::LiveMap { path, source }
         };
-        let mut owner = Owner {
-            boot_id: boot_id(),
-            uuid: header.uuid,
-            generation: header.generation,
-        };
+        let mut owner =
+            Owner { boot_id: boot_id(), uuid: header.uuid, generation: header.generation };
         if !header.clean
             && let Some(live_path) = live_path
         {
             let found = LiveMap::take_over(live_path, &owner, sectors).map_err(map_error)?;
             if let Some(map) = found {
-                log::info!(
-                    "leaf {}: took over the live map of an earlier run",
-                    path.display()
-                );
+                log::info!("leaf {}: took over the live map of an earlier run", path.display());
                 return Ok((map, true));
             }
         }
@@ -316,10 +263,7 @@ impl Leaf {
     /// Writes the header as `change` leaves it, to the copy that its
     /// generation names, and syncs.
     fn write_header(&self, change: impl FnOnce(&mut Header)) -> Result<(), LeafError> {
-        let mut header = self
-            .header
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut header = self.header.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut header);
         let offset = (header.generation % 2) * header::LEN as u64;
         write_all(&*self.storage, &header.encode(), offset)

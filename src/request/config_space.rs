@@ -68,14 +68,9 @@ impl ConfigSpace {
         let end = start.checked_add(bytes.len())?;
         let current = self.to_bytes();
         let current = current.get(start..end)?;
-        let at = WRITEBACK_OFFSET
-            .checked_sub(start)
-            .filter(|at| *at < bytes.len())?;
-        let others_equal = current
-            .iter()
-            .zip(bytes)
-            .enumerate()
-            .all(|(i, (a, b))| i == at || a == b);
+        let at = WRITEBACK_OFFSET.checked_sub(start).filter(|at| *at < bytes.len())?;
+        let others_equal =
+            current.iter().zip(bytes).enumerate().all(|(i, (a, b))| i == at || a == b);
         match bytes[at] {
             value @ (0 | 1) if others_equal => Some(value == 1),
             _ => None,

@@ -52,9 +52,5 @@ pub fn offered(read_only: bool) -> u64 {
 /// by the `writeback` field (virtio 1.3, 5.2.5 and 5.2.6.2): a driver that
 /// knows neither FLUSH nor CONFIG_WCE expects write-through.
 pub fn is_write_back(acked: u64, writeback_field: bool) -> bool {
-    if acked & CONFIG_WCE != 0 {
-        writeback_field
-    } else {
-        acked & FLUSH != 0
-    }
+    if acked & CONFIG_WCE != 0 { writeback_field } else { acked & FLUSH != 0 }
 }

@@ -20,7 +20,7 @@ pub const RANGES_MAX: usize = 16;
 pub const ID_LEN: usize = 20;
 
 /// What the driver asks for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Command {
     /// Read the range into the data buffers.
     Read(SectorRange),
@@ -30,11 +30,12 @@ pub enum Command {
     Flush,
     /// Write the device's name into the data buffers.
     GetId,
-    /// Forget these ranges; they read as zeros afterwards.
-    Discard(Ranges),
+    /// Forget these ranges; they read as zeros afterwards. Boxed, to keep the
+    /// common commands small.
+    Discard(Box<Ranges>),
     /// These ranges read as zeros afterwards. May the blocks be unmapped?
     /// They are in any case, which the device may do (5.2.6.2).
-    WriteZeroes(Ranges),
+    WriteZeroes(Box<Ranges>),
 }
 
 /// Up to [`RANGES_MAX`] ranges of sectors, none of them empty.

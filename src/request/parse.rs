@@ -42,19 +42,11 @@ pub struct ParsedRequest {
 pub fn parse(chain: &mut Chain, limits: &Limits) -> ParsedRequest {
     let status = take_status(&mut chain.writable);
     if status.is_null() {
-        return ParsedRequest {
-            command: Err(RequestError::NoStatus),
-            status,
-            data_len: 0,
-        };
+        return ParsedRequest { command: Err(RequestError::NoStatus), status, data_len: 0 };
     }
     let mut header = [0u8; HEADER_LEN];
     if !take_bytes(&mut chain.readable, &mut header) {
-        return ParsedRequest {
-            command: Err(RequestError::ShortHeader),
-            status,
-            data_len: 0,
-        };
+        return ParsedRequest { command: Err(RequestError::ShortHeader), status, data_len: 0 };
     }
     let word = u128::from_le_bytes(header);
     #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
@@ -73,11 +65,7 @@ pub fn parse(chain: &mut Chain, limits: &Limits) -> ParsedRequest {
         VIRTIO_BLK_T_WRITE_ZEROES => ranges(chain, limits, RANGE_UNMAP).map(Command::WriteZeroes),
         other => Err(RequestError::UnknownType(other)),
     };
-    ParsedRequest {
-        command,
-        status,
-        data_len,
-    }
+    ParsedRequest { command, status, data_len }
 }
 
 fn range_of(sector: u64, bytes: u64, limits: &Limits) -> Result<SectorRange, RequestError> {
@@ -90,13 +78,13 @@ fn range_of(sector: u64, bytes: u64, limits: &Limits) -> Result<SectorRange, Req
 }
 
 /// The segments of a discard or write-zeroes request (virtio 1.3, 5.2.6.2).
-fn ranges(chain: &mut Chain, limits: &Limits, allowed: u32) -> Result<Ranges, RequestError> {
+fn ranges(chain: &mut Chain, limits: &Limits, allowed: u32) -> Result<Box<Ranges>, RequestError> {
     let bytes = total(&chain.readable);
     let whole = bytes.is_multiple_of(RANGE_LEN as u64);
     if bytes == 0 || !whole || bytes > (RANGES_MAX * RANGE_LEN) as u64 {
         return Err(RequestError::BadRanges);
     }
-    let mut ranges = Ranges::default();
+    let mut ranges = Box::<Ranges>::default();
     let mut raw = [0u8; RANGE_LEN];
     while take_bytes(&mut chain.readable, &mut raw) {
         let word = u128::from_le_bytes(raw);

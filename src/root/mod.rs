@@ -105,10 +105,7 @@ impl Root {
             return Err(RootError::Empty { path: at() });
         }
         if !len_bytes.is_multiple_of(512) {
-            return Err(RootError::Ragged {
-                path: at(),
-                len: len_bytes,
-            });
+            return Err(RootError::Ragged { path: at(), len: len_bytes });
         }
         let plain = FileStorage(plain);
         let mut magic = [0; 4];
@@ -123,17 +120,8 @@ impl Root {
             io::ErrorKind::WouldBlock => RootError::InUse { path: at() },
             _ => open_error(e),
         })?;
-        let identity = RootIdentity {
-            len_bytes,
-            fingerprint,
-            name: name.to_owned(),
-        };
-        Ok(Self {
-            path: at(),
-            file,
-            identity,
-            direct,
-        })
+        let identity = RootIdentity { len_bytes, fingerprint, name: name.to_owned() };
+        Ok(Self { path: at(), file, identity, direct })
     }
 
     /// The name that VMs refer to.
@@ -201,11 +189,7 @@ impl Root {
 fn open_direct(path: &Path, len_bytes: u64) -> Option<File> {
     #[repr(align(4096))]
     struct Aligned([u8; 8192]);
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(path)
-        .ok()?;
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
     let file = FileStorage(file);
     let mut buffer = Box::new(Aligned([0; 8192]));
     let last = (len_bytes - 1) / 4096 * 4096;

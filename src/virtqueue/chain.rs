@@ -20,10 +20,7 @@ impl GuestBuf {
     /// `len` bytes at `ptr`.
     #[inline]
     pub const fn new(ptr: *mut u8, len: usize) -> Self {
-        Self(libc::iovec {
-            iov_base: ptr.cast(),
-            iov_len: len,
-        })
+        Self(libc::iovec { iov_base: ptr.cast(), iov_len: len })
     }
 
     /// The first byte.
@@ -34,10 +31,7 @@ impl GuestBuf {
 
     /// Length in bytes.
     #[inline]
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "an empty buffer is no special case"
-    )]
+    #[expect(clippy::len_without_is_empty, reason = "an empty buffer is no special case")]
     pub const fn len(self) -> usize {
         self.0.iov_len
     }

@@ -1,8 +1,5 @@
 //! The ring itself: indices, descriptors, used entries, notification.
-#![expect(
-    unsafe_code,
-    reason = "raw access to rings in guest memory, checked when they are set"
-)]
+#![expect(unsafe_code, reason = "raw access to rings in guest memory, checked when they are set")]
 
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
@@ -162,10 +159,7 @@ impl SplitQueue {
                 return Ok(false);
             }
             if avail.wrapping_sub(self.next_avail) > self.config.size {
-                return Err(QueueError::BadAvailIndex {
-                    avail,
-                    seen: self.next_avail,
-                });
+                return Err(QueueError::BadAvailIndex { avail, seen: self.next_avail });
             }
             self.avail_seen = avail;
         }
@@ -182,12 +176,8 @@ impl SplitQueue {
         // SAFETY: the caller checked `index` against the table's length, and
         // the table lies in guest memory. Unaligned, since an indirect table
         // may stand at any address; volatile, since the guest may change it.
-        let raw = unsafe {
-            table
-                .wrapping_add(usize::from(index))
-                .cast::<[u8; 16]>()
-                .read_volatile()
-        };
+        let raw =
+            unsafe { table.wrapping_add(usize::from(index)).cast::<[u8; 16]>().read_volatile() };
         let word = u128::from_le_bytes(raw);
         #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
         Descriptor {
@@ -239,9 +229,7 @@ impl SplitQueue {
         if len == 0 || len % DESC_LEN != 0 {
             return Err(QueueError::BadIndirect);
         }
-        let table = memory
-            .translate(desc.addr, len)
-            .ok_or(QueueError::BadIndirect)?;
+        let table = memory.translate(desc.addr, len).ok_or(QueueError::BadIndirect)?;
         // `next` is 16 bits wide: entries beyond can't be reached.
         let entries = (desc.len / 16).min(u32::from(u16::MAX) + 1);
         Ok((table.cast_const().cast(), entries))
@@ -267,18 +255,15 @@ impl SplitQueue {
         // A buffer may span regions that adjoin in guest addresses only.
         let (mut addr, mut left) = (desc.addr, u64::from(desc.len));
         while left > 0 {
-            let (ptr, here) = memory
-                .translate_some(addr, left)
-                .ok_or(QueueError::BufferOutside(desc.addr))?;
+            let (ptr, here) =
+                memory.translate_some(addr, left).ok_or(QueueError::BufferOutside(desc.addr))?;
             if list.len() >= SEGMENTS_MAX {
                 return Err(QueueError::ChainTooLong);
             }
             #[expect(clippy::cast_possible_truncation, reason = "at most a u32")]
             list.push(GuestBuf::new(ptr, here as usize));
             left -= here;
-            addr = addr
-                .checked_add(here)
-                .ok_or(QueueError::BufferOutside(desc.addr))?;
+            addr = addr.checked_add(here).ok_or(QueueError::BufferOutside(desc.addr))?;
         }
         Ok(())
     }
@@ -308,8 +293,7 @@ impl SplitQueue {
         let old = self.published;
         self.published = self.next_used;
         // Release: elements and data are visible before the index is.
-        self.used_index()
-            .store(self.next_used.to_le(), Ordering::Release);
+        self.used_index().store(self.next_used.to_le(), Ordering::Release);
         // The driver writes its wish, then looks at the index; we write the
         // index, then look at its wish. Only full fences keep both from
         // missing the other.
@@ -326,8 +310,7 @@ impl SplitQueue {
     /// Asks the driver for no kicks: the queue is being polled. A hint.
     pub fn disable_notifications(&mut self) {
         if !self.config.event_idx {
-            self.word(self.used, 0)
-                .store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
+            self.word(self.used, 0).store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
         }
         // With EVENT_IDX the event index is left where it is: behind the
         // driver, so that no kick comes until it wraps.
@@ -338,8 +321,7 @@ impl SplitQueue {
     pub fn enable_notifications(&mut self) -> bool {
         if self.config.event_idx {
             let word = 2 + 4 * usize::from(self.config.size);
-            self.word(self.used, word)
-                .store(self.next_avail.to_le(), Ordering::Relaxed);
+            self.word(self.used, word).store(self.next_avail.to_le(), Ordering::Relaxed);
         } else {
             self.word(self.used, 0).store(0, Ordering::Relaxed);
         }

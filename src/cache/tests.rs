@@ -1,0 +1,3 @@
+//! The cache as a whole, on one thread.
+
+use super::*;

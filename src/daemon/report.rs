@@ -1,0 +1,50 @@
+//! The lines for people: what is served, and what was.
+
+use std::fmt::Write;
+
+use bytesize::ByteSize;
+
+use super::vm::Vm;
+
+/// What `leafblk serve` prints of a VM when it begins to serve it.
+pub(super) fn line_at_start(vm: &Vm) -> String {
+    let disk = vm.disk();
+    let leaf = match disk.leaf() {
+        Some(leaf) => leaf.path().display().to_string(),
+        None => format!("none (read-only; {} does not exist)", vm.leaf_path().display()),
+    };
+    format!(
+        "{}: socket {}, leaf {leaf}, size {}, root {}",
+        disk.name(),
+        vm.socket_path().display(),
+        ByteSize::b(disk.sectors() * 512),
+        disk.root().root().name(),
+    )
+}
+
+/// What it prints of a VM when it has stopped serving it.
+pub(super) fn line_at_end(vm: &Vm) -> String {
+    let disk = vm.disk();
+    let counters = disk.counters();
+    let size = |sectors: u64| ByteSize::b(sectors * 512);
+    let mut line = format!(
+        "{}: read {} from its leaf, {} from the cache, {} from the root, {} of zeros; wrote {}",
+        disk.name(),
+        size(counters.read_sectors_leaf.get()),
+        size(counters.read_sectors_cache.get()),
+        size(counters.read_sectors_root.get()),
+        size(counters.read_sectors_zero.get()),
+        size(counters.written_sectors.get()),
+    );
+    if let Some(leaf) = disk.leaf() {
+        let _ = write!(line, "; its leaf holds {}", size(leaf.present_sectors()));
+        if let Ok(allocated) = leaf.allocated_bytes() {
+            let _ = write!(line, " and occupies {}", ByteSize::b(allocated));
+        }
+    }
+    let errors = counters.errors.get();
+    if errors > 0 {
+        let _ = write!(line, "; {errors} errors");
+    }
+    line
+}

@@ -1,0 +1,173 @@
+//! A VM's disk: where each sector comes from.
+//!
+//! Joins a leaf, a cache and a root into one range of sectors. It knows
+//! neither virtio nor vhost: requests are sector ranges and lists of buffers.
+//! What may wait for a disk is not done here but described as [`Piece`]s (for
+//! a reactor's io_uring) or handed to [`lanes`] (threads of the VM's own).
+
+mod buffers;
+mod counters;
+pub mod lanes;
+mod transfer;
+
+use std::sync::Arc;
+
+pub use buffers::BufCursor;
+pub use counters::{Counter, Counters};
+
+use crate::cache::RootCache;
+use crate::leaf::Leaf;
+use crate::root::Root;
+use crate::units::{Sector, SectorRange};
+
+/// A root with its blocks in the cache.
+#[derive(Debug)]
+pub struct CachedRoot {
+    root: Root,
+    cache: Arc<RootCache>,
+    block_shift: u32,
+}
+
+impl CachedRoot {
+    /// Joins both; `block_bytes` is the cache's block size, a power of two of
+    /// at least a sector. Holes of the root are told to the cache: they need
+    /// no reading.
+    pub fn new(root: Root, cache: Arc<RootCache>, block_bytes: u32) -> Self {
+        let block = u64::from(block_bytes);
+        for (start, end) in root.holes() {
+            // A block that a hole covers only in part is read.
+            let end = if end == root.len_bytes() { end.next_multiple_of(block) } else { end };
+            cache.mark_zero(start.div_ceil(block)..end / block);
+        }
+        Self { root, cache, block_shift: block_bytes.trailing_zeros() - 9 }
+    }
+
+    /// The image.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Its blocks.
+    #[inline]
+    pub fn cache(&self) -> &RootCache {
+        &self.cache
+    }
+
+    /// The block that holds a sector.
+    #[inline]
+    pub fn block_of(&self, sector: Sector) -> u64 {
+        sector.0 >> self.block_shift
+    }
+
+    /// The first sector of a block.
+    #[inline]
+    pub fn block_start(&self, block: u64) -> Sector {
+        Sector(block << self.block_shift)
+    }
+}
+
+/// Sectors that come from one place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Piece {
+    /// The leaf holds them.
+    Leaf(SectorRange),
+    /// They are the root's, within one cache block.
+    Root(SectorRange),
+    /// They lie beyond the root's end and were never written.
+    Zero(SectorRange),
+}
+
+/// One VM's disk.
+#[derive(Debug)]
+pub struct Disk {
+    name: String,
+    sectors: u64,
+    read_only: bool,
+    root: Arc<CachedRoot>,
+    leaf: Option<Arc<Leaf>>,
+    counters: Counters,
+}
+
+impl Disk {
+    /// The disk named `name`; without a leaf it is the root itself, read-only.
+    pub fn new(
+        name: String,
+        root: Arc<CachedRoot>,
+        leaf: Option<Arc<Leaf>>,
+        read_only: bool,
+    ) -> Self {
+        let sectors = leaf.as_ref().map_or(root.root().sectors(), |leaf| leaf.sectors());
+        let read_only = read_only || leaf.is_none();
+        Self { name, sectors, read_only, root, leaf, counters: Counters::default() }
+    }
+
+    /// The VM's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Size in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Whether writes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The root under it.
+    pub fn root(&self) -> &Arc<CachedRoot> {
+        &self.root
+    }
+
+    /// The leaf, if there is one.
+    pub fn leaf(&self) -> Option<&Arc<Leaf>> {
+        self.leaf.as_ref()
+    }
+
+    /// What was served from where.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Where the first sectors of the (non-empty) range come from.
+    #[inline]
+    pub fn piece(&self, range: SectorRange) -> Piece {
+        let (present, count) = match &self.leaf {
+            Some(leaf) => leaf.next_run(range),
+            None => (false, range.count()),
+        };
+        let (run, _) = range.split_at(count);
+        if present {
+            return Piece::Leaf(run);
+        }
+        let root_sectors = self.root.root.sectors();
+        let start = run.start();
+        if start.0 >= root_sectors {
+            return Piece::Zero(run);
+        }
+        let block_end = self.root.block_start(self.root.block_of(start) + 1);
+        Piece::Root(run.split_at(block_end.0.min(root_sectors) - start.0).0)
+    }
+}
+
+/// Logs an error of the data path, at most one in ten seconds and with how many
+/// were left out: guests can cause them at will.
+pub(crate) fn log_seldom(error: &dyn std::fmt::Display) {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::time::Instant;
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    static NEXT_SECOND: AtomicU64 = AtomicU64::new(0);
+    static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
+    let now = START.get_or_init(Instant::now).elapsed().as_secs();
+    let next = NEXT_SECOND.load(Relaxed);
+    if now < next || NEXT_SECOND.compare_exchange(next, now + 10, Relaxed, Relaxed).is_err() {
+        LEFT_OUT.fetch_add(1, Relaxed);
+        return;
+    }
+    match LEFT_OUT.swap(0, Relaxed) {
+        0 => log::error!("{error}"),
+        more => log::error!("{error} (and {more} more errors before it)"),
+    }
+}

@@ -1,0 +1,470 @@
+//! What each vhost-user message does to the device.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+
+use super::QUEUE_SIZE_MAX;
+use crate::disk::Disk;
+use crate::guest_memory::{GuestMemory, REGIONS_MAX, RegionSpec};
+use crate::reactor::{Command, DeviceId, Mailbox, QueueSetup};
+use crate::request::config_space::ConfigSpace;
+use crate::request::features;
+use crate::virtqueue::{QueueError, RingConfig};
+
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// What the frontend has said of a queue so far.
+#[derive(Debug, Default)]
+struct Vring {
+    size: u16,
+    base: u16,
+    addresses: Option<(u64, u64, u64)>,
+    kick: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+    enabled: bool,
+    running: bool,
+}
+
+/// The device as one connection sees it.
+pub(super) struct Handler {
+    disk: Arc<Disk>,
+    reactor: Arc<Mailbox>,
+    device: DeviceId,
+    features: u64,
+    protocol: VhostUserProtocolFeatures,
+    /// The `writeback` field of the configuration space.
+    write_back_field: bool,
+    status: u8,
+    memory: Arc<GuestMemory>,
+    vrings: Vec<Vring>,
+    error: Option<String>,
+}
+
+/// The handler, also where an earlier message's handling panicked.
+pub(super) fn lock(handler: &Mutex<Handler>) -> MutexGuard<'_, Handler> {
+    handler.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Handler {
+    /// A device that no message has come for; `None` if the reactor is gone.
+    pub(super) fn attach(disk: Arc<Disk>, queues: u16, reactor: Arc<Mailbox>) -> Option<Self> {
+        let device = reactor.ask(|answer| Command::Attach(Arc::clone(&disk), answer))?;
+        Some(Self {
+            disk,
+            reactor,
+            device,
+            features: 0,
+            protocol: VhostUserProtocolFeatures::empty(),
+            write_back_field: true,
+            status: 0,
+            memory: Arc::default(),
+            vrings: (0..queues).map(|_| Vring::default()).collect(),
+            error: None,
+        })
+    }
+
+    /// What the last message failed for, in words.
+    pub(super) fn take_error(&mut self) -> Option<String> {
+        self.error.take()
+    }
+
+    pub(super) fn has_status(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::STATUS)
+    }
+
+    pub(super) fn has_reply_ack(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+
+    /// The virtio device status (virtio 1.3, 2.1), as the driver set it.
+    pub(super) fn status(&self) -> u8 {
+        self.status
+    }
+
+    /// Sets the status; 0 resets the device.
+    pub(super) fn set_status(&mut self, status: u64) -> std::result::Result<(), String> {
+        self.status = u8::try_from(status).map_err(|_| "a status is one byte".to_owned())?;
+        if status == 0 {
+            self.reset();
+        }
+        Ok(())
+    }
+
+    fn fail<T>(&mut self, why: impl ToString) -> Result<T> {
+        self.error = Some(why.to_string());
+        Err(Error::InvalidParam)
+    }
+
+    fn ask<T>(&self, make: impl FnOnce(std::sync::mpsc::SyncSender<T>) -> Command) -> Result<T> {
+        self.reactor.ask(make).ok_or(Error::BackendInternalError)
+    }
+
+    fn vring(&mut self, index: u32) -> Result<&mut Vring> {
+        let known = self.vrings.len();
+        match usize::try_from(index).ok().filter(|i| *i < known) {
+            Some(index) => Ok(&mut self.vrings[index]),
+            None => self.fail(format!("there is no queue {index}, only {known}")),
+        }
+    }
+
+    fn stop(&mut self, index: usize) {
+        let device = self.device;
+        let vring = &mut self.vrings[index];
+        if std::mem::take(&mut vring.running) {
+            let Ok(queue) = u16::try_from(index) else {
+                return;
+            };
+            let answer = self.reactor.ask(|answer| Command::Stop(device, queue, answer));
+            if let Some(Some(next)) = answer {
+                self.vrings[index].base = next;
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        for index in 0..self.vrings.len() {
+            self.stop(index);
+            self.vrings[index] = Vring::default();
+        }
+        self.features = 0;
+        self.status = 0;
+        self.write_back_field = true;
+        let _ = self.tell_write_back();
+    }
+
+    fn tell_write_back(&self) -> Result<()> {
+        let write_back = features::is_write_back(self.features, self.write_back_field);
+        let device = self.device;
+        self.ask(|answer| Command::SetWriteBack(device, write_back, answer))
+    }
+
+    fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
+        let memory = Arc::new(memory);
+        let device = self.device;
+        let rebound = self.ask(|a| Command::SetMemory(device, Arc::clone(&memory), a))?;
+        self.memory = memory;
+        match rebound {
+            Ok(()) => Ok(()),
+            Err(e) => self.fail(e),
+        }
+    }
+
+    /// Runs a queue for which everything is known: after the kick, as the
+    /// specification has it ("Ring states").
+    fn start(&mut self, index: u8) -> Result<()> {
+        let (device, features) = (self.device, self.features);
+        let enabled_anyway = features & PROTOCOL_FEATURES == 0;
+        let vring = self.vring(u32::from(index))?;
+        let Some((desc, avail, used)) = vring.addresses else {
+            return self.fail(format!("queue {index} gets a kick before its addresses"));
+        };
+        let setup = QueueSetup {
+            index: u16::from(index),
+            ring: RingConfig {
+                size: vring.size,
+                desc_user_addr: desc,
+                avail_user_addr: avail,
+                used_user_addr: used,
+                event_idx: features & features::EVENT_IDX != 0,
+                indirect: features & features::INDIRECT_DESC != 0,
+                next_avail: vring.base,
+            },
+            kick: clone_fd(vring.kick.as_ref())?,
+            call: clone_fd(vring.call.as_ref())?,
+            enabled: vring.enabled || enabled_anyway,
+        };
+        match self.ask(|answer| Command::Start(device, Box::new(setup), answer))? {
+            Ok(()) => {
+                self.vring(u32::from(index))?.running = true;
+                Ok(())
+            }
+            Err(e @ QueueError::RingOutside(_)) if self.memory.is_empty() => self
+                .fail(format!("{e}; start the VM with a shared memory backend (QEMU: share=on)")),
+            Err(e) => self.fail(e),
+        }
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        let device = self.device;
+        let _ = self.reactor.ask(|answer| Command::Detach(device, answer));
+    }
+}
+
+fn clone_fd(fd: Option<&OwnedFd>) -> Result<Option<OwnedFd>> {
+    fd.map(OwnedFd::try_clone).transpose().map_err(Error::ReqHandlerError)
+}
+
+/// Takes only eventfds: anything else could block a writer, or never wake.
+fn eventfd(file: Option<File>) -> Result<Option<OwnedFd>> {
+    let Some(file) = file else { return Ok(None) };
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let target = std::fs::read_link(link).map_err(Error::ReqHandlerError)?;
+    if target.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(Error::InvalidParam);
+    }
+    let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| Error::ReqHandlerError(e.into()))?;
+    rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::NONBLOCK)
+        .map_err(|e| Error::ReqHandlerError(e.into()))?;
+    Ok(Some(file.into()))
+}
+
+fn unsupported<T>(what: &'static str) -> Result<T> {
+    Err(Error::InvalidOperation(what))
+}
+
+impl VhostUserBackendReqHandlerMut for Handler {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// "This is no longer used", says the specification; it stopped all rings.
+    fn reset_owner(&mut self) -> Result<()> {
+        self.reset();
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.reset();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(features::offered(self.disk.is_read_only()) | PROTOCOL_FEATURES)
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        let offered = self.get_features()?;
+        if features & !offered != 0 {
+            let bits = features & !offered;
+            return self.fail(format!("feature bits {bits:#x} were not offered"));
+        }
+        self.features = features;
+        self.tell_write_back()
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<vhost::VhostUserMemoryRegionBase>>> {
+        let specs = regions.iter().zip(files).map(|(region, file)| spec(region, file)).collect();
+        match GuestMemory::map(specs) {
+            Ok(memory) => self.set_memory(memory).map(|()| None),
+            Err(e) => self.fail(e),
+        }
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let size = u16::try_from(num).ok().filter(|n| n.is_power_of_two() && *n <= QUEUE_SIZE_MAX);
+        let Some(size) = size else {
+            return self.fail(format!(
+                "queue size {num} is not a power of two from 1 to {QUEUE_SIZE_MAX}"
+            ));
+        };
+        self.vring(index)?.size = size;
+        Ok(())
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        if !flags.is_empty() {
+            return self.fail("logging of used rings was not offered");
+        }
+        self.vring(index)?.addresses = Some((descriptor, available, used));
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let Ok(base) = u16::try_from(base) else {
+            return self.fail(format!("ring index {base} has more than 16 bits"));
+        };
+        self.vring(index)?.base = base;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        self.vring(index)?;
+        let at = index as usize;
+        self.stop(at);
+        let vring = &mut self.vrings[at];
+        (vring.kick, vring.call) = (None, None);
+        Ok(VhostUserVringState::new(index, u32::from(vring.base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let Ok(kick) = eventfd(fd) else {
+            return self.fail("a kick must be an eventfd");
+        };
+        self.vring(u32::from(index))?;
+        // A new kick for a running queue: start it anew where it stands.
+        self.stop(usize::from(index));
+        self.vring(u32::from(index))?.kick = kick;
+        self.start(index)
+    }
+
+    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let Ok(call) = eventfd(fd) else {
+            return self.fail("a call must be an eventfd");
+        };
+        let device = self.device;
+        let copy = clone_fd(call.as_ref())?;
+        let vring = self.vring(u32::from(index))?;
+        vring.call = call;
+        if vring.running {
+            self.ask(|answer| Command::SetCall(device, u16::from(index), copy, answer))?;
+        }
+        Ok(())
+    }
+
+    /// Errors are in the log; the frontends that take this eventfd only print.
+    fn set_vring_err(&mut self, index: u8, _fd: Option<File>) -> Result<()> {
+        self.vring(u32::from(index)).map(|_| ())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::STATUS)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        // Bits that were not offered are ignored, since the crate offers some
+        // of its own.
+        self.protocol = VhostUserProtocolFeatures::from_bits_truncate(features);
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.vrings.len() as u64)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let device = self.device;
+        let vring = self.vring(index)?;
+        vring.enabled = enable;
+        if vring.running {
+            let Ok(queue) = u16::try_from(index) else {
+                return Ok(());
+            };
+            self.ask(|answer| Command::Enable(device, queue, enable, answer))?;
+        }
+        Ok(())
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        self.config_space().read(offset, size).ok_or(Error::InvalidParam)
+    }
+
+    fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        match self.config_space().write(offset, bytes) {
+            Some(write_back) => {
+                self.write_back_field = write_back;
+                self.tell_write_back()
+            }
+            None => self.fail("only the writeback field can be written, with 0 or 1"),
+        }
+    }
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        unsupported("a disk has no GPU socket")
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        unsupported("a disk shares no objects")
+    }
+
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        unsupported("inflight tracking was not offered")
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        unsupported("inflight tracking was not offered")
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(REGIONS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<vhost::VhostUserMemoryRegionBase>> {
+        match self.memory.with_region(spec(region, file)) {
+            Ok(memory) => self.set_memory(memory).map(|()| None),
+            Err(e) => self.fail(e),
+        }
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let (guest, user, size) = (region.guest_phys_addr, region.user_addr, region.memory_size);
+        match self.memory.without_region(guest, user, size) {
+            Ok(memory) => self.set_memory(memory),
+            Err(e) => self.fail(e),
+        }
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        unsupported("device state is not transferred")
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        unsupported("device state is not transferred")
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        unsupported("a disk has no shared memory regions")
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        unsupported("logging was not offered")
+    }
+}
+
+impl Handler {
+    fn config_space(&self) -> ConfigSpace {
+        ConfigSpace {
+            capacity_sectors: self.disk.sectors(),
+            queues: u16::try_from(self.vrings.len()).unwrap_or(u16::MAX),
+            write_back: self.write_back_field,
+        }
+    }
+}
+
+fn spec(region: &VhostUserMemoryRegion, file: File) -> RegionSpec {
+    RegionSpec {
+        guest_addr: region.guest_phys_addr,
+        size: region.memory_size,
+        user_addr: region.user_addr,
+        mmap_offset: region.mmap_offset,
+        file,
+    }
+}

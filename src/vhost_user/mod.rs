@@ -1,0 +1,67 @@
+//! One frontend's connection: the only code that knows vhost-user.
+//!
+//! The `vhost` crate reads and answers messages; [`handler`] turns them into
+//! commands for a reactor; [`socket`] waits for whole messages, so that half of
+//! one stalls nobody but its sender; [`status`] answers the two messages that
+//! the crate doesn't know.
+//!
+//! A connection has a thread of its own: it may block, on its peer or on a
+//! reactor's answer. When it ends, for whatever reason, its queues are stopped,
+//! what is in flight is finished, and the guest's memory is unmapped.
+
+mod handler;
+mod socket;
+mod status;
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use crate::disk::Disk;
+use crate::reactor::Mailbox;
+use handler::Handler;
+use socket::{Incoming, MessageSocket};
+
+/// A frontend may ask for at most this ring (vhost-user says nothing; QEMU
+/// allows 1024, the spec 32768).
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// Serves one connection until the peer closes it, breaks the protocol, or
+/// [`UnixStream::shutdown`] is called on a clone of it.
+///
+/// `Ok` where the peer went away between messages; otherwise a sentence on what
+/// it did wrong.
+///
+/// # Errors
+/// That sentence.
+pub fn serve(
+    stream: UnixStream,
+    disk: &Arc<Disk>,
+    queues: u16,
+    reactor: &Arc<Mailbox>,
+) -> Result<(), String> {
+    let socket = MessageSocket::new(&stream).map_err(|e| format!("can't use its socket: {e}"))?;
+    let handler = Handler::attach(Arc::clone(disk), queues, Arc::clone(reactor))
+        .ok_or("the reactor is gone; restart leafblk")?;
+    let handler = Arc::new(Mutex::new(handler));
+    let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
+    loop {
+        match socket.next_message() {
+            Ok(Incoming::Closed) => return Ok(()),
+            Ok(Incoming::Status(message)) => {
+                status::answer(&socket, &message, &mut handler::lock(&handler))?;
+            }
+            Ok(Incoming::Other(code)) => match requests.handle_request() {
+                Ok(()) => {}
+                Err(Error::Disconnected) => return Ok(()),
+                Err(e) => {
+                    let why = handler::lock(&handler).take_error();
+                    let why = why.unwrap_or_else(|| e.to_string());
+                    return Err(format!("message {code} can't be served: {why}"));
+                }
+            },
+            Err(why) => return Err(why),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What the socket tests share: a daemon of their own, and a libblkio client.
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "each test file uses some of it"
+)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
+
+/// Content of a root: every sector tells its number, some are zeros.
+pub(crate) fn root_sector(sector: u64) -> [u8; 512] {
+    let mut bytes = [0; 512];
+    if sector % 11 != 3 && !(4096..8192).contains(&sector) {
+        for (i, chunk) in bytes.chunks_exact_mut(8).enumerate() {
+            chunk.copy_from_slice(
+                &(sector.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ i as u64).to_le_bytes(),
+            );
+        }
+    }
+    bytes
+}
+
+/// Makes a root of so many sectors; returns its path.
+pub(crate) fn make_root(dir: &Path, sectors: u64) -> PathBuf {
+    let path = dir.join("root.raw");
+    let content: Vec<u8> = (0..sectors).flat_map(root_sector).collect();
+    std::fs::write(&path, content).unwrap();
+    path
+}
+
+/// A running `leafblk serve`, ended by SIGTERM when it is dropped.
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
+    pub(crate) dir: PathBuf,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Daemon {
+    /// Starts it in `dir` with the given extra arguments and waits for the
+    /// ready line.
+    pub(crate) fn start(dir: &Path, args: &[&str]) -> Self {
+        Self::start_with(dir, args, Stdio::inherit())
+    }
+
+    pub(crate) fn start_with(dir: &Path, args: &[&str], stderr: Stdio) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_leafblk"))
+            .arg("serve")
+            .args(["--cache-size", "64MiB", "--hugepages", "off"])
+            .arg("--state-dir")
+            .arg(dir.join("state"))
+            .arg("--runtime-dir")
+            .arg(dir.join("run"))
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with("ready") {
+            line.clear();
+            assert!(
+                stdout.read_line(&mut line).unwrap() > 0,
+                "the daemon ended before it was ready"
+            );
+        }
+        Self { child, dir: dir.to_owned(), stdout }
+    }
+
+    pub(crate) fn socket(&self, vm: &str) -> PathBuf {
+        self.dir.join("run").join(format!("{vm}.sock"))
+    }
+
+    pub(crate) fn leaf(&self, vm: &str) -> PathBuf {
+        self.dir.join("state").join(format!("{vm}.leaf"))
+    }
+
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.child)
+    }
+
+    /// SIGTERM; what it printed at the end. Panics unless it ends with 0.
+    pub(crate) fn stop(mut self) -> String {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        rest
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// A client by libblkio.
+pub(crate) struct Client {
+    // Before `blkio`, which owns its memory.
+    queue: Blkioq,
+    pub(crate) region: MemoryRegion,
+    _blkio: Blkio,
+    pub(crate) capacity: u64,
+}
+
+/// What a request does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Op {
+    Read,
+    Write,
+    Zero,
+    Discard,
+    Flush,
+}
+
+impl Client {
+    pub(crate) fn connect(socket: &Path) -> Self {
+        Self::try_connect(socket).unwrap()
+    }
+
+    pub(crate) fn try_connect(socket: &Path) -> blkio::Result<Self> {
+        Self::open(socket, false)
+    }
+
+    pub(crate) fn open(socket: &Path, read_only: bool) -> blkio::Result<Self> {
+        let mut blkio = Blkio::new("virtio-blk-vhost-user")?;
+        blkio.set_str("path", socket.to_str().unwrap())?;
+        blkio.set_bool("read-only", read_only)?;
+        blkio.connect()?;
+        let capacity = blkio.get_u64("capacity")?;
+        blkio.set_i32("num-queues", 1)?;
+        let mut queues = blkio.start()?.queues;
+        let region = blkio.alloc_mem_region(4 << 20)?;
+        blkio.map_mem_region(&region)?;
+        let queue = queues.remove(0);
+        Ok(Self { queue, region, _blkio: blkio, capacity })
+    }
+
+    #[expect(unsafe_code, reason = "the region is mapped as long as the client lives")]
+    pub(crate) fn memory(&mut self, offset: usize, len: usize) -> &mut [u8] {
+        assert!(offset + len <= self.region.len);
+        // SAFETY: inside the region, which is only used between requests.
+        unsafe { std::slice::from_raw_parts_mut((self.region.addr + offset) as *mut u8, len) }
+    }
+
+    /// Queues a request on the memory at `offset`.
+    pub(crate) fn submit(&mut self, op: Op, start: u64, len: usize, offset: usize, id: usize) {
+        let ptr = (self.region.addr + offset) as *mut u8;
+        match op {
+            Op::Read => self.queue.read(start, ptr, len, id, ReqFlags::empty()),
+            Op::Write => self.queue.write(start, ptr.cast_const(), len, id, ReqFlags::empty()),
+            Op::Zero => self.queue.write_zeroes(start, len as u64, id, ReqFlags::empty()),
+            Op::Discard => self.queue.discard(start, len as u64, id, ReqFlags::empty()),
+            Op::Flush => self.queue.flush(id, ReqFlags::empty()),
+        }
+    }
+
+    /// Waits for `count` completions; their (id, result).
+    pub(crate) fn complete(&mut self, count: usize) -> Vec<(usize, i32)> {
+        let mut completions: Vec<_> =
+            (0..count).map(|_| std::mem::MaybeUninit::<Completion>::uninit()).collect();
+        let mut timeout = Some(std::time::Duration::from_secs(30));
+        let done = self.queue.do_io(&mut completions, count, timeout.as_mut(), None).unwrap();
+        assert_eq!(done, count);
+        #[expect(unsafe_code, reason = "do_io has filled them")]
+        // SAFETY: the first `done` entries are initialised.
+        completions
+            .iter()
+            .map(|c| unsafe { c.assume_init_ref() })
+            .map(|c| (c.user_data, c.ret))
+            .collect()
+    }
+
+    /// One request, waited for; its result.
+    pub(crate) fn run(&mut self, op: Op, start: u64, len: usize) -> i32 {
+        self.submit(op, start, len, 0, 7);
+        let done = self.complete(1);
+        assert_eq!(done[0].0, 7);
+        done[0].1
+    }
+
+    pub(crate) fn read(&mut self, start: u64, len: usize) -> Vec<u8> {
+        self.memory(0, len).fill(0xa5);
+        assert_eq!(self.run(Op::Read, start, len), 0, "read of {len} at {start}");
+        self.memory(0, len).to_vec()
+    }
+
+    pub(crate) fn write(&mut self, start: u64, bytes: &[u8]) {
+        self.memory(0, bytes.len()).copy_from_slice(bytes);
+        assert_eq!(self.run(Op::Write, start, bytes.len()), 0, "write at {start}");
+    }
+
+    pub(crate) fn flush(&mut self) {
+        assert_eq!(self.run(Op::Flush, 0, 0), 0);
+    }
+}

@@ -1,0 +1,127 @@
+//! A VM's disk through its socket, driven by libblkio.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::allow_attributes,
+    reason = "a test fails by panicking"
+)]
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::{Client, Daemon, Op, make_root, root_sector};
+
+const ROOT_SECTORS: u64 = 64 * 1024 + 24;
+
+fn expected(start: u64, len: usize) -> Vec<u8> {
+    let sectors = start / 512..(start + len as u64) / 512;
+    sectors.flat_map(|s| if s < ROOT_SECTORS { root_sector(s) } else { [0; 512] }).collect()
+}
+
+#[test]
+fn a_guest_reads_its_root_and_its_own_writes_and_finds_them_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let before = std::fs::read(&root).unwrap();
+    let root_arg = format!("base={}", root.display());
+    let args = ["--root", &root_arg, "--vm", "web1,size=40MiB", "--vm", "web2"];
+    let daemon = Daemon::start(dir.path(), &args);
+    let mut one = Client::connect(&daemon.socket("web1"));
+    let mut two = Client::connect(&daemon.socket("web2"));
+    assert_eq!(one.capacity, 40 << 20);
+    assert_eq!(two.capacity, ROOT_SECTORS * 512);
+    for (start, len) in [
+        (0, 512),
+        (4096, 4096),
+        (65536 - 512, 1024),
+        (1 << 20, 1 << 20),
+        (ROOT_SECTORS * 512 - 4096, 4096),
+        (33 << 20, 4096),
+        (ROOT_SECTORS * 512 - 512, 8192),
+    ] {
+        assert!(one.read(start, len) == expected(start, len), "{len} at {start}");
+    }
+    one.write(8192, &[0x11; 4096]);
+    one.write(512 * 3, &[0x22; 512]);
+    one.write(39 << 20, &[0x33; 1 << 16]);
+    assert_eq!(one.run(Op::Zero, 1 << 20, 1 << 16), 0);
+    assert_eq!(one.run(Op::Discard, 2 << 20, 1 << 16), 0);
+    one.flush();
+    let check = |one: &mut Client| {
+        let start = one.read(0, 16384);
+        assert!(start[..1536] == expected(0, 1536));
+        assert!(start[1536..2048] == [0x22; 512]);
+        assert!(start[2048..8192] == expected(2048, 6144));
+        assert!(start[8192..12288] == [0x11; 4096]);
+        assert!(start[12288..] == expected(12288, 4096));
+        assert!(one.read(39 << 20, 1 << 16).iter().all(|b| *b == 0x33));
+        assert!(one.read(1 << 20, 1 << 16).iter().all(|b| *b == 0));
+        assert!(one.read(2 << 20, 1 << 16).iter().all(|b| *b == 0));
+    };
+    check(&mut one);
+    assert!(two.read(0, 16384) == expected(0, 16384), "a neighbour sees nothing of it");
+    drop(one);
+    let mut one = Client::connect(&daemon.socket("web1"));
+    check(&mut one);
+    drop((one, two));
+    let report = daemon.stop();
+    assert!(report.contains("web1: read"), "{report}");
+    let daemon = Daemon::start(dir.path(), &args);
+    check(&mut Client::connect(&daemon.socket("web1")));
+    drop(daemon);
+    assert!(std::fs::read(&root).unwrap() == before, "the root never changes");
+}
+
+#[test]
+fn many_requests_in_flight_each_get_their_own_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let root = root.to_str().unwrap();
+    let daemon = Daemon::start(
+        dir.path(),
+        &["--root", root, "--vm", "a", "--reactors", "2", "--vm", "b", "--cache-block", "16KiB"],
+    );
+    let mut clients = [Client::connect(&daemon.socket("a")), Client::connect(&daemon.socket("b"))];
+    let mut seed = 1u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let mut model: [HashMap<u64, u8>; 2] = Default::default();
+    const SLOT: usize = 32768;
+    for round in 0..300u64 {
+        for (client, written) in clients.iter_mut().zip(&mut model) {
+            // Distinct ranges within a round, so that their order is no matter.
+            let base = random(ROOT_SECTORS / 8 - 32 * 64) * 8;
+            let mut requests = Vec::new();
+            for slot in 0..32usize {
+                let start = base + slot as u64 * 64 + random(8);
+                let sectors = 1 + random(56);
+                let is_write = random(3) == 0;
+                let len = sectors as usize * 512;
+                if is_write {
+                    let fill = (round % 250) as u8 + 1;
+                    client.memory(slot * SLOT, len).fill(fill);
+                    written.extend((start..start + sectors).map(|s| (s, fill)));
+                }
+                let op = if is_write { Op::Write } else { Op::Read };
+                client.submit(op, start * 512, len, slot * SLOT, slot);
+                requests.push((op, start, sectors));
+            }
+            for (slot, result) in client.complete(32) {
+                assert_eq!(result, 0);
+                let (op, start, sectors) = requests[slot];
+                if let Op::Read = op {
+                    let data = client.memory(slot * SLOT, sectors as usize * 512);
+                    for (sector, bytes) in (start..).zip(data.chunks_exact(512)) {
+                        match written.get(&sector) {
+                            Some(fill) => assert!(bytes.iter().all(|b| b == fill), "{sector}"),
+                            None => assert!(bytes == root_sector(sector), "sector {sector}"),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
