@@ -1,0 +1,187 @@
+# shellcheck shell=bash
+# Owns the small guest (kernel, busybox, fio, a job) and every QEMU process: how
+# it is started, waited for and ended. Knows nothing of the backend but a socket
+# path. A guest has a time limit, and nothing here waits by sleeping.
+
+# shellcheck source=tools.sh
+. "$(dirname "${BASH_SOURCE[0]}")/tools.sh"
+
+# --- initramfs ----------------------------------------------------------------
+
+# pack DIR FILE: a gzipped cpio archive of DIR.
+pack() {
+  (cd "$1" && find . -print0 | LC_ALL=C sort -z |
+    cpio --quiet -0 -o -H newc -R 0:0 | gzip -1) >"$2.new"
+  mv "$2.new" "$2"
+}
+
+# ensure_initrd: INITRD with busybox, fio, the virtio modules and /init. Made
+# again when one of them changes.
+ensure_initrd() {
+  need busybox cpio
+  ensure_kernel
+  ensure_fio
+  local key dir=$CACHE_DIR/initrd.dir busybox
+  busybox=$(command -v busybox)
+  key=$(cat "$KERNEL_DIR/version" "$FIO" "$busybox" "$QEMU_DIR/guest/"* | sha256sum | cut -c1-16)
+  INITRD=$CACHE_DIR/initrd-$key.gz
+  [ -f "$INITRD" ] && return
+  rm -rf "$dir" "$CACHE_DIR"/initrd-*.gz
+  mkdir -p "$dir/bin" "$dir/modules"
+  ldd "$busybox" >/dev/null 2>&1 && die "$busybox is not static; please install busybox-static"
+  cp "$busybox" "$dir/bin/busybox"
+  cp "$FIO" "$dir/bin/fio"
+  grep ^virtio "$KERNEL_DIR/modules.list" >"$dir/modules.list"
+  while read -r module; do
+    cp "$KERNEL_DIR/modules/$module" "$dir/modules/"
+  done <"$dir/modules.list"
+  cp "$QEMU_DIR/guest/job-lib" "$dir/"
+  install -m 755 "$QEMU_DIR/guest/init" "$dir/init"
+  pack "$dir" "$INITRD"
+  rm -rf "$dir"
+}
+
+# --- QEMU ---------------------------------------------------------------------
+
+# choose_accel: sets ACCEL. KVM counts only if a guest gets to READY under it;
+# the answer is remembered until the host is rebooted.
+choose_accel() {
+  local memo
+  memo=$CACHE_DIR/accel-$(cat /proc/sys/kernel/random/boot_id)
+  if [ ! -f "$memo" ]; then
+    rm -f "$CACHE_DIR"/accel-*
+    ACCEL=kvm
+    if [ -r /dev/kvm ] && [ -w /dev/kvm ] && echo true >"$CACHE_DIR/probe.job" &&
+      guest_start -t 10 probe "$CACHE_DIR/probe.log" "$CACHE_DIR/probe.job" && guest_wait; then
+      echo kvm >"$memo"
+    else
+      echo tcg >"$memo"
+    fi
+  fi
+  ACCEL=$(cat "$memo")
+  [ "$ACCEL" = kvm ] || say "KVM does not run guests on this host: QEMU emulates the CPU, which is slower"
+}
+
+declare -A RUNNING=()
+at_exit stop_guests
+
+stop_guests() {
+  local pid
+  for pid in "${!RUNNING[@]}"; do
+    stop_pid "$pid"
+  done
+}
+
+# qemu_version_at_least MAJOR MINOR
+qemu_version_at_least() {
+  : "${QEMU_VERSION:=$(qemu-system-x86_64 --version | sed -n 's/.*version \([0-9]*\.[0-9]*\).*/\1/p')}"
+  local major=${QEMU_VERSION%.*} minor=${QEMU_VERSION#*.}
+  [ "$major" -gt "$1" ] || { [ "$major" -eq "$1" ] && [ "$minor" -ge "$2" ]; }
+}
+
+# qemu_command [-m MIB] [-s CPUS] [-q QUEUES] [-H] SOCKET…: sets QEMU to the
+# command with everything but the kernel. -H: guest memory in 2 MiB hugepages.
+qemu_command() {
+  local memory=256 cpus=1 queues=1 huge='' option OPTIND=1 reconnect=reconnect=1 index=0 socket
+  while getopts m:s:q:H option; do
+    case $option in
+      m) memory=$OPTARG ;;
+      s) cpus=$OPTARG ;;
+      q) queues=$OPTARG ;;
+      H) huge=,hugetlb=on,hugetlbsize=2M ;;
+      *) return 1 ;;
+    esac
+  done
+  shift $((OPTIND - 1))
+  qemu_version_at_least 9 2 && reconnect=reconnect-ms=1000
+  local accel=tcg,thread=multi
+  [ "$ACCEL" = kvm ] && accel=kvm
+  QEMU=(qemu-system-x86_64 -accel "$accel" -cpu max
+    -machine q35,memory-backend=mem
+    -object "memory-backend-memfd,id=mem,size=${memory}M,share=on$huge"
+    -m "${memory}M" -smp "$cpus" -nodefaults -display none -serial stdio)
+  for socket in "$@"; do
+    QEMU+=(-chardev "socket,id=c$index,path=$socket,$reconnect"
+      -device "vhost-user-blk-pci,chardev=c$index,num-queues=$queues,queue-size=256")
+    index=$((index + 1))
+  done
+}
+
+# guest_start [-t SECONDS] [-e CPIO]… [-r] [qemu_command's options] NAME LOG JOB
+# SOCKET…: starts the small guest with the shell script JOB; sets GUEST_PID. -e
+# adds an archive to the initramfs; -r lets the guest reboot.
+guest_start() {
+  local limit=120 extra=() options=() option OPTIND=1 reboot=-no-reboot name log job
+  while getopts t:e:rm:s:q:H option; do
+    case $option in
+      t) limit=$OPTARG ;;
+      e) extra+=("$OPTARG") ;;
+      r) reboot='' ;;
+      H) options+=(-H) ;;
+      *) options+=("-$option" "$OPTARG") ;;
+    esac
+  done
+  shift $((OPTIND - 1))
+  name=$1 log=$2 job=$3
+  shift 3
+  qemu_command "${options[@]}" "$@"
+  QEMU+=(-name "$name" ${reboot:+"$reboot"} -kernel "$KERNEL_DIR/vmlinuz"
+    -initrd "$log.initrd" -append "console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off")
+  mkdir -p "$log.dir"
+  cp "$job" "$log.dir/job"
+  pack "$log.dir" "$log.job.gz"
+  cat "$INITRD" "${extra[@]}" "$log.job.gz" >"$log.initrd"
+  rm -r "$log.dir" "$log.job.gz"
+  timeout "$limit" "${QEMU[@]}" </dev/null >"$log" 2>&1 &
+  GUEST_PID=$! GUEST_LOG=$log
+  RUNNING[$GUEST_PID]=$name
+}
+
+# guest_wait [PID LOG]: waits for a guest (the last one started); 0 if its job
+# reported status 0. Says what happened otherwise.
+guest_wait() {
+  local pid=${1:-$GUEST_PID} log=${2:-$GUEST_LOG} status=0 name
+  name=${RUNNING[$pid]}
+  wait "$pid" 2>/dev/null || status=$?
+  unset "RUNNING[$pid]"
+  rm -f "$log.initrd"
+  guest_said "$log" "EXIT 0" && return
+  [ "$name" = probe ] && return 1
+  if [ "$status" = 124 ]; then
+    echo "# $name: stopped by its time limit; the end of its console:"
+  else
+    echo "# $name: QEMU's status $status; the end of its console:"
+  fi
+  tail -n 15 "$log" | tr -d '\r' | sed 's/^/#   /'
+  return 1
+}
+
+# guest_run …: guest_start and guest_wait.
+guest_run() { guest_start "$@" && guest_wait; }
+
+# guest_said LOG TEXT: the guest has reported exactly this line.
+guest_said() { tr -d '\r' <"$1" | grep -qx "LEAFBLK-GUEST: $2"; }
+
+# guest_value LOG KEY: what follows KEY in the guest's last such line.
+guest_value() { tr -d '\r' <"$1" | sed -n "s/^LEAFBLK-GUEST: $2 //p" | tail -n 1; }
+
+# guest_checks WHO LOG NAME…: one check line for each NAME, ok only when the guest
+# reported it.
+guest_checks() {
+  local who=$1 log=$2 name
+  shift 2
+  for name in "$@"; do
+    if guest_said "$log" "ok $name"; then
+      ok "$who: $name $(guest_value "$log" "figures $name" | sed 's/.*/(&)/')"
+    else
+      not_ok "$who: $name"
+    fi
+  done
+}
+
+# ensure_guests: everything that guest_start needs.
+ensure_guests() {
+  need qemu-system-x86_64 timeout
+  ensure_initrd
+  choose_accel
+}

@@ -1,0 +1,155 @@
+# shellcheck shell=bash
+# Owns what has to be on the host: Debian packages, a guest kernel, a static fio
+# and a static fsx. Everything that is not a package ends up in qemu/cache; once
+# it is there, no script needs the network. The system's apt set-up is not changed.
+
+# shellcheck source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# What each command comes from, for people who are not on Debian.
+PACKAGE_OF=(
+  qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio
+  depmod=kmod gcc=gcc make=make xz=xz-utils bzip2=bzip2 mke2fs=e2fsprogs
+  mmdebstrap=mmdebstrap stress-ng=stress-ng mkfs.xfs=xfsprogs
+  mkfs.btrfs=btrfs-progs timeout=coreutils
+)
+
+on_debian() { [ -f /etc/debian_version ] && command -v apt-get >/dev/null; }
+
+# need COMMAND…: every command is there afterwards, or the script ends with one
+# sentence that says what to install.
+need() {
+  local command entry packages=() missing=()
+  PATH=$PATH:/usr/sbin:/sbin
+  for command in "$@"; do
+    command -v "$command" >/dev/null && continue
+    for entry in "${PACKAGE_OF[@]}"; do
+      [ "${entry%%=*}" = "$command" ] && packages+=("${entry#*=}")
+    done
+    missing+=("$command")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  if ! on_debian; then
+    die "please install ${missing[*]} (in Debian the packages ${packages[*]}), then run this again"
+  fi
+  install_packages "${packages[@]}"
+}
+
+# install_packages PACKAGE…: from the distribution; QEMU from backports where
+# installing the plain one would remove something (qemu-utils 10 is there).
+install_packages() {
+  [ "$(id -u)" = 0 ] || die "please run: sudo apt-get install --no-install-recommends $*"
+  say "installing packages: $*"
+  local log=$CACHE_DIR/apt.log package plain=()
+  system_apt update >"$log" 2>&1 || true
+  for package in "$@"; do
+    # --no-remove makes the rehearsal fail where the plain package would remove one.
+    if ! system_apt install -s "$package" >>"$log" 2>&1; then
+      private_apt update >>"$log" 2>&1 || die "apt-get update failed, see $log"
+      private_apt install -y -t "$(debian_codename)-backports" "$package" >>"$log" 2>&1 ||
+        die "installing $package from backports failed, see $log"
+    else
+      plain+=("$package")
+    fi
+  done
+  [ ${#plain[@]} -eq 0 ] || system_apt install -y "${plain[@]}" >>"$log" 2>&1 ||
+    die "installing ${plain[*]} failed, see $log"
+}
+
+system_apt() {
+  DEBIAN_FRONTEND=noninteractive apt-get -q --no-install-recommends --no-remove \
+    -o APT::Sandbox::User=root "$@"
+}
+
+# apt with the system's Debian archive plus backports and sources, in a
+# directory of its own.
+private_apt() {
+  local dir=$CACHE_DIR/apt site code signed
+  if [ ! -f "$dir/sources.list" ]; then
+    code=$(debian_codename)
+    site=$(apt-get indextargets --format '$(SITE)' "Codename: $code" 'Label: Debian' 2>/dev/null | sed -n 1p)
+    signed='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+    mkdir -p "$dir/lists/partial" "$dir/archives/partial" "$dir/empty"
+    {
+      echo "deb $signed ${site:-http://deb.debian.org/debian} $code main"
+      echo "deb $signed ${site:-http://deb.debian.org/debian} $code-updates main"
+      echo "deb $signed ${site:-http://deb.debian.org/debian} $code-backports main"
+      echo "deb-src $signed ${site:-http://deb.debian.org/debian} $code main"
+    } >"$dir/sources.list"
+  fi
+  system_apt -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts="$dir/empty" \
+    -o Dir::State::Lists="$dir/lists" -o Dir::Cache::Archives="$dir/archives" \
+    -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$@"
+}
+
+debian_codename() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
+
+# ensure_kernel: KERNEL_DIR with vmlinuz, modules in the order to load them in,
+# and the version. Debian's cloud kernel, unpacked and not installed.
+ensure_kernel() {
+  KERNEL_DIR=$CACHE_DIR/kernel
+  [ -f "$KERNEL_DIR/version" ] && return
+  on_debian || die "please put a kernel into $KERNEL_DIR: vmlinuz, version, modules/ and modules.list; the scripts fetch Debian's only on Debian"
+  need depmod xz
+  local package version dir=$CACHE_DIR/kernel.new
+  rm -rf "$dir" && mkdir -p "$dir/modules"
+  system_apt update >"$CACHE_DIR/apt.log" 2>&1 || true
+  package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | sed -n 1p)
+  [ -n "$package" ] || die "apt knows no linux-image-cloud-amd64; is this an amd64 Debian?"
+  say "fetching the guest kernel $package"
+  (cd "$dir" && system_apt download "$package" >>"$CACHE_DIR/apt.log" 2>&1) ||
+    die "fetching $package failed, see $CACHE_DIR/apt.log"
+  dpkg -x "$dir"/*.deb "$dir/deb"
+  version=${package#linux-image-}
+  [ -d "$dir/deb/lib" ] || ln -s usr/lib "$dir/deb/lib"
+  depmod -b "$dir/deb" "$version"
+  cp "$dir/deb/boot/vmlinuz-$version" "$dir/vmlinuz"
+  local module
+  for module in virtio_pci virtio_blk crc32c_intel crc32c_generic ext4 xfs btrfs; do
+    modprobe -d "$dir/deb" -S "$version" --show-depends "$module" 2>/dev/null |
+      sed -n 's/^insmod \([^ ]*\).*/\1/p'
+  done | awk '!seen[$0]++' | while read -r module; do
+    case $module in
+      *.xz) xz -dc "$module" >"$dir/modules/$(basename "$module" .xz)" ;;
+      *) cp "$module" "$dir/modules/" ;;
+    esac
+    basename "$module" .xz >>"$dir/modules.list"
+  done
+  grep -q virtio_blk "$dir/modules.list" || die "no virtio_blk in $package"
+  rm -rf "$dir/deb" "$dir"/*.deb
+  echo "$version" >"$dir/version"
+  rm -rf "$KERNEL_DIR" && mv "$dir" "$KERNEL_DIR"
+}
+
+# ensure_fio: FIO, a static binary built from Debian's source package.
+ensure_fio() {
+  FIO=$CACHE_DIR/fio
+  [ -x "$FIO" ] && return
+  on_debian || die "please put a static fio (configure --build-static) at $FIO"
+  need gcc make bzip2 xz
+  [ -f /usr/include/libaio.h ] || install_packages libaio-dev
+  local dir=$CACHE_DIR/fio-src log=$CACHE_DIR/fio.log
+  say "building a static fio (about a minute)"
+  rm -rf "$dir" && mkdir -p "$dir/src"
+  private_apt update >"$log" 2>&1 || true
+  (cd "$dir" && private_apt source --download-only fio >>"$log" 2>&1) ||
+    die "fetching the source of fio failed, see $log"
+  tar -C "$dir/src" --strip-components=1 -xf "$(find "$dir" -name 'fio_*.orig.tar.*' ! -name '*.asc')"
+  (cd "$dir/src" && ./configure --build-static --disable-native --disable-http --disable-rdma \
+    --disable-rados --disable-rbd --disable-gfapi && make -j"$(nproc)" fio) >>"$log" 2>&1 ||
+    die "building fio failed, see $log"
+  strip -o "$FIO" "$dir/src/fio"
+  rm -rf "$dir"
+}
+
+# ensure_fsx: FSX, the file system exerciser from crates.io, built static.
+ensure_fsx() {
+  FSX=$CACHE_DIR/bin/fsx
+  [ -x "$FSX" ] && return
+  command -v cargo >/dev/null || die "please install Rust (https://rustup.rs), then run this again"
+  say "building a static fsx"
+  RUSTFLAGS='-C target-feature=+crt-static' cargo install --quiet --locked --root "$CACHE_DIR" \
+    --target x86_64-unknown-linux-gnu --target-dir "$CACHE_DIR/fsx-target" fsx \
+    >"$CACHE_DIR/fsx.log" 2>&1 || die "building fsx failed, see $CACHE_DIR/fsx.log"
+  rm -rf "$CACHE_DIR/fsx-target"
+}

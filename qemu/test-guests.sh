@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# QEMU guests on one root image, each with its own leaf: random reads, random
+# writes, crc32c verification, isolation, reboots; one and four guests at once,
+# hugepage guest memory, two queues. One line per check, status 1 if one failed.
+set -euo pipefail
+# shellcheck source=lib/guest.sh
+. "$(dirname "$0")/lib/guest.sh"
+# shellcheck source=lib/backend.sh
+. "$(dirname "$0")/lib/backend.sh"
+
+ROOT_MIB=96 # 64 MiB of noise, then a hole
+JOBS=$QEMU_DIR/guest
+
+ensure_guests
+ensure_backend
+make_work_dir
+
+ROOT=$WORK/root.raw
+head -c 64M /dev/urandom >"$ROOT"
+truncate -s "${ROOT_MIB}M" "$ROOT"
+ROOT_SUM=$(sha256sum "$ROOT" | cut -d' ' -f1)
+root_is_unchanged() { [ "$(sha256sum "$1" | cut -d' ' -f1)" = "$ROOT_SUM" ]; }
+
+# job FILE…: the jobs put together into one script; prints its path.
+job() {
+  local path
+  path=$(mktemp "$WORK/job.XXXXXX")
+  (cd "$JOBS" && cat "${@/%/.job}") >"$path"
+  echo "$path"
+}
+
+# --- one guest ------------------------------------------------------------------
+
+backend_start "$ROOT" web1 web2 web3 web4 two,queues=2 huge again
+
+say "one guest"
+log=$WORK/one.log
+check "one guest: ran to its end" guest_run web1 "$log" "$(job content io keep)" "$(socket_of web1)"
+guest_checks "one guest" "$log" random-read random-write verify keep
+check "one guest: the disk is as large as the root" \
+  [ "$(guest_value "$log" size)" = $((ROOT_MIB * 1048576)) ]
+check "one guest: a new leaf shows exactly the root" [ "$(guest_value "$log" content)" = "$ROOT_SUM" ]
+check_name() {
+  if [ "$BACKEND" = qsd ]; then
+    skipped "one guest: the disk's serial is the VM's name" "qemu-storage-daemon has none"
+  else
+    check "one guest: the disk's serial is the VM's name" [ "$(guest_value "$log" serial)" = web1 ]
+  fi
+}
+check_name
+
+say "one guest, started again on its leaf"
+log=$WORK/kept.log
+check "second start: ran to its end" guest_run web1 "$log" "$(job kept)" "$(socket_of web1)"
+guest_checks "second start" "$log" kept kept-verify
+
+say "one guest that reboots"
+log=$WORK/again.log
+check "reboot: ran to its end" guest_run -r again "$log" "$(job reboot)" "$(socket_of again)"
+guest_checks "reboot" "$log" written-before
+
+# --- other shapes of guest --------------------------------------------------------
+
+say "a guest with two queues"
+log=$WORK/two.log
+check "two queues: ran to its end" guest_run -s 2 -q 2 two "$log" "$(job io queues)" "$(socket_of two)"
+check "two queues: the guest uses both" [ "$(guest_value "$log" queues)" = 2 ]
+guest_checks "two queues" "$log" random-read random-write verify both-queues
+
+# Makes COUNT free 2 MiB pages, and gives back what it took at the end.
+free_hugepages() {
+  local free total
+  free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
+  [ "${free:-0}" -ge "$1" ] && return
+  total=$(cat /proc/sys/vm/nr_hugepages) || return 1
+  [ -w /proc/sys/vm/nr_hugepages ] || return 1
+  echo $((total + $1 - free)) 2>/dev/null >/proc/sys/vm/nr_hugepages || return 1
+  at_exit "echo $total >/proc/sys/vm/nr_hugepages"
+  free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
+  [ "$free" -ge "$1" ]
+}
+
+if free_hugepages 96; then
+  say "a guest in hugepages"
+  log=$WORK/huge.log
+  check "hugepages: ran to its end" guest_run -H -m 192 huge "$log" "$(job content io)" "$(socket_of huge)"
+  check "hugepages: a new leaf shows exactly the root" [ "$(guest_value "$log" content)" = "$ROOT_SUM" ]
+  guest_checks "hugepages" "$log" random-read random-write verify
+else
+  skipped "hugepages" "this host can't set 96 hugepages of 2 MiB aside (sysctl vm.nr_hugepages=96)"
+fi
+
+# --- four at once, after a restart of the backend -----------------------------------
+
+check "the backend stops with status 0" backend_stop
+backend_start "$ROOT" web1 web2 web3 web4
+
+say "four guests at once"
+pids=()
+for name in web1 web2 web3 web4; do
+  jobs="content io"
+  [ $name = web1 ] && jobs="kept io"
+  # shellcheck disable=SC2086 # job names are words
+  guest_start -t 180 $name "$WORK/four-$name.log" "$(job $jobs)" "$(socket_of $name)"
+  pids+=("$GUEST_PID")
+done
+for name in web1 web2 web3 web4; do
+  log=$WORK/four-$name.log
+  check "four guests, $name: ran to its end" guest_wait "${pids[0]}" "$log"
+  pids=("${pids[@]:1}")
+  guest_checks "four guests, $name" "$log" random-read random-write verify
+  if [ $name = web1 ]; then
+    guest_checks "four guests, web1 after a restart of the backend" "$log" kept kept-verify
+  else
+    check "four guests, $name: sees the root, and nothing of web1's writes" \
+      [ "$(guest_value "$log" content)" = "$ROOT_SUM" ]
+  fi
+done
+
+check "the backend stops with status 0 again" backend_stop
+check "the root's checksum is the same as before" root_is_unchanged "$ROOT"
+show_counters
+summary
