@@ -47,6 +47,18 @@ impl Shared {
     }
 }
 
+/// Tells the acceptor of a connection's end, however it comes.
+struct Ended {
+    shared: Arc<Shared>,
+    place: usize,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.shared.change(|state| state.ended.push(self.place));
+    }
+}
+
 /// The running acceptor.
 pub(super) struct Acceptor {
     shared: Arc<Shared>,
@@ -153,8 +165,8 @@ impl Accepting {
                 .name(format!("vhost-{}", name.chars().take(9).collect::<String>()))
                 .stack_size(STACK_BYTES)
                 .spawn(move || {
+                    let _ended = Ended { shared, place };
                     serve(&vms[place], in_thread);
-                    shared.change(|state| state.ended.push(place));
                 })
         });
         match result {

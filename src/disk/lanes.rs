@@ -142,11 +142,10 @@ impl Lane {
                     ranges.as_slice().iter().try_for_each(|range| leaf.write_zeroes(*range))
                 }
                 Work::Flush => leaf.flush(),
-                Work::WriteBack => {
-                    // Best effort: what it can't write, the flush reports.
-                    let _ = leaf.start_write_back(true);
-                    Ok(())
-                }
+                Work::WriteBack => leaf.start_write_back(true).map_err(|source| {
+                    let (path, operation) = (leaf.path().to_owned(), "write back");
+                    LeafError::Io { path, operation, source }
+                }),
             };
             if job.then_flush && result.is_ok() {
                 result = leaf.flush();

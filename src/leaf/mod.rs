@@ -139,10 +139,18 @@ impl Leaf {
     /// finds little to do. May wait: not for reactors.
     ///
     /// # Errors
-    /// As sync_file_range(2). The leaf is as good as before.
+    /// As sync_file_range(2). An error of write-back poisons the leaf: the
+    /// kernel reports it once per open file, so the next fdatasync(2) would
+    /// succeed without the data.
     pub fn start_write_back(&self, wait: bool) -> io::Result<()> {
         self.unsynced_bytes.store(0, Ordering::Relaxed);
-        self.storage.write_back(self.data_offset, self.sectors * 512, wait)
+        let result = self.storage.write_back(self.data_offset, self.sectors * 512, wait);
+        if let Err(error) = &result
+            && matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC | libc::EDQUOT))
+        {
+            self.poisoned.store(true, Ordering::Release);
+        }
+        result
     }
 
     fn check_writable(&self, operation: &'static str) -> Result<(), LeafError> {

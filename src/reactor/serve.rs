@@ -291,6 +291,11 @@ impl Runner {
         if bufs.capacity() > task.bufs.capacity() {
             task.bufs = bufs;
         }
+        if let Err(error) = &result
+            && let Some(device) = self.devices[slot].as_deref_mut()
+        {
+            note_error(device, error);
+        }
         if kind == TaskKind::WriteBack {
             self.tasks.get(id).kind = TaskKind::Free;
             self.tasks.give_back(id);
@@ -300,11 +305,6 @@ impl Runner {
             }
             self.settle_if_waiting(slot);
             return;
-        }
-        if let Err(error) = &result
-            && let Some(device) = self.devices[slot].as_deref_mut()
-        {
-            note_error(device, error);
         }
         self.complete(id, if result.is_ok() { Status::Ok } else { Status::IoError });
         if let Some(mut device) = self.devices[slot].take() {
