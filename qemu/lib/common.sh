@@ -3,6 +3,7 @@
 # Knows nothing of guests or backends.
 
 QEMU_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck disable=SC2034 # for backend.sh
 REPO_DIR=$(dirname "$QEMU_DIR")
 CACHE_DIR=$QEMU_DIR/cache
 mkdir -p "$CACHE_DIR"

@@ -23,7 +23,7 @@ ensure_initrd() {
   ensure_fio
   local key dir=$CACHE_DIR/initrd.dir busybox
   busybox=$(command -v busybox)
-  key=$(cat "$KERNEL_DIR/version" "$FIO" "$busybox" "$QEMU_DIR/guest/"* | sha256sum | cut -c1-16)
+  key=$(cat "$KERNEL_DIR/version" "$FIO" "$busybox" "$QEMU_DIR/guest/init" "$QEMU_DIR/guest/job-lib" | sha256sum | cut -c1-16)
   INITRD=$CACHE_DIR/initrd-$key.gz
   [ -f "$INITRD" ] && return
   rm -rf "$dir" "$CACHE_DIR"/initrd-*.gz
