@@ -4,4 +4,10 @@
 //! changed), the shared **cache** (root blocks that any VM read) and the shared
 //! read-only **root**. The modules, in the order in which a request meets them:
 
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod error;
+pub mod logging;
+pub mod qemu_args;
 pub mod units;

@@ -1,2 +1,92 @@
-//! The `leafblk` command.
-fn main() {}
+//! The `leafblk` command: flags to configuration to work, and the exit status.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use leafblk::cli::{Cli, Command, ParseEnd, QemuArgsArgs};
+use leafblk::config::name::{NameOf, check_name};
+use leafblk::config::{Config, Environment, Settings};
+use leafblk::daemon::record;
+use leafblk::error::Error;
+use leafblk::{logging, qemu_args};
+
+fn main() -> ExitCode {
+    let cli = match Cli::parse_from_args(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(ParseEnd::Print(text)) => {
+            return match io::stdout().write_all(text.as_bytes()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            };
+        }
+        Err(ParseEnd::Help(text)) => {
+            // Without stderr there is nobody to tell.
+            let _ = io::stderr().write_all(text.as_bytes());
+            return ExitCode::from(2);
+        }
+        Err(ParseEnd::Mistake(error)) => return report(&error.into()),
+    };
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn report(error: &Error) -> ExitCode {
+    let _ = writeln!(io::stderr(), "leafblk: {error}");
+    ExitCode::from(error.exit_status())
+}
+
+fn run(command: &Command) -> Result<(), Error> {
+    let env = Environment::current()?;
+    match command {
+        Command::Serve(args) => {
+            let config = Config::resolve(&args.settings(&env)?, &env)?;
+            logging::init();
+            serve(&config)
+        }
+        Command::QemuArgs(args) => print_options(args, &env),
+    }
+}
+
+/// INTEGRATOR: replace by `leafblk::daemon::run(&config)`.
+fn serve(_config: &Config) -> Result<(), Error> {
+    Err(Error::failure(
+        "this build has no daemon yet; the settings are fine",
+    ))
+}
+
+fn print_options(args: &QemuArgsArgs, env: &Environment) -> Result<(), Error> {
+    let hypervisor = args.hypervisor()?;
+    check_name(NameOf::Vm, &args.name)?;
+    let settings = args.source.settings(env)?;
+    let endpoint = match settings.endpoint(&args.name, env)? {
+        Some(endpoint) => endpoint,
+        None => served_endpoint(&args.name, &settings, env)?,
+    };
+    let options = qemu_args::options(hypervisor, &endpoint).map_err(Error::failure)?;
+    for note in &options.notes {
+        // Remarks are a convenience; the options are what counts.
+        let _ = writeln!(io::stderr(), "# {note}");
+    }
+    io::stdout()
+        .write_all(options.text.as_bytes())
+        .map_err(|error| Error::failure(format!("the options cannot be printed ({error})")))
+}
+
+fn served_endpoint(
+    name: &str,
+    settings: &Settings,
+    env: &Environment,
+) -> Result<leafblk::config::Endpoint, Error> {
+    let runtime_dir = settings.runtime_dir(env)?;
+    record::find(&runtime_dir, name)
+        .map_err(Error::failure)?
+        .ok_or_else(|| {
+            Error::failure(format!(
+                "no leafblk serves a VM {name} in {}; start it, or pass the --runtime-dir, \
+                 --config or --vm that it has",
+                runtime_dir.display()
+            ))
+        })
+}

@@ -1,0 +1,164 @@
+//! The validated, immutable configuration of one process.
+//!
+//! Owns the flags' and the file's meaning, every limit and default, and the
+//! sentences for mistakes. Knows nothing of images, leaves or sockets beyond
+//! their paths, and has no side effect: what needs a look at a file's content
+//! (is `size` at least the root's?) is the daemon's to check.
+//!
+//! Invariants of a [`Config`]: there is at least one VM; every name obeys
+//! [`name`]; every VM's root exists in `roots`; paths are absolute, and no two
+//! uses share one; every number is within [`limits`].
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+mod environment;
+mod error;
+pub mod file;
+pub mod limits;
+pub mod name;
+mod resolve;
+mod settings;
+pub mod size;
+
+pub use environment::Environment;
+pub use error::UsageError;
+pub use settings::{RootEntry, Settings, VmEntry};
+
+/// Which pages the cache arena is made of.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum HugepagesMode {
+    /// Hugepages where there are enough, else transparent ones and a warning.
+    #[default]
+    Auto,
+    /// Hugepages, or the start fails.
+    On,
+    /// No hugetlb pages.
+    Off,
+}
+
+impl std::str::FromStr for HugepagesMode {
+    type Err = UsageError;
+
+    fn from_str(text: &str) -> Result<Self, UsageError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(UsageError::Choice {
+                setting: "hugepages".into(),
+                value: text.into(),
+                choices: "auto, on or off",
+            }),
+        }
+    }
+}
+
+/// One root image.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RootConfig {
+    /// The name that VMs use.
+    pub name: String,
+    /// The image; absolute.
+    pub path: PathBuf,
+}
+
+/// One VM.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct VmConfig {
+    /// The VM's name: also what the guest reads as the disk's serial number
+    /// (its first 20 bytes).
+    pub name: String,
+    /// The name of a root in [`Config::roots`].
+    pub root: String,
+    /// Bytes of the virtual disk, a multiple of 512; `None` for the root's
+    /// size. Whether it is at least the root's size is not checked here.
+    pub size: Option<u64>,
+    /// The leaf file; absolute.
+    pub leaf: PathBuf,
+    /// The socket; absolute and at most 107 bytes long.
+    pub socket: PathBuf,
+    /// Virtqueues, 1 to 64.
+    pub queues: u16,
+    /// The guest may not write.
+    pub readonly: bool,
+    /// The leaf is thrown away when the VM is detached.
+    pub ephemeral: bool,
+}
+
+/// Everything that `leafblk serve` was told, with defaults filled in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// Where leaves are by default; absolute, need not exist.
+    pub state_dir: PathBuf,
+    /// Where sockets are by default; absolute, need not exist.
+    pub runtime_dir: PathBuf,
+    /// The root images, names unique.
+    pub roots: Vec<RootConfig>,
+    /// The VMs, names unique, at least one.
+    pub vms: Vec<VmConfig>,
+    /// Bytes of the cache arena, a multiple of 2 MiB.
+    pub cache_size_bytes: u64,
+    /// Bytes of a cache block, a power of two from 4 KiB to 2 MiB.
+    pub cache_block_bytes: u32,
+    /// Which pages the arena is made of.
+    pub hugepages: HugepagesMode,
+    /// Reactor threads, at least one.
+    pub reactors: usize,
+    /// How long a reactor may poll after its last work, in microseconds; 0
+    /// sleeps at once.
+    pub poll_us: u32,
+}
+
+/// Where a VM is reached: all that a hypervisor's command line needs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoint {
+    /// The VM's name.
+    pub vm: String,
+    /// Its socket; absolute.
+    pub socket: PathBuf,
+    /// Its virtqueues.
+    pub queues: u16,
+}
+
+impl Config {
+    /// Fills in defaults and applies the rules. Reads the file system (is this
+    /// the same file?) but changes nothing.
+    ///
+    /// # Errors
+    /// The first [`UsageError`] found.
+    pub fn resolve(settings: &Settings, env: &Environment) -> Result<Self, UsageError> {
+        resolve::resolve(settings, env)
+    }
+}
+
+impl Settings {
+    /// The runtime directory that these settings mean.
+    ///
+    /// # Errors
+    /// [`UsageError`] for an unusable path or where there is no default.
+    pub fn runtime_dir(&self, env: &Environment) -> Result<PathBuf, UsageError> {
+        resolve::runtime_dir(self, env)
+    }
+
+    /// Where the VM `name` is reached, if these settings have it. Roots and
+    /// other VMs are not looked at.
+    ///
+    /// # Errors
+    /// [`UsageError`] for a mistake in that VM's settings.
+    pub fn endpoint(&self, name: &str, env: &Environment) -> Result<Option<Endpoint>, UsageError> {
+        let Some(vm) = self.vms.iter().find(|vm| vm.name == name) else {
+            return Ok(None);
+        };
+        Ok(Some(Endpoint {
+            vm: vm.name.clone(),
+            socket: resolve::vm_socket(vm, &self.runtime_dir(env)?, env)?,
+            queues: resolve::vm_queues(vm)?,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! The configuration file: TOML with the flags' names as keys, and the tables
+//! `[[root]]` and `[[vm]]`.
+//!
+//! Knows the file's shape only; rules and defaults are
+//! [`super::Config::resolve`]'s. Relative paths count from the file's
+//! directory.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
+
+use super::limits::CONFIG_FILE_MAX_BYTES;
+use super::name::{NameOf, check_name};
+use super::settings::{RootEntry, Settings, VmEntry};
+use super::size::parse_size;
+use super::{HugepagesMode, UsageError};
+use crate::error::Error;
+
+/// Why a configuration file cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration file {} cannot be read ({source}); check --config", path.display())]
+pub struct FileError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FileForm {
+    state_dir: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    #[serde(default)]
+    root: Vec<toml::Spanned<RootForm>>,
+    #[serde(default)]
+    vm: Vec<toml::Spanned<VmForm>>,
+    cache_size: Option<SizeForm>,
+    cache_block: Option<SizeForm>,
+    hugepages: Option<HugepagesMode>,
+    reactors: Option<u64>,
+    poll_us: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RootForm {
+    name: Option<String>,
+    path: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmForm {
+    name: String,
+    root: Option<String>,
+    size: Option<SizeForm>,
+    leaf: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    queues: Option<u64>,
+    #[serde(default)]
+    readonly: bool,
+    #[serde(default)]
+    ephemeral: bool,
+}
+
+/// A size as text (`"4GiB"`) or as a number of bytes.
+struct SizeForm(u64);
+
+impl<'de> Deserialize<'de> for SizeForm {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SizeVisitor;
+        impl Visitor<'_> for SizeVisitor {
+            type Value = SizeForm;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as \"4GiB\" or a number of bytes")
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<SizeForm, E> {
+                u64::try_from(value)
+                    .map(SizeForm)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<SizeForm, E> {
+                Ok(SizeForm(value))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SizeForm, E> {
+                parse_size(text)
+                    .map(SizeForm)
+                    .map_err(|reason| E::custom(format_args!("{text:?} {reason}")))
+            }
+        }
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
+/// Reads the file at `path`, which is absolute.
+///
+/// # Errors
+/// A failure if it cannot be read, a usage error if it does not parse.
+pub fn load(path: &Path) -> Result<Settings, Error> {
+    let text = read(path).map_err(|source| {
+        Error::failure(FileError {
+            path: path.into(),
+            source,
+        })
+    })?;
+    let settings = parse(path, &text)?;
+    Ok(settings.with_base(path.parent().unwrap_or(Path::new("/"))))
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    // One byte more than is allowed tells a full file from one that is cut.
+    file.take(CONFIG_FILE_MAX_BYTES + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > CONFIG_FILE_MAX_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
+}
+
+/// Parses the text of the file at `path`, which is only named in errors.
+///
+/// # Errors
+/// [`UsageError::File`] with the line, or the mistake in one of its entries.
+pub fn parse(path: &Path, text: &str) -> Result<Settings, UsageError> {
+    let at = |offset: usize, message: String| UsageError::File {
+        path: path.into(),
+        line: line_of(text, offset),
+        message,
+    };
+    let form: FileForm = toml::from_str(text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start);
+        at(offset, one_line(error.message()))
+    })?;
+    let mut settings = Settings {
+        state_dir: form.state_dir,
+        runtime_dir: form.runtime_dir,
+        cache_size_bytes: form.cache_size.map(|size| size.0),
+        cache_block_bytes: form.cache_block.map(|size| size.0),
+        hugepages: form.hugepages,
+        reactors: form.reactors,
+        poll_us: form.poll_us,
+        ..Settings::default()
+    };
+    for root in form.root {
+        let offset = root.span().start;
+        let root = root.into_inner();
+        let entry = RootEntry::new(root.name, root.path);
+        settings
+            .roots
+            .push(entry.map_err(|error| at(offset, error.to_string()))?);
+    }
+    for vm in form.vm {
+        let offset = vm.span().start;
+        let vm = vm.into_inner();
+        check_name(NameOf::Vm, &vm.name).map_err(|error| at(offset, error.to_string()))?;
+        settings.vms.push(VmEntry {
+            name: vm.name,
+            root: vm.root,
+            size: vm.size.map(|size| size.0),
+            leaf: vm.leaf,
+            socket: vm.socket,
+            queues: vm.queues,
+            readonly: vm.readonly,
+            ephemeral: vm.ephemeral,
+        });
+    }
+    settings.check_unique()?;
+    Ok(settings)
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
+    1 + before.iter().filter(|&&byte| byte == b'\n').count()
+}
+
+fn one_line(message: &str) -> String {
+    let lines: Vec<&str> = message.lines().map(str::trim).collect();
+    lines.join(", ")
+}
+
+#[cfg(test)]
+mod tests;

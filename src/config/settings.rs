@@ -1,0 +1,265 @@
+//! Settings as one source gave them, before defaults and rules that look at
+//! more than one of them.
+//!
+//! Both sources (flags, the TOML file) end up as [`Settings`]; a flag wins
+//! over the file, and a VM or root of a flag replaces the one of the same name
+//! in the file as a whole.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::HugepagesMode;
+use super::UsageError;
+use super::name::{NameOf, check_name};
+use super::size::parse_size;
+
+/// What one source says; `None` where it says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Where leaves are.
+    pub state_dir: Option<PathBuf>,
+    /// Where sockets are.
+    pub runtime_dir: Option<PathBuf>,
+    /// The root images, in the order given.
+    pub roots: Vec<RootEntry>,
+    /// The VMs, in the order given.
+    pub vms: Vec<VmEntry>,
+    /// Bytes of the cache arena.
+    pub cache_size_bytes: Option<u64>,
+    /// Bytes of a cache block.
+    pub cache_block_bytes: Option<u64>,
+    /// Which pages the arena is made of.
+    pub hugepages: Option<HugepagesMode>,
+    /// Reactor threads.
+    pub reactors: Option<u64>,
+    /// Polling after the last work, in microseconds.
+    pub poll_us: Option<u64>,
+}
+
+/// One root image; its name is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootEntry {
+    /// The name that VMs use.
+    pub name: String,
+    /// The image, as given.
+    pub path: PathBuf,
+}
+
+/// One VM; its name is checked, nothing else is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VmEntry {
+    /// The VM's name.
+    pub name: String,
+    /// The root's name; may be left out where there is one root.
+    pub root: Option<String>,
+    /// Bytes of the virtual disk; the root's size if left out.
+    pub size: Option<u64>,
+    /// The leaf file, as given.
+    pub leaf: Option<PathBuf>,
+    /// The socket, as given.
+    pub socket: Option<PathBuf>,
+    /// Virtqueues.
+    pub queues: Option<u64>,
+    /// The guest may not write.
+    pub readonly: bool,
+    /// The leaf is thrown away when the VM is detached.
+    pub ephemeral: bool,
+}
+
+impl RootEntry {
+    /// A root with its name, or with the stem of its file's name.
+    ///
+    /// # Errors
+    /// [`UsageError`] for a name that is none, given or made.
+    pub fn new(name: Option<String>, path: PathBuf) -> Result<Self, UsageError> {
+        if let Some(name) = name {
+            check_name(NameOf::Root, &name)?;
+            return Ok(Self { name, path });
+        }
+        let stem = path
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        match check_name(NameOf::Root, &stem) {
+            Ok(()) => Ok(Self { name: stem, path }),
+            Err(_) => Err(UsageError::RootNeedsName { path, stem }),
+        }
+    }
+
+    /// Parses the value of `--root`: `NAME=PATH` or `PATH`.
+    ///
+    /// What stands before the first `=` is a name unless it has a slash, so
+    /// `--root ./a=b.raw` is a path.
+    ///
+    /// # Errors
+    /// [`UsageError`] as [`RootEntry::new`], or for an empty path.
+    pub fn parse(text: &str) -> Result<Self, UsageError> {
+        let (name, path) = match text.split_once('=') {
+            Some((name, path)) if !name.contains('/') => (Some(name.to_owned()), path),
+            _ => (None, text),
+        };
+        if path.is_empty() {
+            return Err(UsageError::RootWithoutPath { text: text.into() });
+        }
+        Self::new(name, PathBuf::from(path))
+    }
+}
+
+impl VmEntry {
+    /// Parses the value of `--vm`: `NAME[,root=ROOT][,size=SIZE][,leaf=PATH]
+    /// [,socket=PATH][,queues=N][,readonly][,ephemeral]`.
+    ///
+    /// # Errors
+    /// [`UsageError`] that names the part which is wrong.
+    pub fn parse(text: &str) -> Result<Self, UsageError> {
+        let mut parts = text.split(',');
+        let name = parts.next().unwrap_or_default();
+        check_name(NameOf::Vm, name)?;
+        let mut entry = Self {
+            name: name.to_owned(),
+            ..Self::default()
+        };
+        for part in parts {
+            entry.take_option(text, part)?;
+        }
+        Ok(entry)
+    }
+
+    fn take_option(&mut self, text: &str, part: &str) -> Result<(), UsageError> {
+        let number = |value: &str| {
+            value.parse::<u64>().map_err(|_| UsageError::Number {
+                setting: format!("VM {}: queues", self.name),
+                text: value.into(),
+                range: super::resolve::queues_range(),
+            })
+        };
+        let size = |value: &str| {
+            parse_size(value).map_err(|reason| UsageError::Size {
+                setting: format!("VM {}: size", self.name),
+                text: value.into(),
+                reason,
+            })
+        };
+        match part.split_once('=') {
+            None if part == "readonly" => set_flag(&mut self.readonly, text, "readonly"),
+            None if part == "ephemeral" => set_flag(&mut self.ephemeral, text, "ephemeral"),
+            Some(("root", value)) => set(&mut self.root, text, "root", value, |v| Ok(v.to_owned())),
+            Some(("size", value)) => {
+                let parsed = size(value);
+                set(&mut self.size, text, "size", value, |_| parsed)
+            }
+            Some(("queues", value)) => {
+                let parsed = number(value);
+                set(&mut self.queues, text, "queues", value, |_| parsed)
+            }
+            Some(("leaf", value)) => set(&mut self.leaf, text, "leaf", value, |v| Ok(v.into())),
+            Some(("socket", value)) => {
+                set(&mut self.socket, text, "socket", value, |v| Ok(v.into()))
+            }
+            _ => Err(UsageError::VmOption {
+                text: text.into(),
+                option: part.into(),
+            }),
+        }
+    }
+}
+
+fn set_flag(flag: &mut bool, text: &str, option: &'static str) -> Result<(), UsageError> {
+    if std::mem::replace(flag, true) {
+        return Err(UsageError::VmOptionTwice {
+            text: text.into(),
+            option,
+        });
+    }
+    Ok(())
+}
+
+fn set<T>(
+    slot: &mut Option<T>,
+    text: &str,
+    option: &'static str,
+    value: &str,
+    parse: impl FnOnce(&str) -> Result<T, UsageError>,
+) -> Result<(), UsageError> {
+    if value.is_empty() {
+        return Err(UsageError::VmOptionEmpty {
+            text: text.into(),
+            option,
+        });
+    }
+    if slot.replace(parse(value)?).is_some() {
+        return Err(UsageError::VmOptionTwice {
+            text: text.into(),
+            option,
+        });
+    }
+    Ok(())
+}
+
+impl Settings {
+    /// Refuses two VMs or two roots of one name within this source.
+    ///
+    /// # Errors
+    /// [`UsageError::Twice`].
+    pub fn check_unique(&self) -> Result<(), UsageError> {
+        let roots = self.roots.iter().map(|root| (NameOf::Root, &root.name));
+        let vms = self.vms.iter().map(|vm| (NameOf::Vm, &vm.name));
+        let mut seen = HashSet::new();
+        for (of, name) in roots.chain(vms) {
+            if !seen.insert((of == NameOf::Vm, name)) {
+                return Err(UsageError::Twice {
+                    of,
+                    name: name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// These settings where `flags` says nothing, `flags` where it does.
+    #[must_use]
+    pub fn overridden_by(mut self, flags: Self) -> Self {
+        self.roots
+            .retain(|root| flags.roots.iter().all(|flag| flag.name != root.name));
+        self.vms
+            .retain(|vm| flags.vms.iter().all(|flag| flag.name != vm.name));
+        self.roots.extend(flags.roots);
+        self.vms.extend(flags.vms);
+        Self {
+            state_dir: flags.state_dir.or(self.state_dir),
+            runtime_dir: flags.runtime_dir.or(self.runtime_dir),
+            roots: self.roots,
+            vms: self.vms,
+            cache_size_bytes: flags.cache_size_bytes.or(self.cache_size_bytes),
+            cache_block_bytes: flags.cache_block_bytes.or(self.cache_block_bytes),
+            hugepages: flags.hugepages.or(self.hugepages),
+            reactors: flags.reactors.or(self.reactors),
+            poll_us: flags.poll_us.or(self.poll_us),
+        }
+    }
+
+    /// Makes every path absolute, a relative one counted from `base`.
+    #[must_use]
+    pub fn with_base(mut self, base: &Path) -> Self {
+        // An empty path stays empty, for the rules to find.
+        let place = |path: &mut PathBuf| {
+            if !path.as_os_str().is_empty() {
+                *path = base.join(&*path);
+            }
+        };
+        self.state_dir.as_mut().into_iter().for_each(place);
+        self.runtime_dir.as_mut().into_iter().for_each(place);
+        self.roots
+            .iter_mut()
+            .map(|root| &mut root.path)
+            .for_each(place);
+        for vm in &mut self.vms {
+            vm.leaf.as_mut().into_iter().for_each(place);
+            vm.socket.as_mut().into_iter().for_each(place);
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;

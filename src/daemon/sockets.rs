@@ -1,0 +1,272 @@
+//! Sockets that hypervisors connect to: made private, taken over when stale,
+//! refused when live, removed on the way out.
+//!
+//! Knows paths and file modes; knows nothing of vhost-user or of who connects.
+//!
+//! Two daemons that start at once are kept apart by a lock file beside the
+//! socket (PATH.lock, flock(2)), held from before the look at the socket until
+//! after its removal: whoever holds it is the only leafblk that binds, probes
+//! or unlinks PATH. A kill -9 releases it; the socket that then remains answers
+//! ECONNREFUSED and is replaced. A server that knows no such lock (another
+//! backend) is found by connecting.
+//!
+//! Invariants:
+//! 1. The socket is mode 0600 from its first moment: the mode is set on the
+//!    socket before bind(2), which gives it to the file (see
+//!    `the_socket_is_private_under_any_umask`).
+//! 2. Nothing but a socket that nobody listens on is ever unlinked.
+
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+
+/// Connections that may wait while one is served.
+const BACKLOG: i32 = 4;
+
+/// How often a lock file that its last holder removes is opened anew.
+const LOCK_TRIES: usize = 16;
+
+/// Why a socket or its directory cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another leafblk holds the lock.
+    #[error(
+        "the socket {} is in use by another leafblk; stop that one or choose another socket",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// Someone else listens there.
+    #[error(
+        "another process listens on the socket {}; stop it or choose another socket",
+        .0.display()
+    )]
+    Live(PathBuf),
+    /// Something else has that name.
+    #[error("{} exists and is no socket; move it away or choose another socket", .0.display())]
+    NoSocket(PathBuf),
+    /// Something else has the directory's name.
+    #[error("{} exists and is no directory; move it away or choose another one", .0.display())]
+    NoDirectory(PathBuf),
+    /// The system refused.
+    #[error("{} cannot be {operation} ({source}); check its directory and permissions", path.display())]
+    System {
+        /// The socket, its lock or the directory.
+        path: PathBuf,
+        /// What was tried: `created`, `locked`.
+        operation: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+fn system(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> SocketError + use<> {
+    let path = path.to_owned();
+    move |source| SocketError::System {
+        path,
+        operation,
+        source,
+    }
+}
+
+/// Makes `path` and what is missing above it, mode 0700. One that exists is
+/// left as it is.
+///
+/// # Errors
+/// [`SocketError::NoDirectory`] or [`SocketError::System`].
+pub fn create_private_dir(path: &Path) -> Result<(), SocketError> {
+    match fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+    {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(SocketError::NoDirectory(path.into()))
+        }
+        Err(error) => Err(system(path, "created")(error)),
+    }
+}
+
+/// A listening socket at a path that belongs to this value: dropping it removes
+/// the file, if it is still the same one, and then lets others have the path.
+#[derive(Debug)]
+pub struct OwnedSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    identity: Identity,
+    // Dropped last: fields go in order, after `Drop::drop` removed the socket.
+    _lock: PathLock,
+}
+
+/// Device and inode: which file a path means.
+type Identity = (u64, u64);
+
+impl OwnedSocket {
+    /// Binds `path`, whose directory exists, and listens.
+    ///
+    /// Blocks on nobody, not even on a live server with a full backlog.
+    ///
+    /// # Errors
+    /// [`SocketError`]; nothing is left behind then.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let lock = PathLock::take(path)?;
+        remove_stale(path)?;
+        let (listener, identity) = bind_private(path)?;
+        Ok(Self {
+            listener,
+            path: path.into(),
+            identity,
+            _lock: lock,
+        })
+    }
+
+    /// The listener, blocking.
+    pub const fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for OwnedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for OwnedSocket {
+    fn drop(&mut self) {
+        remove_same(&self.path, self.identity);
+    }
+}
+
+fn identity_of(meta: &fs::Metadata) -> Identity {
+    (meta.dev(), meta.ino())
+}
+
+/// Removes `path` if it still is that file; there is nobody to tell otherwise.
+fn remove_same(path: &Path, identity: Identity) {
+    if fs::symlink_metadata(path).is_ok_and(|meta| identity_of(&meta) == identity) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(system(path, "examined")(error)),
+        // A symbolic link counts as no socket: what it points to is not ours.
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(SocketError::NoSocket(path.into()));
+        }
+        Ok(_) => {}
+    }
+    match probe(path) {
+        Err(Errno::CONNREFUSED) => {
+            fs::remove_file(path).map_err(system(path, "removed"))?;
+            log::debug!("replaced the stale socket {}", path.display());
+            Ok(())
+        }
+        Err(Errno::NOENT) => Ok(()),
+        // PROTOTYPE: bound by a socket of another type. AGAIN: a full backlog.
+        Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Err(SocketError::Live(path.into())),
+        Err(errno) => Err(system(path, "examined")(errno.into())),
+    }
+}
+
+fn stream_socket(path: &Path) -> Result<(rustix::fd::OwnedFd, SocketAddrUnix), Errno> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    Ok((socket, SocketAddrUnix::new(path)?))
+}
+
+fn probe(path: &Path) -> Result<(), Errno> {
+    let (socket, address) = stream_socket(path)?;
+    connect(&socket, &address)
+}
+
+fn bind_private(path: &Path) -> Result<(UnixListener, Identity), SocketError> {
+    let error = |errno: Errno| system(path, "bound")(errno.into());
+    let (socket, address) = stream_socket(path).map_err(error)?;
+    // unix_bind() in Linux gives the file the mode of the socket, less umask.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(error)?;
+    bind(&socket, &address).map_err(error)?;
+    let meta = fs::symlink_metadata(path).map_err(system(path, "examined"))?;
+    let identity = identity_of(&meta);
+    let listener = UnixListener::from(socket);
+    let ready = listen(&listener, BACKLOG)
+        .map_err(io::Error::from)
+        .and_then(|()| listener.set_nonblocking(false));
+    if let Err(source) = ready {
+        remove_same(path, identity);
+        return Err(system(path, "listened on")(source));
+    }
+    Ok((listener, identity))
+}
+
+/// The right to decide about a socket path. The lock file goes with the value.
+#[derive(Debug)]
+struct PathLock {
+    path: PathBuf,
+    file: File,
+}
+
+impl PathLock {
+    fn take(socket: &Path) -> Result<Self, SocketError> {
+        let mut name = OsString::from(socket);
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        for _ in 0..LOCK_TRIES {
+            let file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+                .open(&path)
+                .map_err(system(&path, "created"))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(SocketError::InUse(socket.into())),
+                Err(TryLockError::Error(source)) => return Err(system(&path, "locked")(source)),
+            }
+            // The last holder may have removed the file between our open and
+            // our lock: then the lock is on a file that nobody else will open.
+            let ours = file.metadata().map_err(system(&path, "examined"))?;
+            let there = fs::symlink_metadata(&path);
+            if there.is_ok_and(|meta| identity_of(&meta) == identity_of(&ours)) {
+                return Ok(Self { path, file });
+            }
+        }
+        Err(SocketError::InUse(socket.into()))
+    }
+}
+
+impl Drop for PathLock {
+    fn drop(&mut self) {
+        // Removed while locked, so that it is ours. Closing it unlocks.
+        if let Ok(meta) = self.file.metadata() {
+            remove_same(&self.path, identity_of(&meta));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
