@@ -12,8 +12,7 @@
 //!
 //! Invariants:
 //! 1. The socket is mode 0600 from its first moment: the mode is set on the
-//!    socket before bind(2), which gives it to the file (see
-//!    `the_socket_is_private_under_any_umask`).
+//!    socket before bind(2), which gives it to the file.
 //! 2. Nothing but a socket that nobody listens on is ever unlinked.
 
 use std::ffi::OsString;
@@ -230,33 +229,49 @@ struct PathLock {
 
 impl PathLock {
     fn take(socket: &Path) -> Result<Self, SocketError> {
-        let mut name = OsString::from(socket);
-        name.push(".lock");
-        let path = PathBuf::from(name);
+        let path = lock_path(socket);
         for _ in 0..LOCK_TRIES {
-            let file = File::options()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-                .open(&path)
-                .map_err(system(&path, "created"))?;
+            let file = Self::open(&path)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(SocketError::InUse(socket.into())),
                 Err(TryLockError::Error(source)) => return Err(system(&path, "locked")(source)),
             }
-            // The last holder may have removed the file between our open and
-            // our lock: then the lock is on a file that nobody else will open.
-            let ours = file.metadata().map_err(system(&path, "examined"))?;
-            let there = fs::symlink_metadata(&path);
-            if there.is_ok_and(|meta| identity_of(&meta) == identity_of(&ours)) {
-                return Ok(Self { path, file });
+            if let Some(lock) = Self::confirm(&path, file)? {
+                return Ok(lock);
             }
         }
         Err(SocketError::InUse(socket.into()))
     }
+
+    fn open(path: &Path) -> Result<File, SocketError> {
+        File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(system(path, "created"))
+    }
+
+    /// The last holder may have removed the file between our open and our
+    /// lock: then the lock is on a file that nobody else will open, and `None`.
+    fn confirm(path: &Path, file: File) -> Result<Option<Self>, SocketError> {
+        let ours = file.metadata().map_err(system(path, "examined"))?;
+        let there = fs::symlink_metadata(path);
+        let same = there.is_ok_and(|meta| identity_of(&meta) == identity_of(&ours));
+        Ok(same.then(|| Self {
+            path: path.into(),
+            file,
+        }))
+    }
+}
+
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut name = OsString::from(socket);
+    name.push(".lock");
+    name.into()
 }
 
 impl Drop for PathLock {
