@@ -8,7 +8,6 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::styling::{AnsiColor, Styles};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
@@ -17,17 +16,11 @@ use crate::config::{Environment, HugepagesMode, RootEntry, Settings, UsageError,
 use crate::error::Error;
 use crate::qemu_args::Hypervisor;
 
-const STYLES: Styles = Styles::styled()
-    .header(AnsiColor::Green.on_default().bold())
-    .usage(AnsiColor::Green.on_default().bold())
-    .literal(AnsiColor::Cyan.on_default());
-
 /// A vhost-user block backend: many VMs on one root image, each with its leaf.
 #[derive(Debug, Parser)]
 #[command(
     name = "leafblk",
     version,
-    styles = STYLES,
     subcommand_required = true,
     arg_required_else_help = true,
     after_help = "\

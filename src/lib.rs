@@ -2,7 +2,10 @@
 //!
 //! A guest sector is looked up in three places: the VM's **leaf** (what this VM
 //! changed), the shared **cache** (root blocks that any VM read) and the shared
-//! read-only **root**. The modules, in the order in which a request meets them:
+//! read-only **root**. [`daemon`] puts the process together; a request then
+//! meets [`vhost_user`] (once, at set-up), [`reactor`] with [`virtqueue`],
+//! [`guest_memory`] and [`request`], then [`disk`] with [`leaf`], [`cache`] and
+//! [`root`], and [`io`]. docs/ARCHITECTURE.md tells the story.
 
 pub mod cache;
 pub mod cli;

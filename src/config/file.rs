@@ -184,5 +184,4 @@ fn one_line(message: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "file/tests.rs"]
 mod tests;

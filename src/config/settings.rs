@@ -104,8 +104,9 @@ impl RootEntry {
 }
 
 impl VmEntry {
-    /// Parses the value of `--vm`: `NAME[,root=ROOT][,size=SIZE][,leaf=PATH]
-    /// [,socket=PATH][,queues=N][,readonly][,ephemeral]`.
+    /// Parses the value of `--vm`: `NAME`, then any of `root=ROOT`, `size=SIZE`,
+    /// `leaf=PATH`, `socket=PATH`, `queues=N`, `readonly` and `ephemeral`, each
+    /// after a comma.
     ///
     /// # Errors
     /// [`UsageError`] that names the part which is wrong.
@@ -237,5 +238,4 @@ impl Settings {
 }
 
 #[cfg(test)]
-#[path = "settings/tests.rs"]
 mod tests;

@@ -11,7 +11,6 @@ pub mod sockets;
 mod vm;
 
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -24,7 +23,7 @@ use crate::disk::CachedRoot;
 use crate::error::Error;
 use crate::reactor::{Mailbox, Reactor};
 use crate::root::Root;
-use vm::{PlannedVm, Vm};
+use vm::{BoundVm, Vm};
 
 /// The exit status of a second signal: as if the first had killed.
 const STATUS_STOPPED_AT_ONCE: i32 = 130;
@@ -46,8 +45,11 @@ pub fn run(config: &Config) -> Result<(), Error> {
         .collect::<Result<_, _>>()?;
     let planned = vm::plan(config, &roots)?;
     let cache = make_cache(config)?;
-    make_directory(&config.runtime_dir, "runtime", "--runtime-dir")?;
-    make_directory(&config.state_dir, "state", "--state-dir")?;
+    for directory in [&config.runtime_dir, &config.state_dir] {
+        sockets::create_private_dir(directory).map_err(Error::failure)?;
+    }
+    // All sockets before any leaf: one that is in use creates nothing.
+    let bound = planned.into_iter().map(|plan| plan.bind()).collect::<Result<Vec<_>, _>>()?;
     let roots: Vec<Arc<CachedRoot>> = roots
         .into_iter()
         .map(|root| {
@@ -56,10 +58,10 @@ pub fn run(config: &Config) -> Result<(), Error> {
         })
         .collect::<Result<_, Error>>()?;
     let reactors = start_reactors(config, &cache)?;
-    let vms = planned
+    let vms = bound
         .into_iter()
         .enumerate()
-        .map(|(i, plan)| attach(config, plan, &roots, &reactors[i % reactors.len()]))
+        .map(|(i, bound)| attach(config, bound, &roots, &reactors[i % reactors.len()]))
         .collect::<Result<Vec<_>, _>>()?;
     let vms: Arc<[Vm]> = vms.into();
     let acceptor = acceptor::Acceptor::start(Arc::clone(&vms)).map_err(|source| {
@@ -75,15 +77,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
 
 fn attach(
     config: &Config,
-    plan: PlannedVm<'_>,
+    bound: BoundVm<'_>,
     roots: &[Arc<CachedRoot>],
     reactor: &Reactor,
 ) -> Result<Vm, Error> {
-    let at = config.roots.iter().position(|root| root.name == plan.vm.root);
+    let at = config.roots.iter().position(|root| root.name == bound.plan.vm.root);
     let root = at.and_then(|at| roots.get(at)).ok_or_else(|| {
-        Error::failure(format!("VM {} has no root {}", plan.vm.name, plan.vm.root))
+        Error::failure(format!("VM {} has no root {}", bound.plan.vm.name, bound.plan.vm.root))
     })?;
-    plan.attach(root, &config.runtime_dir, Arc::clone(reactor.mailbox()))
+    bound.attach(root, &config.runtime_dir, Arc::clone(reactor.mailbox()))
 }
 
 fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
@@ -122,14 +124,6 @@ fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Vec<Reactor>, E
                 .map_err(failed)
         })
         .collect()
-}
-
-fn make_directory(path: &Path, what: &str, flag: &str) -> Result<(), Error> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| {
-        let path = path.display();
-        Error::failure(format!("can't create the {what} directory {path}: {source}; see {flag}"))
-    })
 }
 
 /// One receiver that hears of the first signal; the second ends the process.

@@ -1,77 +1,123 @@
-//! Unix sockets that a hypervisor connects to: mode 0600, never beside a live
-//! one, gone when their owner is.
+//! Sockets that hypervisors connect to: made private, taken over when stale,
+//! refused when live, removed on the way out.
+//!
+//! Knows paths and file modes; knows nothing of vhost-user or of who connects.
+//!
+//! Two daemons that start at once are kept apart by a lock file beside the
+//! socket (PATH.lock, flock(2)), held from before the look at the socket until
+//! after its removal: whoever holds it is the only leafblk that binds, probes
+//! or unlinks PATH. A kill -9 releases it; the socket that then remains answers
+//! ECONNREFUSED and is replaced. A server that knows no such lock (another
+//! backend) is found by connecting.
+//!
+//! Invariants:
+//! 1. The socket is mode 0600 from its first moment: the mode is set on the
+//!    socket before bind(2), which gives it to the file.
+//! 2. Nothing but a socket that nobody listens on is ever unlinked.
 
-use std::fs::{self, Permissions};
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-/// Why there is no socket.
+use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+
+/// Connections that may wait while one is served.
+const BACKLOG: i32 = 4;
+
+/// How often a lock file that its last holder removes is opened anew.
+const LOCK_TRIES: usize = 16;
+
+/// Why a socket or its directory cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the sentences say it")]
 pub enum SocketError {
-    #[error("socket {} is in use by another process; stop that one, or choose another path", path.display())]
-    InUse { path: PathBuf },
-    #[error("{} exists and is no socket; remove it, or choose another path", path.display())]
-    NotASocket { path: PathBuf },
-    #[error("socket {} can't be made: {source}; check the directory and its permissions", path.display())]
-    Bind { path: PathBuf, source: io::Error },
+    /// Another leafblk holds the lock.
+    #[error(
+        "the socket {} is in use by another leafblk; stop that one or choose another socket",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// Someone else listens there.
+    #[error(
+        "another process listens on the socket {}; stop it or choose another socket",
+        .0.display()
+    )]
+    Live(PathBuf),
+    /// Something else has that name.
+    #[error("{} exists and is no socket; move it away or choose another socket", .0.display())]
+    NoSocket(PathBuf),
+    /// Something else has the directory's name.
+    #[error("{} exists and is no directory; move it away or choose another one", .0.display())]
+    NoDirectory(PathBuf),
+    /// The system refused.
+    #[error("{} cannot be {operation} ({source}); check its directory and permissions", path.display())]
+    System {
+        /// The socket, its lock or the directory.
+        path: PathBuf,
+        /// What was tried: `created`, `locked`.
+        operation: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
 }
 
-/// Whether a socket could be bound at `path`: nothing there, or a stale one.
+fn system(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> SocketError + use<> {
+    let path = path.to_owned();
+    move |source| SocketError::System { path, operation, source }
+}
+
+/// Makes `path` and what is missing above it, mode 0700. One that exists is
+/// left as it is.
 ///
 /// # Errors
-/// [`SocketError::InUse`], [`SocketError::NotASocket`].
-pub fn check(path: &Path) -> Result<(), SocketError> {
-    match fs::symlink_metadata(path) {
-        Err(_) => Ok(()),
-        Ok(found) if !found.file_type().is_socket() => {
-            Err(SocketError::NotASocket { path: path.to_owned() })
+/// [`SocketError::NoDirectory`] or [`SocketError::System`].
+pub fn create_private_dir(path: &Path) -> Result<(), SocketError> {
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Err(SocketError::NoDirectory(path.into()))
         }
-        Ok(_) => match UnixStream::connect(path) {
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            _ => Err(SocketError::InUse { path: path.to_owned() }),
-        },
+        Err(error) => Err(system(path, "created")(error)),
     }
 }
 
-/// A bound socket; its file goes when it is dropped.
+/// A listening socket at a path that belongs to this value: dropping it removes
+/// the file, if it is still the same one, and then lets others have the path.
 #[derive(Debug)]
-pub struct BoundSocket {
+pub struct OwnedSocket {
     listener: UnixListener,
     path: PathBuf,
-    inode: u64,
+    identity: Identity,
+    // Dropped last: fields go in order, after `Drop::drop` removed the socket.
+    _lock: PathLock,
 }
 
-impl BoundSocket {
-    /// Binds a socket at `path`, replacing a stale one. It gets its name when
-    /// its mode is right, so nobody else can connect in between.
+/// Device and inode: which file a path means.
+type Identity = (u64, u64);
+
+impl OwnedSocket {
+    /// Binds `path`, whose directory exists, and listens.
+    ///
+    /// Blocks on nobody, not even on a live server with a full backlog.
     ///
     /// # Errors
-    /// Each of [`SocketError`]'s.
+    /// [`SocketError`]; nothing is left behind then.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        check(path)?;
-        Self::bind_unchecked(path)
-            .map_err(|source| SocketError::Bind { path: path.to_owned(), source })
+        let lock = PathLock::take(path)?;
+        remove_stale(path)?;
+        let (listener, identity) = bind_private(path)?;
+        Ok(Self { listener, path: path.into(), identity, _lock: lock })
     }
 
-    fn bind_unchecked(path: &Path) -> io::Result<Self> {
-        // Short: the limit of 107 bytes holds for this name too.
-        let temporary = path.with_extension(format!("{:x}", std::process::id() & 0xffff));
-        let listener = UnixListener::bind(&temporary)?;
-        let made = fs::set_permissions(&temporary, Permissions::from_mode(0o600))
-            .and_then(|()| fs::metadata(&temporary))
-            .and_then(|meta| fs::rename(&temporary, path).map(|()| meta.ino()));
-        if made.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        Ok(Self { listener, path: path.to_owned(), inode: made? })
-    }
-
-    /// The listening socket.
-    pub fn listener(&self) -> &UnixListener {
+    /// The listener, blocking.
+    pub const fn listener(&self) -> &UnixListener {
         &self.listener
     }
 
@@ -81,48 +127,145 @@ impl BoundSocket {
     }
 }
 
-impl Drop for BoundSocket {
+impl AsFd for OwnedSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for OwnedSocket {
     fn drop(&mut self) {
-        // Only our own: another process may have taken the name since.
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
-            let _ = fs::remove_file(&self.path);
+        remove_same(&self.path, self.identity);
+    }
+}
+
+fn identity_of(meta: &fs::Metadata) -> Identity {
+    (meta.dev(), meta.ino())
+}
+
+/// Removes `path` if it still is that file; there is nobody to tell otherwise.
+fn remove_same(path: &Path, identity: Identity) {
+    if fs::symlink_metadata(path).is_ok_and(|meta| identity_of(&meta) == identity) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(system(path, "examined")(error)),
+        // A symbolic link counts as no socket: what it points to is not ours.
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(SocketError::NoSocket(path.into()));
+        }
+        Ok(_) => {}
+    }
+    match probe(path) {
+        Err(Errno::CONNREFUSED) => {
+            fs::remove_file(path).map_err(system(path, "removed"))?;
+            log::debug!("replaced the stale socket {}", path.display());
+            Ok(())
+        }
+        Err(Errno::NOENT) => Ok(()),
+        // PROTOTYPE: bound by a socket of another type. AGAIN: a full backlog.
+        Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Err(SocketError::Live(path.into())),
+        Err(errno) => Err(system(path, "examined")(errno.into())),
+    }
+}
+
+fn stream_socket(path: &Path) -> Result<(rustix::fd::OwnedFd, SocketAddrUnix), Errno> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    Ok((socket, SocketAddrUnix::new(path)?))
+}
+
+fn probe(path: &Path) -> Result<(), Errno> {
+    let (socket, address) = stream_socket(path)?;
+    connect(&socket, &address)
+}
+
+fn bind_private(path: &Path) -> Result<(UnixListener, Identity), SocketError> {
+    let error = |errno: Errno| system(path, "bound")(errno.into());
+    let (socket, address) = stream_socket(path).map_err(error)?;
+    // unix_bind() in Linux gives the file the mode of the socket, less umask.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(error)?;
+    bind(&socket, &address).map_err(error)?;
+    let meta = fs::symlink_metadata(path).map_err(system(path, "examined"))?;
+    let identity = identity_of(&meta);
+    let listener = UnixListener::from(socket);
+    let ready = listen(&listener, BACKLOG)
+        .map_err(io::Error::from)
+        .and_then(|()| listener.set_nonblocking(false));
+    if let Err(source) = ready {
+        remove_same(path, identity);
+        return Err(system(path, "listened on")(source));
+    }
+    Ok((listener, identity))
+}
+
+/// The right to decide about a socket path. The lock file goes with the value.
+#[derive(Debug)]
+struct PathLock {
+    path: PathBuf,
+    file: File,
+}
+
+impl PathLock {
+    fn take(socket: &Path) -> Result<Self, SocketError> {
+        let path = lock_path(socket);
+        for _ in 0..LOCK_TRIES {
+            let file = Self::open(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(SocketError::InUse(socket.into())),
+                Err(TryLockError::Error(source)) => return Err(system(&path, "locked")(source)),
+            }
+            if let Some(lock) = Self::confirm(&path, file)? {
+                return Ok(lock);
+            }
+        }
+        Err(SocketError::InUse(socket.into()))
+    }
+
+    fn open(path: &Path) -> Result<File, SocketError> {
+        File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(system(path, "created"))
+    }
+
+    /// The last holder may have removed the file between our open and our
+    /// lock: then the lock is on a file that nobody else will open, and `None`.
+    fn confirm(path: &Path, file: File) -> Result<Option<Self>, SocketError> {
+        let ours = file.metadata().map_err(system(path, "examined"))?;
+        let there = fs::symlink_metadata(path);
+        let same = there.is_ok_and(|meta| identity_of(&meta) == identity_of(&ours));
+        Ok(same.then(|| Self { path: path.into(), file }))
+    }
+}
+
+fn lock_path(socket: &Path) -> PathBuf {
+    let mut name = OsString::from(socket);
+    name.push(".lock");
+    name.into()
+}
+
+impl Drop for PathLock {
+    fn drop(&mut self) {
+        // Removed while locked, so that it is ours. Closing it unlocks.
+        if let Ok(meta) = self.file.metadata() {
+            remove_same(&self.path, identity_of(&meta));
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("web1.sock");
-        drop(UnixListener::bind(&path).unwrap());
-        let bound = BoundSocket::bind(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert!(matches!(BoundSocket::bind(&path), Err(SocketError::InUse { .. })));
-        drop(bound);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_file_that_is_no_socket_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("web1.sock");
-        fs::write(&path, "precious").unwrap();
-        assert!(matches!(BoundSocket::bind(&path), Err(SocketError::NotASocket { .. })));
-        assert_eq!(fs::read(&path).unwrap(), b"precious");
-    }
-
-    #[test]
-    fn a_socket_that_somebody_else_has_bound_since_is_not_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("web1.sock");
-        let bound = BoundSocket::bind(&path).unwrap();
-        fs::remove_file(&path).unwrap();
-        let _other = UnixListener::bind(&path).unwrap();
-        drop(bound);
-        assert!(path.exists());
-    }
-}
+mod tests;

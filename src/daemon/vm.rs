@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::record::{self, PublishedRecord};
-use super::sockets::BoundSocket;
+use super::sockets::OwnedSocket;
 use crate::config::{Config, Endpoint, VmConfig};
 use crate::disk::{CachedRoot, Disk};
 use crate::error::Error;
@@ -40,7 +40,6 @@ fn plan_one<'a>(vm: &'a VmConfig, roots: &[Root]) -> Result<PlannedVm<'a>, Error
             vm.root
         )));
     }
-    super::sockets::check(&vm.socket).map_err(Error::failure)?;
     if vm.leaf.exists() {
         // Looks, and lets go: opening for use comes when all VMs are right.
         let options = OpenOptions { live_map: None, read_only: true };
@@ -53,27 +52,43 @@ fn plan_one<'a>(vm: &'a VmConfig, roots: &[Root]) -> Result<PlannedVm<'a>, Error
     Ok(PlannedVm { vm, size_bytes })
 }
 
-impl PlannedVm<'_> {
-    /// Opens or creates the leaf, and binds the socket.
+impl<'a> PlannedVm<'a> {
+    /// Binds the socket.
     ///
     /// # Errors
-    /// The leaf's and the socket's.
+    /// The socket's.
+    pub(super) fn bind(self) -> Result<BoundVm<'a>, Error> {
+        let socket = OwnedSocket::bind(&self.vm.socket).map_err(Error::failure)?;
+        Ok(BoundVm { plan: self, socket })
+    }
+}
+
+/// A VM that has its socket: nobody else will serve it.
+pub(super) struct BoundVm<'a> {
+    pub(super) plan: PlannedVm<'a>,
+    socket: OwnedSocket,
+}
+
+impl BoundVm<'_> {
+    /// Opens or creates the leaf.
+    ///
+    /// # Errors
+    /// The leaf's.
     pub(super) fn attach(
-        &self,
+        self,
         root: &Arc<CachedRoot>,
         runtime_dir: &Path,
         reactor: Arc<Mailbox>,
     ) -> Result<Vm, Error> {
-        let vm = self.vm;
-        let leaf = self.open_leaf(root.root(), runtime_dir)?.map(Arc::new);
-        let socket = BoundSocket::bind(&vm.socket).map_err(Error::failure)?;
+        let vm = self.plan.vm;
+        let leaf = self.plan.open_leaf(root.root(), runtime_dir)?.map(Arc::new);
         let endpoint =
             Endpoint { vm: vm.name.clone(), socket: vm.socket.clone(), queues: vm.queues };
         let record = record::publish(runtime_dir, &endpoint).map_err(Error::failure)?;
         let disk = Disk::new(vm.name.clone(), Arc::clone(root), leaf, vm.readonly);
         Ok(Vm {
             disk: Arc::new(disk),
-            socket,
+            socket: self.socket,
             _record: record,
             queues: vm.queues,
             leaf_path: vm.leaf.clone(),
@@ -81,7 +96,9 @@ impl PlannedVm<'_> {
             reactor,
         })
     }
+}
 
+impl PlannedVm<'_> {
     fn open_leaf(&self, root: &Root, runtime_dir: &Path) -> Result<Option<Leaf>, Error> {
         let vm = self.vm;
         if !vm.leaf.exists() {
@@ -101,7 +118,7 @@ impl PlannedVm<'_> {
 /// A VM that is served.
 pub(super) struct Vm {
     disk: Arc<Disk>,
-    socket: BoundSocket,
+    socket: OwnedSocket,
     /// Tells `leafblk qemu-args` where the VM is reached.
     _record: PublishedRecord,
     queues: u16,

@@ -1,0 +1,249 @@
+//! The `leafblk` command as a person or a script meets it: exit status, the
+//! sentence on stderr, and that a refused command leaves nothing behind.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise, in its helpers too")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::write(self.path().join(name), content).unwrap();
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Runs leafblk here; its directories, unless given, are `state` and `run`.
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+        command.current_dir(self.path()).env_clear().args(args);
+        let sourced = matches!(args.first(), Some(&("serve" | "qemu-args")));
+        let default = |flag: &str| sourced && !args.contains(&flag) && !args.contains(&"--help");
+        if default("--state-dir") {
+            command.args(["--state-dir", "state"]);
+        }
+        if default("--runtime-dir") {
+            command.args(["--runtime-dir", "run"]);
+        }
+        command.output().unwrap()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[track_caller]
+fn assert_refused(place: &Place, args: &[&str], status: i32, part: &str) {
+    let before = place.names();
+    let output = place.run(args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {text}");
+    assert!(text.starts_with("leafblk: "), "{args:?}: {text}");
+    assert!(text.contains(part), "{args:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{args:?}: {text}");
+    assert_eq!(stdout(&output), "", "{args:?}");
+    assert_eq!(place.names(), before, "{args:?} left something behind");
+}
+
+#[test]
+fn a_mistake_in_the_flags_is_one_sentence_and_status_2() {
+    let place = Place::new();
+    let long = format!("w,socket=/{}", "s".repeat(107));
+    for (args, part) in [
+        (&["serve"][..], "there is no VM to serve; add one with --vm"),
+        (&["serve", "--root", "d.raw"], "there is no VM to serve"),
+        (&["serve", "--vm", "w"], "VM w has no root; give one with --root"),
+        (&["serve", "--root", "d.raw", "--vm", "w,root=x"], "the roots are d"),
+        (&["serve", "--root", "d.raw", "--root", "e.raw", "--vm", "w"], "one of d, e"),
+        (&["serve", "--root", "d.raw", "--root", "d=x", "--vm", "w"], "root d is given twice"),
+        (&["serve", "--root", "d.raw", "--vm", "w", "--vm", "w"], "VM w is given twice"),
+        (&["serve", "--root", "d.raw", "--vm", "a,leaf=x", "--vm", "b,leaf=./x"], "both the leaf"),
+        (&["serve", "--root", "d.raw", "--vm", "a,socket=x", "--vm", "b,socket=x"], "the socket"),
+        (&["serve", "--root", "d.raw", "--vm", &long], "at most 107"),
+        (&["serve", "--root", "d.raw", "--vm", "a/b"], "has a slash"),
+        (&["serve", "--root", "a/b=d.raw", "--vm", "w"], "name it: --root NAME="),
+        (&["serve", "--root", "d=", "--vm", "w"], "has no path"),
+        (&["serve", "--root", "d.raw", "--vm", "w,size=4G"], "write 4GiB"),
+        (&["serve", "--root", "d.raw", "--vm", "w,size=513"], "a multiple of 512"),
+        (&["serve", "--root", "d.raw", "--vm", "w,queues=65"], "from 1 to 64"),
+        (&["serve", "--root", "d.raw", "--vm", "w,color=red"], "unknown option \"color=red\""),
+        (&["serve", "--root", "d.raw", "--vm", "w", "--cache-size", "1MiB"], "from 16MiB"),
+        (&["serve", "--root", "d.raw", "--vm", "w", "--cache-size", "big"], "is no size"),
+        (&["serve", "--root", "d.raw", "--vm", "w", "--cache-block", "3KiB"], "a power of two"),
+        (&["serve", "--root", "d.raw", "--vm", "w", "--hugepages", "2"], "use auto, on or off"),
+        (&["serve", "--root", "d.raw", "--vm", "w", "--reactors", "0"], "from 1 to 64"),
+        (&["serve", "--root", "d.raw", "--vm", "w", "--reactors", "x"], "no whole number"),
+        (&["serve", "--root", "d.raw", "--vm", "w", "--poll-us", "10001"], "to 10000"),
+        (&["serve", "--vms", "w"], "did you mean --vm?"),
+        (&["serve", "w"], "unexpected argument 'w'"),
+        (&["serv"], "did you mean serve?"),
+        (&["qemu-args"], "NAME"),
+        (&["qemu-args", "a/b"], "has a slash"),
+        (&["qemu-args", "w", "--for", "xen"], "use qemu, cloud-hypervisor or firecracker"),
+        (&["serve", "--state-dir", "", "--root", "d.raw", "--vm", "w"], "state-dir"),
+    ] {
+        assert_refused(&place, args, 2, part);
+    }
+}
+
+#[test]
+fn a_mistake_in_the_file_names_the_file_and_the_line() {
+    let place = Place::new();
+    place.write("c.toml", "poll-us = 1\n\n[[vm]]\nname = \"w\"\nqueue = 2\n");
+    assert_refused(&place, &["serve", "--config", "c.toml"], 2, "c.toml, line 5: unknown field");
+    place.write("c.toml", "cache-size = \"4 gigs\"\n");
+    assert_refused(&place, &["serve", "--config", "c.toml"], 2, "c.toml, line 1");
+    place.write("c.toml", "reactors = 65\n[[root]]\npath = \"d.raw\"\n[[vm]]\nname = \"w\"\n");
+    assert_refused(&place, &["serve", "--config", "c.toml"], 2, "reactors is 65");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_failure() {
+    let place = Place::new();
+    assert_refused(&place, &["serve", "--config", "none.toml"], 1, "none.toml cannot be read");
+    assert_refused(&place, &["serve", "--config", "."], 1, "cannot be read");
+}
+
+#[test]
+fn a_user_without_a_runtime_directory_is_told_what_to_do() {
+    if !rustix::process::geteuid().is_root() {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+        let output = command.env_clear().args(["qemu-args", "w"]).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("XDG_RUNTIME_DIR") && text.contains("--runtime-dir"), "{text}");
+        return;
+    }
+    // Root gives up its identity to run as a user. The binary is copied to
+    // where any user may run it.
+    use std::os::unix::process::CommandExt;
+    let place = Place::new();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = place.path().join("leafblk");
+    fs::copy(env!("CARGO_BIN_EXE_leafblk"), &binary).unwrap();
+    let mut command = Command::new(&binary);
+    let output = command
+        .env_clear()
+        .uid(65534)
+        .gid(65534)
+        .current_dir("/")
+        .args(["qemu-args", "w"])
+        .output()
+        .unwrap();
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("XDG_RUNTIME_DIR is not set"), "{text}");
+    assert!(text.contains("pass --runtime-dir DIR"), "{text}");
+}
+
+#[test]
+fn help_and_version_go_to_stdout_with_status_0() {
+    let place = Place::new();
+    let output = place.run(&["--version"]);
+    assert_eq!(stdout(&output), concat!("leafblk ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert!(output.status.success());
+    for args in [&["--help"][..], &["serve", "--help"], &["qemu-args", "--help"]] {
+        let output = place.run(args);
+        assert!(output.status.success(), "{args:?}");
+        assert!(stdout(&output).contains("Examples:"), "{args:?}");
+        assert_eq!(stderr(&output), "");
+    }
+}
+
+#[test]
+fn no_command_at_all_gets_the_help_on_stderr() {
+    let output = Place::new().run(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("Usage: leafblk <COMMAND>"));
+}
+
+#[test]
+fn the_help_of_serve_names_exactly_the_flags_that_scripts_rely_on() {
+    let text = stdout(&Place::new().run(&["serve", "--help"]));
+    let options = text.split("Options:").nth(1).unwrap();
+    let options = options.split("Examples:").next().unwrap();
+    let flags: Vec<&str> = options
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|w| w.starts_with("--")))
+        .filter(|flag| options.contains(&format!("      {flag} <")))
+        .collect();
+    assert_eq!(
+        flags,
+        [
+            "--config",
+            "--state-dir",
+            "--runtime-dir",
+            "--root",
+            "--vm",
+            "--cache-size",
+            "--cache-block",
+            "--hugepages",
+            "--reactors",
+            "--poll-us"
+        ]
+    );
+}
+
+#[test]
+fn qemu_args_finds_a_vm_in_flags_and_file_and_flags_win() {
+    let place = Place::new();
+    place.write(
+        "c.toml",
+        "runtime-dir = \"/r\"\n[[vm]]\nname = \"a\"\nqueues = 4\n[[vm]]\nname = \"b\"\n",
+    );
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+        let output = command.current_dir(place.path()).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let file = run(&["qemu-args", "a", "--config", "c.toml"]);
+    assert!(file.contains("path=/r/a.sock,") && file.contains("num-queues=4,"), "{file}");
+    let flag = run(&["qemu-args", "a", "--config", "c.toml", "--vm", "a,socket=s.sock"]);
+    let socket = place.path().join("s.sock");
+    assert!(flag.contains(&format!("path={},", socket.display())), "{flag}");
+    assert!(flag.contains("num-queues=1,"), "{flag}");
+    let ch = run(&["qemu-args", "b", "--for", "cloud-hypervisor", "--config", "c.toml"]);
+    assert!(ch.contains("--disk vhost_user=on,socket=/r/b.sock,num_queues=1,"), "{ch}");
+}
+
+#[test]
+fn qemu_args_finds_a_served_vm_by_its_name_alone() {
+    let place = Place::new();
+    assert_refused(&place, &["qemu-args", "w"], 1, "no leafblk serves a VM w in");
+    let endpoint =
+        leafblk::config::Endpoint { vm: "w".into(), socket: "/elsewhere/w.sock".into(), queues: 7 };
+    let run_dir = place.path().join("run");
+    fs::create_dir(&run_dir).unwrap();
+    let _record = leafblk::daemon::record::publish(&run_dir, &endpoint).unwrap();
+    let output = place.run(&["qemu-args", "w"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("path=/elsewhere/w.sock,") && text.contains("num-queues=7,"), "{text}");
+    assert!(stderr(&output).contains("share=on must stay"));
+}
