@@ -4,4 +4,5 @@
 //! changed), the shared **cache** (root blocks that any VM read) and the shared
 //! read-only **root**. The modules, in the order in which a request meets them:
 
+pub mod cache;
 pub mod units;
