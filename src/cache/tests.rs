@@ -368,8 +368,9 @@ fn a_storm_within_the_correlation_window_makes_nothing_hot() {
             reader.online();
         }
     };
-    // The hot set earns its place in the main queue: read, and again later.
-    for block in (0..300).chain(0..300) {
+    // The hot set earns its place in the main queue: read, and again when 30
+    // more fills have moved it out of the window.
+    for block in (0..330).chain(0..300) {
         visit(block, &mut reader);
     }
     // 64 guests read 5000 other blocks in step.
