@@ -284,6 +284,19 @@ fn a_fill_that_outlives_its_root_ends_nowhere() {
 }
 
 #[test]
+fn a_fill_that_ends_while_its_root_is_being_removed_ends_nowhere() {
+    let cache = cache(BLOCK);
+    let root = root(&cache, 64);
+    fill(&root, 1);
+    let mut ticket = begin(&root, 3);
+    ticket.buffer_mut().fill(1);
+    // What dropping the root does first, before it lets go of the lock.
+    cache.lock().roots.close(root.table.id());
+    ticket.finish(FillOutcome::Data, &mut Vec::new());
+    assert_eq!((cache.stats().ready, cache.stats().filling), (1, 0));
+}
+
+#[test]
 fn a_dropped_ticket_costs_its_slot_but_loses_no_waiter() {
     let cache = cache(BLOCK);
     let root = root(&cache, 64);

@@ -151,6 +151,7 @@ mod tests {
     #[test]
     fn an_empty_pool_takes_nobody() {
         let mut pool = WaiterPool::new(0);
-        assert!(!pool.push(&mut WaiterList::EMPTY, waiter(0)));
+        let mut list = WaiterList::EMPTY;
+        assert!(!pool.push(&mut list, waiter(0)));
     }
 }
