@@ -203,6 +203,23 @@ mod tests {
     }
 
     #[test]
+    fn on_gives_hugetlb_pages_with_a_memfd_or_an_error_that_says_why() {
+        // Which of the two depends on the system's free pages; both are checked.
+        match Arena::map(2 << 20, Hugepages::On) {
+            Ok((arena, warning)) => {
+                assert_eq!((arena.pages(), warning), (ArenaPages::Hugetlb, None));
+                let memfd = arena.fd().unwrap();
+                let len = rustix::fs::fstat(memfd).unwrap().st_size;
+                assert_eq!(usize::try_from(len).unwrap(), arena.len());
+            }
+            Err(error) => {
+                assert!(matches!(error, CacheError::TooFewHugepages(_)), "{error}");
+                assert!(error.to_string().contains("--hugepages auto"), "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn off_means_ordinary_pages_without_a_word() {
         let (arena, warning) = Arena::map(2 << 20, Hugepages::Off).unwrap();
         assert_eq!(arena.pages(), ArenaPages::Ordinary);

@@ -119,7 +119,7 @@ mod tests {
             assert!(pool.push(&mut a, waiter(3)));
             assert!(!pool.push(&mut b, waiter(4)), "the pool holds three");
             assert_eq!(tokens(&mut pool, &mut a), [1, 3]);
-            assert!(tokens(&mut pool, &mut a).is_empty());
+            assert_eq!(tokens(&mut pool, &mut a), []);
             assert_eq!(tokens(&mut pool, &mut b), [2]);
         }
     }
@@ -140,6 +140,7 @@ mod tests {
     #[test]
     fn an_empty_pool_takes_nobody() {
         let mut pool = WaiterPool::new(0);
-        assert!(!pool.push(&mut WaiterList::EMPTY, waiter(0)));
+        let mut list = WaiterList::EMPTY;
+        assert!(!pool.push(&mut list, waiter(0)));
     }
 }
