@@ -55,7 +55,9 @@ type Order = fn(u64) -> u64;
 
 fn hits(criterion: &mut Criterion) {
     let (root, mut reader) = full_cache();
-    let mut group = criterion.benchmark_group("cache hit");
+    // What the pages are depends on the system's free hugepages: say it.
+    let pages = root.cache().stats().pages;
+    let mut group = criterion.benchmark_group(format!("cache hit, {pages:?} pages"));
     let orders: [(&str, Order); 2] = [("random", random), ("sequential", sequential)];
     for (name, order) in orders {
         let mut step = 0;

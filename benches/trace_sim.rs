@@ -24,7 +24,7 @@ const DEFAULT_BLOCK: u32 = 64 << 10;
 const UNLIMITED: u64 = 2304 << 20;
 
 /// Bytes in a block, and the median of random O_DIRECT reads of that length in
-/// microseconds, one at a time, on the machine of docs/cache.md.
+/// microseconds, one at a time: the third round of the table in docs/cache.md.
 const READ_US: [(u32, u64); 7] = [
     (4 << 10, 43),
     (8 << 10, 49),

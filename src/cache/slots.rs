@@ -58,6 +58,9 @@ pub(super) struct Slot {
     pub(super) returning: bool,
 }
 
+// What a slot costs beside its memory; docs/cache.md counts on it.
+const _: () = assert!(size_of::<Slot>() == 40);
+
 #[derive(Clone, Copy, Debug)]
 struct List {
     newest: u32,
