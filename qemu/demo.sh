@@ -90,5 +90,5 @@ else
   show_result "DIFFERENT"
   STATUS=1
 fi
-[ "$STATUS" = 0 ] || KEEP_WORK=1
+[ "$STATUS" = 0 ] || keep_work_dir
 exit "$STATUS"

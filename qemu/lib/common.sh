@@ -87,6 +87,8 @@ make_work_dir() {
   at_exit drop_work_dir
 }
 
+keep_work_dir() { KEEP_WORK=1; }
+
 drop_work_dir() {
   if [ "$CHECKS_FAILED" -gt 0 ] || [ "${KEEP_WORK:-0}" = 1 ]; then
     # Disks are large and can be made again; logs are what is wanted.

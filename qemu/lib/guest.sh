@@ -52,7 +52,7 @@ choose_accel() {
     rm -f "$CACHE_DIR"/accel-*
     ACCEL=kvm
     if [ -r /dev/kvm ] && [ -w /dev/kvm ] && echo true >"$CACHE_DIR/probe.job" &&
-      guest_start -t 10 probe "$CACHE_DIR/probe.log" "$CACHE_DIR/probe.job" && guest_wait; then
+      guest_run -t 10 probe "$CACHE_DIR/probe.log" "$CACHE_DIR/probe.job"; then
       echo kvm >"$memo"
     else
       echo tcg >"$memo"
@@ -93,11 +93,11 @@ qemu_command() {
     esac
   done
   shift $((OPTIND - 1))
-  qemu_version_at_least 9 2 && reconnect=reconnect-ms=1000
-  local accel=tcg,thread=multi
+  qemu_version_at_least 9 2 && reconnect='reconnect-ms=1000'
+  local accel='tcg,thread=multi'
   [ "$ACCEL" = kvm ] && accel=kvm
   QEMU=(qemu-system-x86_64 -accel "$accel" -cpu max
-    -machine q35,memory-backend=mem
+    -machine "q35,memory-backend=mem"
     -object "memory-backend-memfd,id=mem,size=${memory}M,share=on$huge"
     -m "${memory}M" -smp "$cpus" -nodefaults -display none -serial stdio)
   for socket in "$@"; do
@@ -137,10 +137,10 @@ guest_start() {
   RUNNING[$GUEST_PID]=$name
 }
 
-# guest_wait [PID LOG]: waits for a guest (the last one started); 0 if its job
-# reported status 0. Says what happened otherwise.
+# guest_wait PID LOG: waits for a guest; 0 if its job reported status 0. Says what
+# happened otherwise.
 guest_wait() {
-  local pid=${1:-$GUEST_PID} log=${2:-$GUEST_LOG} status=0 name
+  local pid=$1 log=$2 status=0 name
   name=${RUNNING[$pid]}
   wait "$pid" 2>/dev/null || status=$?
   unset "RUNNING[$pid]"
@@ -157,7 +157,7 @@ guest_wait() {
 }
 
 # guest_run …: guest_start and guest_wait.
-guest_run() { guest_start "$@" && guest_wait; }
+guest_run() { guest_start "$@" && guest_wait "$GUEST_PID" "$GUEST_LOG"; }
 
 # guest_said LOG TEXT: the guest has reported exactly this line.
 guest_said() { tr -d '\r' <"$1" | grep -qx "LEAFBLK-GUEST: $2"; }

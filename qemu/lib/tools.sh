@@ -67,6 +67,7 @@ private_apt() {
   local dir=$CACHE_DIR/apt site code signed
   if [ ! -f "$dir/sources.list" ]; then
     code=$(debian_codename)
+    # shellcheck disable=SC2016 # $(SITE) is apt's
     site=$(apt-get indextargets --format '$(SITE)' "Codename: $code" 'Label: Debian' 2>/dev/null | sed -n 1p)
     signed='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
     mkdir -p "$dir/lists/partial" "$dir/archives/partial" "$dir/empty"
