@@ -7,6 +7,9 @@
     reason = "each test file uses some of it"
 )]
 
+pub(crate) mod frontend;
+pub(crate) mod scene;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
