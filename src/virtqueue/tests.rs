@@ -1,1 +1,564 @@
+//! The walk against `virtio-queue` as oracle, against garbage, and each rule
+//! of notification.
+#![expect(clippy::cast_possible_truncation, reason = "small numbers by construction")]
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+use super::*;
+use crate::guest_memory::{GuestMemory, RegionSpec};
+
+const DESC: u64 = 0;
+const AVAIL: u64 = 0x8000;
+const USED: u64 = 0xa000;
+const TABLE: u64 = 0x1_0000;
+const DATA: u64 = 0x2_8000;
+/// Two regions adjoin here in guest addresses, and nowhere else.
+const SEAM: u64 = 0x3_0000;
+const END: u64 = 0x4_0000;
+const USER: [u64; 2] = [0x7000_0000_0000, 0x6000_0000_0000];
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// A guest's memory (file offsets are guest addresses) with a ring in it.
+struct Rig {
+    file: File,
+    memory: GuestMemory,
+    config: RingConfig,
+}
+
+type Segment = (u64, u64);
+
+impl Rig {
+    fn new(size: u16) -> Self {
+        let fd = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&fd, END).unwrap();
+        let file = File::from(fd);
+        let region = |start: u64, end: u64, user_addr| RegionSpec {
+            guest_addr: start,
+            size: end - start,
+            user_addr,
+            mmap_offset: start,
+            file: file.try_clone().unwrap(),
+        };
+        let memory =
+            GuestMemory::map(vec![region(0, SEAM, USER[0]), region(SEAM, END, USER[1])]).unwrap();
+        let config = RingConfig {
+            size,
+            desc_user_addr: USER[0] + DESC,
+            avail_user_addr: USER[0] + AVAIL,
+            used_user_addr: USER[0] + USED,
+            event_idx: false,
+            indirect: true,
+            next_avail: 0,
+        };
+        Self { file, memory, config }
+    }
+
+    fn queue(&self) -> SplitQueue {
+        SplitQueue::new(&self.config, &self.memory).unwrap()
+    }
+
+    fn put(&self, addr: u64, bytes: &[u8]) {
+        self.file.write_all_at(bytes, addr).unwrap();
+    }
+
+    fn put16(&self, addr: u64, value: u16) {
+        self.put(addr, &value.to_le_bytes());
+    }
+
+    fn get16(&self, addr: u64) -> u16 {
+        let mut bytes = [0; 2];
+        self.file.read_exact_at(&mut bytes, addr).unwrap();
+        u16::from_le_bytes(bytes)
+    }
+
+    fn get32(&self, addr: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.file.read_exact_at(&mut bytes, addr).unwrap();
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Entry `index` of the table at `table`.
+    fn desc(&self, table: u64, index: u16, (addr, len): (u64, u32), flags: u16, next: u16) {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&addr.to_le_bytes());
+        bytes[8..12].copy_from_slice(&len.to_le_bytes());
+        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+        bytes[14..].copy_from_slice(&next.to_le_bytes());
+        self.put(table + 16 * u64::from(index), &bytes);
+    }
+
+    /// Makes `heads` available from index `start` on.
+    fn offer(&self, start: u16, heads: &[u16]) {
+        for (i, head) in heads.iter().enumerate() {
+            let entry = start.wrapping_add(i as u16) % self.config.size;
+            self.put16(AVAIL + 4 + 2 * u64::from(entry), *head);
+        }
+        self.put16(AVAIL + 2, start.wrapping_add(heads.len() as u16));
+    }
+
+    /// The region and offset of a host buffer, as a guest address; `None` if
+    /// any of it lies outside.
+    fn guest_addr(&self, buf: GuestBuf) -> Option<u64> {
+        [(0, SEAM), (SEAM, END)].into_iter().find_map(|(start, end)| {
+            let base = self.memory.translate(start, end - start).unwrap() as usize;
+            let offset = (buf.ptr() as usize).checked_sub(base)? as u64;
+            (offset + buf.len() as u64 <= end - start).then_some(start + offset)
+        })
+    }
+
+    fn segments(&self, bufs: &[GuestBuf]) -> Vec<Segment> {
+        bufs.iter().map(|buf| (self.guest_addr(*buf).unwrap(), buf.len() as u64)).collect()
+    }
+
+    /// What the one chain at the head of the ring is refused with.
+    fn refusal(&self) -> QueueError {
+        self.queue().pop(&self.memory, &mut Chain::default()).unwrap_err()
+    }
+}
+
+/// The buffer as our walk gives it: cut at the seam.
+fn cut(addr: u64, len: u64) -> Vec<Segment> {
+    if addr < SEAM && addr + len > SEAM {
+        vec![(addr, SEAM - addr), (SEAM, addr + len - SEAM)]
+    } else {
+        vec![(addr, len)]
+    }
+}
+
+/// A chain: buffers in the ring's table, then buffers in an indirect one, and
+/// how many of all are readable.
+#[derive(Clone, Debug)]
+struct Layout {
+    direct: Vec<(u64, u32)>,
+    indirect: Vec<(u64, u32)>,
+    readable: usize,
+}
+
+fn layouts() -> impl Strategy<Value = Layout> {
+    let buffers = |most| vec((DATA..END - 0x1000, 1u32..0x1000), 0..most);
+    (buffers(8), buffers(20), any::<prop::sample::Index>())
+        .prop_filter("a chain has a buffer", |(d, i, _)| !d.is_empty() || !i.is_empty())
+        .prop_map(|(direct, indirect, readable)| Layout {
+            readable: readable.index(direct.len() + indirect.len() + 1),
+            direct,
+            indirect,
+        })
+}
+
+/// Puts the layout into the tables with the given free descriptors; its head.
+fn lay(rig: &Rig, layout: &Layout, table: u64, free: &mut Vec<u16>) -> u16 {
+    let flag = |number: usize| if number < layout.readable { 0 } else { WRITE };
+    let has_table = !layout.indirect.is_empty();
+    let count = layout.direct.len() + usize::from(has_table);
+    let own = free.split_off(free.len() - count);
+    for (i, buffer) in layout.direct.iter().enumerate() {
+        let next = own.get(i + 1).copied();
+        let flags = flag(i) | if next.is_some() { NEXT } else { 0 };
+        rig.desc(DESC, own[i], *buffer, flags, next.unwrap_or(0));
+    }
+    if has_table {
+        let len = layout.indirect.len() as u16;
+        rig.desc(DESC, own[count - 1], (table, u32::from(len) * 16), INDIRECT, 0);
+        for (i, buffer) in (0..len).zip(&layout.indirect) {
+            let more = if i + 1 < len { NEXT } else { 0 };
+            let flags = flag(layout.direct.len() + usize::from(i)) | more;
+            rig.desc(table, i, *buffer, flags, i + 1);
+        }
+    }
+    own[0]
+}
+
+fn oracle(rig: &Rig) -> Vec<(u16, Vec<Segment>, Vec<Segment>)> {
+    let file = FileOffset::new(rig.file.try_clone().unwrap(), 0);
+    let ranges = [(GuestAddress(0), END as usize, Some(file))];
+    let memory = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).unwrap();
+    let mut queue = Queue::new(rig.config.size).unwrap();
+    queue.try_set_desc_table_address(GuestAddress(DESC)).unwrap();
+    queue.try_set_avail_ring_address(GuestAddress(AVAIL)).unwrap();
+    queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+    queue.set_next_avail(rig.config.next_avail);
+    queue.set_ready(true);
+    let mut chains = Vec::new();
+    while let Some(chain) = queue.pop_descriptor_chain(&memory) {
+        let head = chain.head_index();
+        let (mut readable, mut writable) = (Vec::new(), Vec::new());
+        for desc in chain {
+            let list = if desc.is_write_only() { &mut writable } else { &mut readable };
+            list.extend(cut(desc.addr().0, u64::from(desc.len())));
+        }
+        chains.push((head, readable, writable));
+    }
+    chains
+}
+
+/// Descriptors between sense and nonsense.
+fn wild_descriptors(most: usize) -> impl Strategy<Value = Vec<(u64, u32, u16, u16)>> {
+    let addr = prop_oneof![
+        4 => DATA..END,
+        2 => select(vec![TABLE, TABLE + 16, SEAM - 1, SEAM, END - 1, END, 0]),
+        1 => any::<u64>(),
+        1 => u64::MAX - 0x100..=u64::MAX,
+    ];
+    let len = prop_oneof![
+        3 => 1u32..0x200,
+        2 => select(vec![0, 16, 32, 256, u32::MAX, 1 << 31]),
+        1 => any::<u32>(),
+    ];
+    let flags = prop_oneof![6 => 0u16..8, 3 => select(vec![NEXT, NEXT | WRITE]), 1 => any::<u16>()];
+    let next = prop_oneof![9 => 0u16..20, 1 => any::<u16>()];
+    vec((addr, len, flags, next), most)
+}
+
+proptest! {
+    #[test]
+    fn valid_chains_have_the_segments_that_virtio_queue_finds(
+        chains in vec(layouts(), 1..5),
+        free in Just((0..64).collect::<Vec<u16>>()).prop_shuffle(),
+        start: u16,
+    ) {
+        let mut rig = Rig::new(64);
+        rig.config.next_avail = start;
+        let mut free = free;
+        let tables = (0..).map(|i| TABLE + i * 0x1000 + 16 * (i % 3));
+        let heads: Vec<u16> =
+            chains.iter().zip(tables).map(|(c, table)| lay(&rig, c, table, &mut free)).collect();
+        rig.offer(start, &heads);
+        let mut queue = rig.queue();
+        let mut chain = Chain::default();
+        let mut found = Vec::new();
+        while queue.pop(&rig.memory, &mut chain).unwrap() {
+            found.push((chain.head, rig.segments(&chain.readable), rig.segments(&chain.writable)));
+        }
+        prop_assert_eq!(found.len(), chains.len());
+        prop_assert_eq!(found, oracle(&rig));
+        prop_assert_eq!(queue.next_avail(), start.wrapping_add(chains.len() as u16));
+    }
+
+    #[test]
+    fn garbage_in_a_ring_ends_and_stays_inside_guest_memory(
+        table in wild_descriptors(16),
+        indirect in wild_descriptors(16),
+        heads in vec(prop_oneof![9 => 0u16..16, 1 => any::<u16>()], 16),
+        start in 0u16..16,
+        avail in prop_oneof![9 => 0u16..32, 1 => any::<u16>()],
+        use_indirect: bool,
+    ) {
+        let mut rig = Rig::new(16);
+        rig.config.next_avail = start;
+        rig.config.indirect = use_indirect;
+        for (base, list) in [(DESC, &table), (TABLE, &indirect)] {
+            for (i, (addr, len, flags, next)) in (0..).zip(list) {
+                rig.desc(base, i, (*addr, *len), *flags, *next);
+            }
+        }
+        rig.offer(0, &heads);
+        rig.put16(AVAIL + 2, avail);
+        let mut queue = rig.queue();
+        let mut chain = Chain::default();
+        let mut taken = 0;
+        while let Ok(true) = queue.pop(&rig.memory, &mut chain) {
+            taken += 1;
+            prop_assert!(taken <= 16, "no more than the ring has");
+            prop_assert!(chain.segments() <= SEGMENTS_MAX);
+            for buf in chain.readable.iter().chain(&chain.writable) {
+                prop_assert!(rig.guest_addr(*buf).is_some(), "{buf:?} lies outside");
+            }
+        }
+    }
+
+    #[test]
+    fn random_bytes_as_ring_end_too(bytes in vec(any::<u8>(), 256), avail in vec(any::<u8>(), 40)) {
+        let rig = Rig::new(16);
+        rig.put(DESC, &bytes);
+        rig.put(AVAIL, &avail);
+        let mut queue = rig.queue();
+        let mut chain = Chain::default();
+        for _ in 0..=16 {
+            if !matches!(queue.pop(&rig.memory, &mut chain), Ok(true)) {
+                return Ok(());
+            }
+            for buf in chain.readable.iter().chain(&chain.writable) {
+                prop_assert!(rig.guest_addr(*buf).is_some());
+            }
+        }
+        prop_assert!(false, "popped more than the ring has");
+    }
+
+    #[test]
+    fn with_event_idx_a_call_comes_exactly_when_the_event_index_is_passed(
+        start: u16,
+        count in 1u16..=16,
+        ahead in prop_oneof![0u16..20, any::<u16>()],
+        behind in 0u16..20,
+    ) {
+        let mut rig = Rig::new(16);
+        rig.config.event_idx = true;
+        rig.put16(USED + 2, start);
+        let event = start.wrapping_add(ahead).wrapping_sub(behind);
+        rig.put16(AVAIL + 4 + 2 * 16, event);
+        let mut queue = rig.queue();
+        for _ in 0..count {
+            queue.add_used(0, 0);
+        }
+        let passed = (0..count).any(|i| start.wrapping_add(i) == event);
+        prop_assert_eq!(queue.publish(), passed);
+        prop_assert_eq!(rig.get16(USED + 2), start.wrapping_add(count));
+        prop_assert!(!queue.publish(), "nothing new, no call");
+    }
+}
+
+#[test]
+fn a_queue_size_that_is_no_power_of_two_is_refused() {
+    for size in [0, 3, 40_000, u16::MAX] {
+        let mut rig = Rig::new(16);
+        rig.config.size = size;
+        let error = SplitQueue::new(&rig.config, &rig.memory).unwrap_err();
+        assert_eq!(error, QueueError::BadSize(u32::from(size)));
+    }
+}
+
+#[test]
+fn a_ring_part_outside_memory_or_misaligned_is_refused() {
+    let change: [fn(&mut RingConfig) -> &mut u64; 3] =
+        [|c| &mut c.desc_user_addr, |c| &mut c.avail_user_addr, |c| &mut c.used_user_addr];
+    for part in change {
+        for addr in [0, USER[0] + 1, USER[0] + SEAM - 32, u64::MAX - 15] {
+            let mut rig = Rig::new(16);
+            *part(&mut rig.config) = addr;
+            let error = SplitQueue::new(&rig.config, &rig.memory).unwrap_err();
+            assert_eq!(error, QueueError::RingOutside(addr));
+        }
+    }
+}
+
+#[test]
+fn an_available_index_too_far_ahead_is_refused() {
+    let rig = Rig::new(16);
+    rig.put16(AVAIL + 2, 17);
+    assert_eq!(rig.refusal(), QueueError::BadAvailIndex { avail: 17, seen: 0 });
+    rig.put16(AVAIL + 2, u16::MAX);
+    assert_eq!(rig.refusal(), QueueError::BadAvailIndex { avail: u16::MAX, seen: 0 });
+}
+
+#[test]
+fn a_descriptor_beyond_its_table_is_refused() {
+    let rig = Rig::new(16);
+    rig.offer(0, &[16]);
+    assert_eq!(rig.refusal(), QueueError::BadDescriptor(16));
+    rig.offer(0, &[0]);
+    rig.desc(DESC, 0, (DATA, 1), NEXT, 20);
+    assert_eq!(rig.refusal(), QueueError::BadDescriptor(20));
+    rig.desc(DESC, 0, (TABLE, 32), INDIRECT, 0);
+    rig.desc(TABLE, 0, (DATA, 1), NEXT, 2);
+    assert_eq!(rig.refusal(), QueueError::BadDescriptor(2));
+}
+
+#[test]
+fn a_chain_that_loops_or_is_too_long_is_refused() {
+    let rig = Rig::new(16);
+    rig.offer(0, &[3]);
+    rig.desc(DESC, 3, (DATA, 1), NEXT, 4);
+    rig.desc(DESC, 4, (DATA, 1), NEXT, 3);
+    assert_eq!(rig.refusal(), QueueError::ChainTooLong);
+    let entries = SEGMENTS_MAX as u16 + 1;
+    rig.desc(DESC, 3, (TABLE, u32::from(entries) * 16), INDIRECT, 0);
+    for i in 0..entries {
+        rig.desc(TABLE, i, (DATA, 1), NEXT, i + 1);
+    }
+    rig.desc(TABLE, entries - 1, (DATA, 1), 0, 0);
+    assert_eq!(rig.refusal(), QueueError::ChainTooLong);
+    rig.desc(TABLE, entries - 2, (DATA, 1), 0, 0);
+    let mut chain = Chain::default();
+    assert!(rig.queue().pop(&rig.memory, &mut chain).unwrap());
+    assert_eq!(chain.segments(), SEGMENTS_MAX, "the longest that is taken");
+}
+
+#[test]
+fn an_indirect_table_that_breaks_a_rule_is_refused() {
+    let rig = Rig::new(16);
+    rig.offer(0, &[0]);
+    rig.desc(TABLE, 0, (DATA, 1), 0, 0);
+    let cases = [
+        ("empty", (TABLE, 0), INDIRECT),
+        ("ragged", (TABLE, 24), INDIRECT),
+        ("outside memory", (END - 16, 32), INDIRECT),
+        ("across regions", (SEAM - 16, 32), INDIRECT),
+        ("with a next one", (TABLE, 16), INDIRECT | NEXT),
+    ];
+    for (what, table, flags) in cases {
+        rig.desc(DESC, 0, table, flags, 1);
+        assert_eq!(rig.refusal(), QueueError::BadIndirect, "{what}");
+    }
+    rig.desc(DESC, 0, (TABLE, 16), INDIRECT, 0);
+    rig.desc(TABLE, 0, (TABLE, 16), INDIRECT, 0);
+    assert_eq!(rig.refusal(), QueueError::BadIndirect, "nested");
+    let mut rig = rig;
+    rig.desc(TABLE, 0, (DATA, 1), 0, 0);
+    assert!(rig.queue().pop(&rig.memory, &mut Chain::default()).unwrap());
+    rig.config.indirect = false;
+    assert_eq!(rig.refusal(), QueueError::BadIndirect, "not negotiated");
+}
+
+#[test]
+fn a_buffer_outside_memory_is_refused() {
+    let rig = Rig::new(16);
+    rig.offer(0, &[0]);
+    for (addr, len) in [(END, 1), (END - 1, 2), (u64::MAX, 1), (u64::MAX - 3, 8), (0, u32::MAX)] {
+        rig.desc(DESC, 0, (addr, len), WRITE, 0);
+        assert_eq!(rig.refusal(), QueueError::BufferOutside(addr), "{len} bytes");
+    }
+}
+
+#[test]
+fn a_readable_buffer_after_a_writable_one_is_refused() {
+    let rig = Rig::new(16);
+    rig.offer(0, &[0]);
+    rig.desc(DESC, 0, (DATA, 1), WRITE | NEXT, 1);
+    rig.desc(DESC, 1, (DATA, 1), 0, 0);
+    assert_eq!(rig.refusal(), QueueError::ReadableAfterWritable);
+}
+
+#[test]
+fn a_buffer_that_spans_adjoining_regions_is_split() {
+    let rig = Rig::new(16);
+    rig.offer(0, &[0]);
+    rig.desc(DESC, 0, (SEAM - 100, 300), WRITE, 0);
+    let mut chain = Chain::default();
+    assert!(rig.queue().pop(&rig.memory, &mut chain).unwrap());
+    assert_eq!(rig.segments(&chain.writable), [(SEAM - 100, 100), (SEAM, 200)]);
+    assert!(chain.readable.is_empty());
+}
+
+#[test]
+fn used_elements_go_where_the_driver_looks_also_past_the_wrap() {
+    let rig = Rig::new(4);
+    rig.put16(USED + 2, 0xfffe);
+    let mut queue = rig.queue();
+    for i in 0..4u16 {
+        queue.add_used(i, 100 + u32::from(i));
+    }
+    assert_eq!(rig.get16(USED + 2), 0xfffe, "not shown before it is published");
+    assert!(queue.publish());
+    assert_eq!(rig.get16(USED + 2), 2);
+    for i in 0..4u64 {
+        let element = USED + 4 + 8 * ((0xfffe + i) % 4);
+        assert_eq!((rig.get32(element), rig.get32(element + 4)), (i as u32, 100 + i as u32));
+    }
+}
+
+#[test]
+fn a_driver_that_wants_no_interrupt_gets_none() {
+    let rig = Rig::new(16);
+    let mut queue = rig.queue();
+    assert!(!queue.publish(), "nothing was given back");
+    rig.put16(AVAIL, 1);
+    queue.add_used(0, 0);
+    assert!(!queue.publish());
+    assert_eq!(rig.get16(USED + 2), 1, "shown all the same");
+    rig.put16(AVAIL, 0);
+    queue.add_used(0, 0);
+    assert!(queue.publish());
+}
+
+#[test]
+fn a_buffer_that_comes_before_notifications_are_on_is_reported() {
+    for event_idx in [false, true] {
+        let mut rig = Rig::new(16);
+        rig.config.event_idx = event_idx;
+        rig.config.next_avail = 0xffff;
+        rig.put16(AVAIL + 2, 0xffff);
+        rig.desc(DESC, 5, (DATA, 1), 0, 0);
+        let mut queue = rig.queue();
+        queue.disable_notifications();
+        assert_eq!(rig.get16(USED), u16::from(!event_idx), "the flag is without EVENT_IDX only");
+        assert!(!queue.has_available() && !queue.enable_notifications());
+        assert_eq!(rig.get16(USED), 0);
+        if event_idx {
+            assert_eq!(rig.get16(USED + 4 + 8 * 16), 0xffff, "a kick at the next buffer");
+        }
+        queue.disable_notifications();
+        rig.offer(0xffff, &[5]);
+        assert!(queue.enable_notifications(), "its kick may not have been sent");
+        let mut chain = Chain::default();
+        assert!(queue.pop(&rig.memory, &mut chain).unwrap());
+        assert_eq!(chain.head, 5);
+        assert!(!queue.pop(&rig.memory, &mut chain).unwrap());
+        assert_eq!(queue.next_avail(), 0);
+    }
+}
+
+#[test]
+#[expect(unsafe_code, reason = "a driver on another thread needs atomics on the ring")]
+fn no_kick_is_lost_between_a_driver_and_a_device_that_go_to_sleep() {
+    const ROUNDS: u16 = 40_000;
+    let mut rig = Rig::new(16);
+    rig.config.event_idx = true;
+    rig.desc(DESC, 0, (DATA, 1), 0, 0);
+    let mut queue = rig.queue();
+    let memory = &rig.memory;
+    let word = |addr: u64| {
+        let ptr = memory.translate(addr, 2).unwrap().cast::<u16>();
+        // SAFETY: in the mapping, which outlives the scope; aligned; all
+        // access is atomic.
+        unsafe { AtomicU16::from_ptr(ptr) }
+    };
+    let (avail, used) = (word(AVAIL + 2), word(USED + 2));
+    let avail_event = word(USED + 4 + 8 * 16);
+    let (kick, kicked) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for round in 0..ROUNDS {
+                // All 16 entries name descriptor 0; the ring must have room.
+                while round.wrapping_sub(used.load(Ordering::Acquire)) >= 16 {
+                    std::thread::yield_now();
+                }
+                avail.store(round + 1, Ordering::Release);
+                fence(Ordering::SeqCst);
+                if avail_event.load(Ordering::Relaxed) == round {
+                    kick.send(()).unwrap();
+                }
+            }
+        });
+        let mut chain = Chain::default();
+        let mut taken = 0;
+        while taken < ROUNDS {
+            while queue.pop(memory, &mut chain).unwrap() {
+                taken += 1;
+                queue.add_used(chain.head, 0);
+                queue.publish();
+            }
+            if taken < ROUNDS && !queue.enable_notifications() {
+                let result = kicked.recv_timeout(Duration::from_secs(20));
+                assert!(result.is_ok(), "the kick after buffer {taken} was lost");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_ring_is_found_again_in_a_new_memory_table() {
+    let rig = Rig::new(16);
+    rig.desc(DESC, 2, (DATA, 8), 0, 0);
+    rig.offer(0, &[2]);
+    let mut queue = rig.queue();
+    let other = Rig::new(16);
+    queue.rebind(&other.memory).unwrap();
+    assert!(!queue.has_available(), "the other memory's ring is empty");
+    queue.rebind(&rig.memory).unwrap();
+    assert!(queue.has_available());
+    assert_eq!(queue.rebind(&GuestMemory::default()), Err(QueueError::RingOutside(USER[0])));
+}
