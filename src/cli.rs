@@ -81,9 +81,13 @@ pub struct SourceArgs {
     /// A read-only image that VMs share; NAME is the file's stem if left out
     #[arg(long, value_name = "NAME=PATH")]
     pub root: Vec<String>,
-    /// A VM: NAME[,root=ROOT][,size=SIZE][,leaf=PATH][,socket=PATH][,queues=N]
-    /// [,readonly][,ephemeral]; root= may be left out where there is one root
-    #[arg(long, value_name = "NAME,root=ROOT,…")]
+    /// The VMs, as text for `VmEntry::parse`.
+    #[arg(
+        long,
+        value_name = "NAME,root=ROOT,…",
+        help = "A VM: NAME[,root=ROOT][,size=SIZE][,leaf=PATH][,socket=PATH][,queues=N]\
+                [,readonly][,ephemeral]; root= may be left out where there is one root"
+    )]
     pub vm: Vec<String>,
 }
 

@@ -139,13 +139,15 @@ fn a_user_without_a_runtime_directory_is_told_what_to_do() {
         assert!(text.contains("XDG_RUNTIME_DIR") && text.contains("--runtime-dir"), "{text}");
         return;
     }
-    // Root gives up its identity to run as a user. The binary is copied to
-    // where any user may run it.
+    // Root gives up its identity to run as a user, from a copy that any user
+    // may run. cp makes it: a descriptor for writing in this process would be
+    // inherited by what the other tests start, and exec refuses such a file.
     use std::os::unix::process::CommandExt;
     let place = Place::new();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let binary = place.path().join("leafblk");
-    fs::copy(env!("CARGO_BIN_EXE_leafblk"), &binary).unwrap();
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_leafblk")).arg(&binary).status();
+    assert!(copied.unwrap().success());
     let mut command = Command::new(&binary);
     let output = command
         .env_clear()
