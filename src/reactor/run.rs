@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::device::{Device, Queue, forget_kick, to_eventfd};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
+use super::serve::MEMORY_GONE;
 use super::task::{Part, Slab, Task};
 use super::{Command, DeviceId, Mailbox, QueueSetup};
 use crate::cache::{Cache, Reader, Waiter};
@@ -200,6 +201,10 @@ impl Runner {
             };
             if mem::take(&mut device.worked) && !all {
                 return true;
+            }
+            // A ring that is gone may look like one without work.
+            if device.memory.is_faulted() {
+                device.break_with(&MEMORY_GONE);
             }
             let served = device.is_served();
             let mut keep = false;

@@ -21,6 +21,8 @@ const TURN_CHAINS: usize = 64;
 const TURN_BYTES: u64 = 1 << 20;
 /// Sectors that one read of a leaf asks the disk for.
 const LEAF_READ_SECTORS: u64 = 1024;
+/// Why a device ends whose frontend truncated the guest's memory.
+pub(super) const MEMORY_GONE: &str = "the frontend took away memory that was in use";
 
 /// Who asked, and where the answer goes.
 #[derive(Clone, Copy)]
@@ -56,7 +58,7 @@ impl Runner {
                 worked |= self.serve_queue(&mut device, slot, queue);
             }
             if worked && device.memory.is_faulted() {
-                device.break_with(&"the frontend took away memory that was in use");
+                device.break_with(&MEMORY_GONE);
             }
         }
         device.worked |= worked;
@@ -88,6 +90,10 @@ impl Runner {
                 Ok(false) => break,
                 Err(e) => {
                     device.disk.counters().errors.add(1);
+                    // A ring that is gone reads as zeros: name the cause.
+                    if device.memory.is_faulted() {
+                        device.break_with(&MEMORY_GONE);
+                    }
                     device.break_with(&e);
                     break;
                 }
@@ -335,7 +341,7 @@ impl Runner {
         }
         finish_in(device, asker, status);
         if device.memory.is_faulted() {
-            device.break_with(&"the frontend took away memory that was in use");
+            device.break_with(&MEMORY_GONE);
         }
         self.settle_if_waiting(slot);
     }
@@ -557,7 +563,11 @@ impl Runner {
             Ok(count) if count > 0 => count as usize,
             Ok(_) => return self.part_done(id, false),
             Err(e) => {
-                disk::log_seldom(&format_args!("a leaf can't be read: {e}"));
+                let task = self.tasks.get(part.task);
+                match self.devices[task.slot].as_deref_mut() {
+                    Some(device) if is_memory_gone(&e) => device.break_with(&MEMORY_GONE),
+                    _ => disk::log_seldom(&format_args!("a leaf can't be read: {e}")),
+                }
                 return self.part_done(id, false);
             }
         };
@@ -622,7 +632,16 @@ fn finish_in(device: &mut Device, asker: Asker, status: Status) {
     }
 }
 
-fn note_error(device: &Device, error: &LeafError) {
+fn note_error(device: &mut Device, error: &LeafError) {
     device.disk.counters().errors.add(1);
-    disk::log_seldom(&format_args!("VM {}: {error}", device.disk.name()));
+    match error {
+        LeafError::Io { source, .. } if is_memory_gone(source) => device.break_with(&MEMORY_GONE),
+        _ => disk::log_seldom(&format_args!("VM {}: {error}", device.disk.name())),
+    }
+}
+
+/// Whether a system call found no memory behind a guest's buffer. Buffers were
+/// checked to lie in a mapping, so its file must have been cut short.
+fn is_memory_gone(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EFAULT)
 }
