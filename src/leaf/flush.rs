@@ -73,7 +73,7 @@ impl Leaf {
         result.map(|()| pages.len() + 64 > ROUND_PAGES)
     }
 
-    fn sync(&self) -> Result<(), LeafError> {
+    pub(super) fn sync(&self) -> Result<(), LeafError> {
         self.storage.sync_data().map_err(|source| {
             // The kernel forgets what it could not write: a second try would
             // succeed without the data (fsync(2), "EIO").

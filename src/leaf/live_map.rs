@@ -74,11 +74,10 @@ impl AtomicBits {
         self.0[bit / 64].load(Ordering::Acquire) & (1 << (bit % 64)) != 0
     }
 
+    /// Always a read-modify-write: after a plain look that finds the bit set,
+    /// somebody who takes it in that moment might not see what came before.
     fn set(&self, bit: usize) {
-        let (word, mask) = (&self.0[bit / 64], 1 << (bit % 64));
-        if word.load(Ordering::Relaxed) & mask == 0 {
-            word.fetch_or(mask, Ordering::AcqRel);
-        }
+        self.0[bit / 64].fetch_or(1 << (bit % 64), Ordering::AcqRel);
     }
 }
 

@@ -264,11 +264,16 @@ impl Leaf {
     /// generation names, and syncs.
     fn write_header(&self, change: impl FnOnce(&mut Header)) -> Result<(), LeafError> {
         let mut header = self.header.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        change(&mut header);
-        let offset = (header.generation % 2) * header::LEN as u64;
-        write_all(&*self.storage, &header.encode(), offset)
-            .and_then(|()| self.storage.sync_data())
-            .map_err(|source| self.io("write the header", source))
+        // Counts only once it is written: another try must not go to the copy
+        // that is still good.
+        let mut changed = header.clone();
+        change(&mut changed);
+        let offset = (changed.generation % 2) * header::LEN as u64;
+        write_all(&*self.storage, &changed.encode(), offset)
+            .map_err(|source| self.io("write the header", source))?;
+        self.sync()?;
+        *header = changed;
+        Ok(())
     }
 
     /// Flushes, marks the leaf as clean and removes its live map.

@@ -1,0 +1,220 @@
+//! A disk that fails, is full, takes less than it is given; and the order in
+//! which a leaf becomes durable.
+
+use super::mem::{Mem, Op};
+use super::*;
+
+/// A leaf on storage that does as it is told, opened; its log emptied.
+fn faulty() -> (Leaf, Mem) {
+    let home = Home::new();
+    let mem = Mem::of_file(&home.leaf());
+    let leaf = reopen(&mem);
+    mem.state().ops.clear();
+    (leaf, mem)
+}
+
+fn reopen(mem: &Mem) -> Leaf {
+    let storage = Box::new(mem.clone());
+    Leaf::open_storage(Path::new("vm.leaf"), storage, &root(1), &OpenOptions::default()).unwrap()
+}
+
+fn errno(result: Result<(), LeafError>) -> Option<i32> {
+    match result {
+        Err(LeafError::Io { source, .. }) => source.raw_os_error(),
+        other => panic!("{other:?}"),
+    }
+}
+
+const MAP: u64 = 8192;
+
+#[test]
+fn a_flush_syncs_the_data_before_it_writes_the_map_and_syncs_that_too() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 1, 1).unwrap();
+    write(&leaf, live_map::PAGE_SECTORS, 2, 1).unwrap();
+    leaf.flush().unwrap();
+    let data = leaf.data_offset(Sector(0));
+    assert_eq!(
+        mem.state().ops,
+        [
+            Op::Write(data, 512),
+            Op::Write(data + live_map::PAGE_SECTORS * 512, 1024),
+            Op::Sync,
+            Op::Write(MAP, 4096),
+            Op::Write(MAP + 4096, 4096),
+            Op::Sync,
+        ]
+    );
+}
+
+#[test]
+fn a_flush_of_rewritten_sectors_is_one_sync_and_of_nothing_none() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 8, 1).unwrap();
+    leaf.flush().unwrap();
+    mem.state().ops.clear();
+    leaf.flush().unwrap();
+    assert_eq!(mem.state().ops, []);
+    write(&leaf, 0, 8, 2).unwrap();
+    leaf.flush().unwrap();
+    assert_eq!(mem.state().ops, [Op::Write(leaf.data_offset(Sector(0)), 4096), Op::Sync]);
+}
+
+#[test]
+fn opening_and_closing_sync_their_headers_and_close_flushes_first() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 1, 1).unwrap();
+    leaf.close().unwrap();
+    let data = leaf.data_offset(Sector(0));
+    let flush = [Op::Write(data, 512), Op::Sync, Op::Write(MAP, 4096), Op::Sync];
+    assert_eq!(mem.state().ops[..4], flush);
+    assert_eq!(mem.state().ops[4..], [Op::Write(4096, 4096), Op::Sync]);
+    mem.state().ops.clear();
+    drop(leaf);
+    reopen(&mem);
+    assert_eq!(mem.state().ops, [Op::Write(0, 4096), Op::Sync]);
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_acknowledged_any_more() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 1, 1).unwrap();
+    mem.state().fail_sync = Some(libc::EIO);
+    assert_eq!(errno(leaf.flush()), Some(libc::EIO));
+    mem.state().fail_sync = None;
+    assert!(leaf.is_poisoned() && !leaf.is_flushed());
+    assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
+    assert!(matches!(write(&leaf, 0, 1, 1), Err(LeafError::Poisoned { .. })));
+    assert!(matches!(leaf.write_zeroes(range(0, 1)), Err(LeafError::Poisoned { .. })));
+    assert!(matches!(leaf.close(), Err(LeafError::Poisoned { .. })));
+    assert!(is_all(&read(&leaf, 0, 1), 1), "reads go on");
+    drop(leaf);
+    mem.lose_power(|| false);
+    assert!(reopen(&mem).is_absent(range(0, SECTORS)));
+}
+
+#[test]
+fn a_sync_that_fails_while_closing_poisons_too() {
+    let (leaf, mem) = faulty();
+    mem.state().fail_sync = Some(libc::EIO);
+    assert_eq!(errno(leaf.close()), Some(libc::EIO));
+    mem.state().fail_sync = None;
+    assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
+}
+
+#[test]
+fn a_close_that_failed_for_space_can_be_repeated_and_spares_the_good_header() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 1, 1).unwrap();
+    leaf.flush().unwrap();
+    mem.state().fail_writes = Some((0, libc::ENOSPC));
+    mem.state().ops.clear();
+    assert_eq!(errno(leaf.close()), Some(libc::ENOSPC));
+    mem.state().fail_writes = None;
+    leaf.close().unwrap();
+    assert_eq!(mem.state().ops, [Op::Write(4096, 4096), Op::Sync], "the older copy");
+    drop(leaf);
+    assert_eq!(reopen(&mem).present_sectors(), 1);
+}
+
+#[test]
+fn a_full_disk_fails_the_write_and_the_leaf_works_on() {
+    let (leaf, mem) = faulty();
+    mem.state().fail_writes = Some((0, libc::ENOSPC));
+    assert_eq!(errno(write(&leaf, 7, 1, 1)), Some(libc::ENOSPC));
+    assert!(leaf.is_absent(range(0, SECTORS)), "what was not written is not held");
+    assert!(!leaf.is_poisoned() && leaf.present_sectors() == 0);
+    mem.state().fail_writes = None;
+    write(&leaf, 7, 1, 2).unwrap();
+    leaf.flush().unwrap();
+    assert!(is_all(&read(&leaf, 7, 1), 2));
+}
+
+#[test]
+fn a_full_disk_under_the_map_fails_the_flush_and_the_next_one_repeats_it() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 7, 1, 1).unwrap();
+    mem.state().fail_writes = Some((MAP, libc::ENOSPC));
+    assert_eq!(errno(leaf.flush()), Some(libc::ENOSPC));
+    assert!(!leaf.is_poisoned() && !leaf.is_flushed());
+    mem.state().fail_writes = None;
+    leaf.flush().unwrap();
+    assert!(leaf.is_flushed());
+    drop(leaf);
+    mem.lose_power(|| false);
+    let leaf = reopen(&mem);
+    assert_eq!(leaf.next_run(range(7, 10)), (true, 1));
+    assert!(is_all(&read(&leaf, 7, 1), 1));
+}
+
+#[test]
+fn short_writes_are_continued_wherever_they_end() {
+    for write_max in [1, 99, 100, 101, 511, 512, 700, 5000] {
+        let (leaf, mem) = faulty();
+        mem.state().write_max = Some(write_max);
+        let mut bytes: Vec<u8> = (0..4096u32).map(|i| (i * 7 % 251) as u8).collect();
+        write_bytes(&leaf, 3, &mut bytes).unwrap();
+        assert!(read(&leaf, 3, 8) == bytes, "{write_max} bytes at a time");
+        leaf.flush().unwrap();
+        drop(leaf);
+        mem.lose_power(|| false);
+        assert!(read(&reopen(&mem), 3, 8) == bytes);
+    }
+}
+
+#[test]
+fn a_disk_that_takes_nothing_fails_the_write_and_does_not_hang_it() {
+    let (leaf, mem) = faulty();
+    mem.state().write_max = Some(0);
+    match write(&leaf, 0, 1, 1) {
+        Err(LeafError::Io { source, .. }) => assert_eq!(source.kind(), io::ErrorKind::WriteZero),
+        other => panic!("{other:?}"),
+    }
+    assert!(leaf.is_absent(range(0, 1)));
+}
+
+#[test]
+fn zeroes_are_holes_or_where_there_are_none_written_out() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 300, 1).unwrap();
+    mem.state().ops.clear();
+    let data = leaf.data_offset(Sector(0));
+    leaf.write_zeroes(range(0, 10)).unwrap();
+    assert_eq!(mem.state().ops, [Op::Punch(data, 5120)]);
+    mem.state().fail_punch = Some(libc::EOPNOTSUPP);
+    leaf.write_zeroes(range(20, 200)).unwrap();
+    assert_eq!(
+        mem.state().ops[1..],
+        [Op::Write(data + 20 * 512, 65536), Op::Write(data + 20 * 512 + 65536, 200 * 512 - 65536),]
+    );
+    let bytes = read(&leaf, 0, 300);
+    for (sector, bytes) in bytes.chunks(512).enumerate() {
+        let zero = sector < 10 || (20..220).contains(&sector);
+        assert!(is_all(bytes, u8::from(!zero)), "sector {sector}");
+    }
+    mem.state().fail_punch = Some(libc::EIO);
+    assert_eq!(errno(leaf.write_zeroes(range(500, 1))), Some(libc::EIO));
+    assert!(leaf.is_absent(range(500, 1)));
+}
+
+#[test]
+fn flushes_that_come_together_are_all_covered_when_they_return() {
+    let (leaf, mem) = faulty();
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (leaf, mem) = (&leaf, &mem);
+            scope.spawn(move || {
+                for i in 0..50 {
+                    let sector = thread * 1000 + i;
+                    write(leaf, sector, 1, 1).unwrap();
+                    leaf.flush().unwrap();
+                    let page = mem.durable(MAP + sector / 8);
+                    assert!(page & 1 << (sector % 8) != 0, "sector {sector} is not durable");
+                    assert_eq!(mem.durable(leaf.data_offset(Sector(sector))), 1);
+                }
+            });
+        }
+    });
+    assert_eq!(leaf.present_sectors(), 200);
+    assert!(leaf.is_flushed());
+}

@@ -1,0 +1,200 @@
+//! Storage in memory that fails at will, tells what was done in which order,
+//! and can lose what was not synced, sector by sector.
+#![expect(unsafe_code, reason = "copies buffers as the real storage's system calls do")]
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::super::header;
+use crate::io::storage::Storage;
+use crate::virtqueue::GuestBuf;
+
+/// What was asked of the storage.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Op {
+    /// Offset and length.
+    Write(u64, u64),
+    Punch(u64, u64),
+    Sync,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    len: u64,
+    now: HashMap<u64, [u8; 512]>,
+    durable: HashMap<u64, [u8; 512]>,
+    pub(super) ops: Vec<Op>,
+    /// Most bytes that one write takes, if not all.
+    pub(super) write_max: Option<usize>,
+    /// Errno of the writes and punches from the offset on.
+    pub(super) fail_writes: Option<(u64, i32)>,
+    pub(super) fail_punch: Option<i32>,
+    pub(super) fail_sync: Option<i32>,
+}
+
+/// A handle; clones share the storage.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mem(Arc<Mutex<State>>);
+
+impl Mem {
+    /// Storage with the two headers of a leaf file, and its length.
+    pub(super) fn of_file(path: &std::path::Path) -> Self {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::File::open(path).unwrap();
+        let mut headers = [0; 2 * header::LEN];
+        file.read_exact_at(&mut headers, 0).unwrap();
+        let mem = Self::default();
+        let mut state = mem.state();
+        state.len = file.metadata().unwrap().len();
+        state.put(0, &headers);
+        state.durable = state.now.clone();
+        drop(state);
+        mem
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// The byte at `offset` that would be there after a loss of power.
+    pub(super) fn durable(&self, offset: u64) -> u8 {
+        let sector = self.state().durable.get(&(offset / 512)).copied().unwrap_or([0; 512]);
+        sector[usize::try_from(offset % 512).unwrap()]
+    }
+
+    /// The power fails: of each sector that was not synced, the old or the new
+    /// content stays, as `keep_new` says.
+    pub(super) fn lose_power(&self, mut keep_new: impl FnMut() -> bool) {
+        let mut state = self.state();
+        let State { now, durable, .. } = &mut *state;
+        let mut sectors: Vec<u64> = now.keys().chain(durable.keys()).copied().collect();
+        sectors.sort_unstable();
+        sectors.dedup();
+        for sector in sectors {
+            if now.get(&sector) != durable.get(&sector) && keep_new() {
+                match now.get(&sector) {
+                    Some(bytes) => durable.insert(sector, *bytes),
+                    None => durable.remove(&sector),
+                };
+            }
+        }
+        *now = durable.clone();
+    }
+}
+
+impl State {
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
+        let mut rest = bytes;
+        for (sector, from, len) in sectors_of(offset, bytes.len()) {
+            let (here, more) = rest.split_at(len);
+            self.now.entry(sector).or_insert([0; 512])[from..from + len].copy_from_slice(here);
+            rest = more;
+        }
+    }
+
+    fn get(&self, offset: u64, into: &mut [u8]) {
+        let mut rest = &mut into[..];
+        for (sector, from, len) in sectors_of(offset, rest.len()) {
+            let (here, more) = rest.split_at_mut(len);
+            let bytes = self.now.get(&sector).unwrap_or(&[0; 512]);
+            here.copy_from_slice(&bytes[from..from + len]);
+            rest = more;
+        }
+    }
+}
+
+/// The sectors that so many bytes at `offset` lie in: number, first byte in
+/// it, bytes in it.
+fn sectors_of(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
+    let (mut at, mut left) = (offset, len);
+    std::iter::from_fn(move || {
+        let from = usize::try_from(at % 512).ok()?;
+        let here = left.min(512 - from);
+        let sector = at / 512;
+        (at, left) = (at + here as u64, left - here);
+        (here > 0).then_some((sector, from, here))
+    })
+}
+
+fn fail<T>(errno: i32) -> io::Result<T> {
+    Err(io::Error::from_raw_os_error(errno))
+}
+
+impl Storage for Mem {
+    unsafe fn read_into(&self, bufs: &[GuestBuf], offset: u64, _nowait: bool) -> io::Result<usize> {
+        let state = self.state();
+        let mut done = 0;
+        for buf in bufs {
+            let at = offset + done as u64;
+            let rest = usize::try_from(state.len.saturating_sub(at)).unwrap();
+            let buf = buf.take(rest);
+            // SAFETY: valid for writes by the trait's contract.
+            let into = unsafe { std::slice::from_raw_parts_mut(buf.ptr(), buf.len()) };
+            state.get(at, into);
+            done += buf.len();
+        }
+        Ok(done)
+    }
+
+    unsafe fn write_from(&self, bufs: &[GuestBuf], offset: u64) -> io::Result<usize> {
+        let mut state = self.state();
+        if let Some((from, errno)) = state.fail_writes
+            && offset >= from
+        {
+            return fail(errno);
+        }
+        let mut left = state.write_max.unwrap_or(usize::MAX);
+        let mut done = 0;
+        for buf in bufs {
+            let buf = buf.take(left);
+            // SAFETY: valid for reads by the trait's contract.
+            let from = unsafe { std::slice::from_raw_parts(buf.ptr().cast_const(), buf.len()) };
+            state.put(offset + done as u64, from);
+            (done, left) = (done + buf.len(), left - buf.len());
+        }
+        state.ops.push(Op::Write(offset, done as u64));
+        state.len = state.len.max(offset + done as u64);
+        Ok(done)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if let Some(errno) = state.fail_sync {
+            return fail(errno);
+        }
+        state.ops.push(Op::Sync);
+        state.durable = state.now.clone();
+        Ok(())
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        if let Some(errno) = state.fail_punch {
+            return fail(errno);
+        }
+        state.ops.push(Op::Punch(offset, len));
+        assert!(offset % 512 == 0 && len % 512 == 0, "leaves punch whole sectors");
+        (offset / 512..(offset + len) / 512).for_each(|sector| {
+            state.now.remove(&sector);
+        });
+        Ok(())
+    }
+
+    fn write_back(&self, _offset: u64, _len: u64, _wait: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.state().len)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.state().now.len() as u64 * 512)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
