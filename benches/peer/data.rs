@@ -110,14 +110,18 @@ pub(crate) fn create_sparse_root(
         .context(|| format!("cannot sync {}", path.display()))
 }
 
-/// Drops `path` from the page cache, and everything else where that is allowed.
-/// Says whether everything went.
-pub(crate) fn drop_caches(path: &Path) -> Result<bool> {
-    rustix::fs::sync();
+/// Drops `path` from the page cache. Its data is on disk already.
+pub(crate) fn drop_file(path: &Path) -> Result<()> {
     let file = File::open(path).context(|| format!("cannot open {}", path.display()))?;
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
-        .context(|| format!("cannot drop {} from the page cache", path.display()))?;
-    Ok(std::fs::write("/proc/sys/vm/drop_caches", "3\n").is_ok())
+        .context(|| format!("cannot drop {} from the page cache", path.display()))
+}
+
+/// Drops all clean pages, dentries and inodes of the machine. False where that
+/// is not allowed.
+pub(crate) fn drop_all() -> bool {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3\n").is_ok()
 }
 
 /// The last lines of a log, for the error message of the daemon that wrote it.

@@ -21,8 +21,10 @@ mod data;
 mod hugepages;
 mod load;
 mod proc_stat;
+mod replay;
 mod report;
 mod rows;
+mod trace;
 mod util;
 
 use std::io::Write;

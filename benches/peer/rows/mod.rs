@@ -2,6 +2,10 @@
 //! turn, and gives back its figures; it prints nothing but progress.
 
 mod cached;
+mod flush;
+mod idle;
+mod neighbour;
+mod replay;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -25,11 +29,15 @@ pub(crate) struct Group {
 }
 
 /// Every row, in the table's order.
-pub(crate) const GROUPS: [Group; 4] = [
+pub(crate) const GROUPS: [Group; 8] = [
     cached::GROUP,
     write::NEW_QD1,
     write::NEW_QD32,
     write::LEAF_READ,
+    replay::GROUP,
+    idle::GROUP,
+    neighbour::GROUP,
+    flush::GROUP,
 ];
 
 /// What all rows use.
@@ -83,7 +91,12 @@ impl Bench {
 
     /// The largest arena that a row asks for.
     pub(crate) const fn arena_bytes(&self) -> u64 {
-        self.cache_bytes()
+        let replay = 256 << 20;
+        if self.cache_bytes() > replay {
+            self.cache_bytes()
+        } else {
+            replay
+        }
     }
 
     /// Starts a daemon.
