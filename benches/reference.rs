@@ -10,54 +10,30 @@
     reason = "the client module, shared with the peer benchmark, works on raw buffers"
 )]
 
-#[expect(
-    dead_code,
-    reason = "shared with the peer benchmark, which uses all of it"
-)]
+#[expect(dead_code, reason = "shared with the peer benchmark, which uses all of it")]
 #[path = "peer/backend.rs"]
 mod backend;
-#[expect(
-    dead_code,
-    reason = "shared with the peer benchmark, which uses all of it"
-)]
+#[expect(dead_code, reason = "shared with the peer benchmark, which uses all of it")]
 #[path = "peer/cli.rs"]
 mod cli;
-#[expect(
-    dead_code,
-    reason = "shared with the peer benchmark, which uses all of it"
-)]
+#[expect(dead_code, reason = "shared with the peer benchmark, which uses all of it")]
 #[path = "peer/client.rs"]
 mod client;
-#[expect(
-    dead_code,
-    reason = "shared with the peer benchmark, which uses all of it"
-)]
+#[expect(dead_code, reason = "shared with the peer benchmark, which uses all of it")]
 #[path = "peer/data.rs"]
 mod data;
 #[path = "peer/hugepages.rs"]
 mod hugepages;
-#[expect(
-    dead_code,
-    reason = "shared with the peer benchmark, which uses all of it"
-)]
+#[expect(dead_code, reason = "shared with the peer benchmark, which uses all of it")]
 #[path = "peer/load.rs"]
 mod load;
-#[expect(
-    dead_code,
-    reason = "shared with the peer benchmark, which uses all of it"
-)]
+#[expect(dead_code, reason = "shared with the peer benchmark, which uses all of it")]
 #[path = "peer/proc_stat.rs"]
 mod proc_stat;
-#[expect(
-    dead_code,
-    reason = "shared with the peer benchmark, which uses all of it"
-)]
+#[expect(dead_code, reason = "shared with the peer benchmark, which uses all of it")]
 #[path = "peer/report.rs"]
 mod report;
-#[expect(
-    dead_code,
-    reason = "shared with the peer benchmark, which uses all of it"
-)]
+#[expect(dead_code, reason = "shared with the peer benchmark, which uses all of it")]
 #[path = "peer/util.rs"]
 mod util;
 
@@ -143,15 +119,9 @@ impl Reference {
         let mut chunk = vec![0; 2 << 20];
         for offset in (0..to_u64(len)).step_by(chunk.len()) {
             data::fill(&mut chunk, data::ROOT, offset);
-            arena
-                .get_slice(to_usize(offset), chunk.len())?
-                .copy_from(&chunk);
+            arena.get_slice(to_usize(offset), chunk.len())?.copy_from(&chunk);
         }
-        Ok(Self {
-            arena,
-            memory,
-            event_idx: AtomicBool::new(false),
-        })
+        Ok(Self { arena, memory, event_idx: AtomicBool::new(false) })
     }
 
     /// Answers everything in the ring. Says how many requests that was.
@@ -162,10 +132,7 @@ impl Reference {
         used: &mut Vec<(u16, u32)>,
     ) -> std::io::Result<usize> {
         used.clear();
-        let chains = vring
-            .get_queue_mut()
-            .iter(memory)
-            .map_err(std::io::Error::other)?;
+        let chains = vring.get_queue_mut().iter(memory).map_err(std::io::Error::other)?;
         for chain in chains {
             let head = chain.head_index();
             used.push((head, self.answer(chain, memory).unwrap_or(0)));
@@ -192,15 +159,8 @@ impl Reference {
         let buffer = chain.next()?;
         let status = chain.next()?;
         let kind: u32 = memory.read_obj(header.addr()).ok()?;
-        let sector: u64 = memory
-            .read_obj(
-                header
-                    .addr()
-                    .0
-                    .checked_add(8)
-                    .map(vm_memory::GuestAddress)?,
-            )
-            .ok()?;
+        let sector: u64 =
+            memory.read_obj(header.addr().0.checked_add(8).map(vm_memory::GuestAddress)?).ok()?;
         let len = usize::try_from(buffer.len()).ok()?;
         let copied = (kind == TYPE_IN).then_some(()).and_then(|()| {
             let offset = usize::try_from(sector.checked_mul(SECTOR)?).ok()?;
@@ -209,11 +169,7 @@ impl Reference {
             from.copy_to_volatile_slice(to);
             Some(())
         });
-        let code = if copied.is_some() {
-            STATUS_OK
-        } else {
-            STATUS_IOERR
-        };
+        let code = if copied.is_some() { STATUS_OK } else { STATUS_IOERR };
         memory.write_obj(code, status.addr()).ok()?;
         Some(buffer.len() + 1)
     }
@@ -283,9 +239,7 @@ impl VhostUserBackend for Reference {
         loop {
             // Locked for one batch at a time: control messages want it too.
             let mut vring = vrings[0].get_mut();
-            vring
-                .disable_notification()
-                .map_err(std::io::Error::other)?;
+            vring.disable_notification().map_err(std::io::Error::other)?;
             if self.serve(&mut vring, &memory, &mut used)? > 0 {
                 last_work = Instant::now();
             } else if last_work.elapsed() > POLL
@@ -302,9 +256,7 @@ fn serve(reference: Arc<Reference>, mut listener: Listener) -> Result<()> {
     let memory = reference.memory.clone();
     let mut daemon = VhostUserDaemon::new("reference".to_owned(), reference, memory)
         .context(|| "cannot make the reference backend".to_owned())?;
-    daemon
-        .start(&mut listener)
-        .context(|| "cannot start the reference backend".to_owned())?;
+    daemon.start(&mut listener).context(|| "cannot start the reference backend".to_owned())?;
     // Its client's end is an error to the crate and not to us.
     let _ = daemon.wait();
     Ok(())
@@ -320,10 +272,7 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "progress of a program for the terminal"
-)]
+#[expect(clippy::print_stderr, reason = "progress of a program for the terminal")]
 fn progress(text: &str) {
     eprintln!("reference: {text}");
 }
@@ -332,9 +281,7 @@ fn run(options: &Options) -> Result<()> {
     let bytes: u64 = if options.quick { 64 << 20 } else { 2 << 30 };
     let seconds = if options.quick { 0.15 } else { options.seconds };
     let limit = Duration::try_from_secs_f64(seconds).context(|| "--seconds".to_owned())?;
-    let work = tempfile::Builder::new()
-        .prefix("reference-")
-        .tempdir_in(target_dir()?)?;
+    let work = tempfile::Builder::new().prefix("reference-").tempdir_in(target_dir()?)?;
     let cache_bytes = bytes + bytes / 8 + (16 << 20);
     let pages = hugepages::Reservation::new(bytes + cache_bytes);
     if let Err(error) = &pages {
@@ -342,38 +289,28 @@ fn run(options: &Options) -> Result<()> {
     }
     if !options.quick {
         let busy = proc_stat::busy_cores(Duration::from_secs(1))?;
-        progress(&format!(
-            "{}; others use {busy:.2} cores",
-            proc_stat::machine()
-        ));
+        progress(&format!("{}; others use {busy:.2} cores", proc_stat::machine()));
     }
 
     progress("making the root and the arena");
     let root = work.path().join("root.raw");
     data::create_root(&root, bytes)?;
-    let reference = Arc::new(Reference::new(
-        bytes,
-        GuestMemoryAtomic::new(GuestMemoryMmap::new()),
-    )?);
+    let reference =
+        Arc::new(Reference::new(bytes, GuestMemoryAtomic::new(GuestMemoryMmap::new()))?);
     let backend = start_daemon(options, work.path(), &root, cache_bytes)?;
     // Sockets are short-named where the daemon's are.
     let socket = backend.runtime_dir().join("reference.sock");
     let listener = Listener::new(&socket, true)
         .context(|| format!("cannot listen on {}", socket.display()))?;
     let server = std::thread::spawn(move || serve(reference, listener));
-    let mut clients = [
-        connect(&backend)?,
-        Client::connect_read_only(&socket, 32, LARGE)?,
-    ];
+    let mut clients = [connect(&backend)?, Client::connect_read_only(&socket, 32, LARGE)?];
     for client in &mut clients {
         let mut load = Sequential::new(Kind::Read, bytes, data::ROOT, true);
         client.drive(8, Duration::MAX, &mut load)?;
     }
     let rows = measure(options, &mut clients, bytes, limit)?;
     drop(clients);
-    server
-        .join()
-        .map_err(|_| Error::from("the reference backend panicked"))??;
+    server.join().map_err(|_| Error::from("the reference backend panicked"))??;
     let names = [options.backend_a.name(), "vhost-user-backend"];
     let table = report::table(&rows, names, options.markdown);
     writeln!(std::io::stdout().lock(), "{table}")?;
@@ -382,13 +319,7 @@ fn run(options: &Options) -> Result<()> {
 
 fn start_daemon(options: &Options, work: &Path, root: &Path, cache_bytes: u64) -> Result<Backend> {
     let cli = cli::Cli::try_parse_from(["reference"])?;
-    let setup = Setup {
-        root,
-        vms: 1,
-        export: Export::RawReadOnly,
-        cache_bytes,
-        threads: 1,
-    };
+    let setup = Setup { root, vms: 1, export: Export::RawReadOnly, cache_bytes, threads: 1 };
     Backend::start(&cli, work, options.backend_a, &setup)
 }
 
@@ -407,12 +338,7 @@ fn measure(
     limit: Duration,
 ) -> Result<Vec<Row>> {
     let cases = [
-        (
-            "qd32",
-            "random read 4 KiB, cached, QD32, client polls",
-            32,
-            Wait::Poll,
-        ),
+        ("qd32", "random read 4 KiB, cached, QD32, client polls", 32, Wait::Poll),
         ("qd1", "the same, QD1", 1, Wait::Poll),
         ("sleep", "the same, QD32, client sleeps", 32, Wait::Sleep),
     ];

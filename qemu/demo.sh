@@ -83,7 +83,7 @@ else
   run_jobs web1 web2 || STATUS=1
 fi
 say "stopping leafblk"
-backend_stop || { STATUS=1 && cat "$BACKEND_LOG"; }
+backend_stop || { STATUS=1 && cat "$BACKEND_LOG.err"; }
 if [ "$(sha256sum <"$ROOT")" = "$SUM" ]; then
   show_result "the same as before"
 else

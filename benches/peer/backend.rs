@@ -59,13 +59,8 @@ impl Backend {
     pub(crate) fn start(cli: &Cli, work: &Path, daemon: Daemon, setup: &Setup) -> Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("backend-").disable_cleanup(cli.keep);
-        let dir = builder
-            .tempdir_in(work)
-            .context(|| "cannot make a directory".to_owned())?;
-        let dirs = Dirs {
-            files: dir,
-            runtime: runtime_dir()?,
-        };
+        let dir = builder.tempdir_in(work).context(|| "cannot make a directory".to_owned())?;
+        let dirs = Dirs { files: dir, runtime: runtime_dir()? };
         match daemon {
             Daemon::Leafblk => start_leafblk(cli, dirs, setup),
             Daemon::Qsd => start_qsd(dirs, setup),
@@ -117,11 +112,7 @@ struct Dirs {
 /// belong on tmpfs as in /run.
 fn runtime_dir() -> Result<tempfile::TempDir> {
     let shm = Path::new("/dev/shm");
-    let parent = if shm.is_dir() {
-        shm.to_path_buf()
-    } else {
-        std::env::temp_dir()
-    };
+    let parent = if shm.is_dir() { shm.to_path_buf() } else { std::env::temp_dir() };
     tempfile::Builder::new()
         .prefix("leafblk-peer-")
         .tempdir_in(parent)
@@ -141,16 +132,12 @@ fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
         });
     }
     let program = command.get_program().to_string_lossy().into_owned();
-    command
-        .spawn()
-        .context(|| format!("cannot start {program}"))
+    command.spawn().context(|| format!("cannot start {program}"))
 }
 
 fn start_leafblk(cli: &Cli, dirs: Dirs, setup: &Setup) -> Result<Backend> {
-    let program = cli
-        .leafblk
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_leafblk")));
+    let program =
+        cli.leafblk.clone().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_leafblk")));
     let mut command = Command::new(&program);
     command
         .arg("serve")
@@ -191,10 +178,7 @@ fn start_leafblk(cli: &Cli, dirs: Dirs, setup: &Setup) -> Result<Backend> {
 fn wait_for_ready_line(stdout: ChildStdout, log: &Path) -> Result<()> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(stdout)
-            .lines()
-            .map_while(std::io::Result::ok)
-        {
+        for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
             if line.trim_start().starts_with("ready") {
                 // Nobody listens any more after the limit.
                 let _ = sender.send(());
@@ -227,19 +211,13 @@ fn create_overlay(path: &Path, bytes: u64) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::from(format!(
-        "qemu-img create failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    )))
+    Err(Error::from(format!("qemu-img create failed: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
 fn start_qsd(dirs: Dirs, setup: &Setup) -> Result<Backend> {
     let pid_file = dirs.files.path().join("pid");
     let mut command = Command::new("qemu-storage-daemon");
-    command
-        .arg("--pidfile")
-        .arg(&pid_file)
-        .stdout(Stdio::null());
+    command.arg("--pidfile").arg(&pid_file).stdout(Stdio::null());
     // A block node belongs to one iothread, so each iothread opens the root.
     for thread in 0..setup.threads {
         command.args([

@@ -48,11 +48,7 @@ pub(crate) struct Op {
 
 impl Op {
     /// A flush.
-    pub(crate) const FLUSH: Self = Self {
-        kind: Kind::Flush,
-        offset: 0,
-        len: 0,
-    };
+    pub(crate) const FLUSH: Self = Self { kind: Kind::Flush, offset: 0, len: 0 };
 }
 
 /// What one [`Client::drive`] did.
@@ -171,10 +167,7 @@ impl Client {
 
     /// The buffer of a slot that is not in flight.
     fn buffer(&mut self, slot: usize) -> &mut [u8] {
-        assert!(
-            self.in_flight[slot].is_none(),
-            "slot {slot} is with the device"
-        );
+        assert!(self.in_flight[slot].is_none(), "slot {slot} is with the device");
         // SAFETY: `slot` indexes `in_flight`, so the range lies in the region of
         // `slots × slot_bytes` that libblkio mapped and keeps until both the
         // queue and the device are dropped. The device has no request for this
@@ -220,12 +213,7 @@ impl Client {
         let mut timeout = HANG;
         let count = self
             .queue
-            .do_io(
-                &mut completions,
-                usize::from(block),
-                block.then_some(&mut timeout),
-                None,
-            )
+            .do_io(&mut completions, usize::from(block), block.then_some(&mut timeout), None)
             .context(|| "waiting for the backend".to_owned())?;
         for completion in &completions[..count] {
             // SAFETY: do_io initialised the first `count` completions.
@@ -300,9 +288,6 @@ impl Client {
                 }
             }
         }
-        Ok(Driven {
-            ops,
-            elapsed: started.elapsed(),
-        })
+        Ok(Driven { ops, elapsed: started.elapsed() })
     }
 }

@@ -76,12 +76,10 @@ pub(crate) fn create_root(path: &Path, len: u64) -> Result<()> {
     while offset < len {
         let part = &mut buffer[..to_usize(CHUNK.min(len - offset))];
         fill(part, ROOT, offset);
-        file.write_all(part)
-            .context(|| format!("cannot write {}", path.display()))?;
+        file.write_all(part).context(|| format!("cannot write {}", path.display()))?;
         offset += CHUNK;
     }
-    file.sync_all()
-        .context(|| format!("cannot sync {}", path.display()))
+    file.sync_all().context(|| format!("cannot sync {}", path.display()))
 }
 
 /// Writes a root of `len` bytes that has data in `blocks` of `block_bytes` only.
@@ -103,11 +101,9 @@ pub(crate) fn create_sparse_root(
         let offset = block * block_bytes;
         let part = &mut buffer[..to_usize(block_bytes.min(len - offset))];
         fill(part, ROOT, offset);
-        file.write_all_at(part, offset)
-            .context(|| format!("cannot write {}", path.display()))?;
+        file.write_all_at(part, offset).context(|| format!("cannot write {}", path.display()))?;
     }
-    file.sync_all()
-        .context(|| format!("cannot sync {}", path.display()))
+    file.sync_all().context(|| format!("cannot sync {}", path.display()))
 }
 
 /// Drops `path` from the page cache. Its data is on disk already.
@@ -129,9 +125,7 @@ pub(crate) fn log_tail(path: &Path) -> String {
     let Ok(file) = File::open(path) else {
         return String::from("(no log)");
     };
-    let lines: Vec<String> = std::io::BufReader::new(file)
-        .lines()
-        .map_while(std::result::Result::ok)
-        .collect();
+    let lines: Vec<String> =
+        std::io::BufReader::new(file).lines().map_while(std::result::Result::ok).collect();
     lines[lines.len().saturating_sub(8)..].join("\n")
 }

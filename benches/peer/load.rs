@@ -23,12 +23,7 @@ pub(crate) struct RandomReads {
 impl RandomReads {
     /// Reads below `bytes`, which hold the pattern of `seed`.
     pub(crate) fn new(bytes: u64, seed: u64, sequence: u64) -> Self {
-        Self {
-            rng: Rng::new(sequence),
-            blocks: bytes / to_u64(BLOCK),
-            seed,
-            count: 0,
-        }
+        Self { rng: Rng::new(sequence), blocks: bytes / to_u64(BLOCK), seed, count: 0 }
     }
 }
 
@@ -66,14 +61,7 @@ pub(crate) struct Sequential {
 impl Sequential {
     /// The first `bytes`, which hold the pattern of `seed`, or will.
     pub(crate) const fn new(kind: Kind, bytes: u64, seed: u64, once: bool) -> Self {
-        Self {
-            kind,
-            bytes,
-            at: 0,
-            once,
-            seed,
-            count: 0,
-        }
+        Self { kind, bytes, at: 0, once, seed, count: 0 }
     }
 }
 
@@ -85,11 +73,8 @@ impl Load for Sequential {
             }
             self.at = 0;
         }
-        let op = Op {
-            kind: self.kind,
-            offset: self.at,
-            len: LARGE.min(to_usize(self.bytes - self.at)),
-        };
+        let op =
+            Op { kind: self.kind, offset: self.at, len: LARGE.min(to_usize(self.bytes - self.at)) };
         self.at += to_u64(op.len);
         if op.kind == Kind::Write {
             data::fill(&mut buffer[..op.len], self.seed, op.offset);
@@ -116,11 +101,7 @@ pub(crate) struct FreshWrites<'a> {
 impl<'a> FreshWrites<'a> {
     /// Writes the pattern of `seed` to the blocks in `order`.
     pub(crate) const fn new(order: &'a [u32], seed: u64) -> Self {
-        Self {
-            order,
-            submitted: 0,
-            seed,
-        }
+        Self { order, submitted: 0, seed }
     }
 
     /// How many blocks were written, from the start of the order.
@@ -136,11 +117,7 @@ impl Load for FreshWrites<'_> {
         self.submitted += 1;
         let offset = u64::from(block) * to_u64(BLOCK);
         data::fill(&mut buffer[..BLOCK], self.seed, offset);
-        Some(Op {
-            kind: Kind::Write,
-            offset,
-            len: BLOCK,
-        })
+        Some(Op { kind: Kind::Write, offset, len: BLOCK })
     }
 
     #[inline]
@@ -161,12 +138,7 @@ pub(crate) struct CheckBlocks<'a> {
 impl<'a> CheckBlocks<'a> {
     /// About `samples` blocks of `order`, expected to hold the pattern of `seed`.
     pub(crate) fn new(order: &'a [u32], samples: usize, seed: u64) -> Self {
-        Self {
-            order,
-            at: 0,
-            step: (order.len() / samples).max(1),
-            seed,
-        }
+        Self { order, at: 0, step: (order.len() / samples).max(1), seed }
     }
 }
 
@@ -174,11 +146,7 @@ impl Load for CheckBlocks<'_> {
     fn next(&mut self, _slot: usize, _buffer: &mut [u8]) -> Option<Op> {
         let block = *self.order.get(self.at)?;
         self.at += self.step;
-        Some(Op {
-            kind: Kind::Read,
-            offset: u64::from(block) * to_u64(BLOCK),
-            len: BLOCK,
-        })
+        Some(Op { kind: Kind::Read, offset: u64::from(block) * to_u64(BLOCK), len: BLOCK })
     }
 
     fn done(&mut self, _slot: usize, op: &Op, buffer: &[u8]) -> Result<()> {
@@ -235,8 +203,7 @@ impl<L: Load> Load for Timed<L> {
     fn done(&mut self, slot: usize, op: &Op, buffer: &[u8]) -> Result<()> {
         if self.samples_ns.len() < self.samples_ns.capacity() {
             let elapsed = self.started[slot].elapsed().as_nanos();
-            self.samples_ns
-                .push(u64::try_from(elapsed).unwrap_or(u64::MAX));
+            self.samples_ns.push(u64::try_from(elapsed).unwrap_or(u64::MAX));
         }
         self.inner.done(slot, op, buffer)
     }

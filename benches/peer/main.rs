@@ -93,11 +93,7 @@ fn run(cli: Cli) -> Result<()> {
         rows.extend(measured.into_iter().map(|row| Row {
             busy_cores,
             // Too small to be held against a target.
-            target: if bench.sizes.quick {
-                Target::None
-            } else {
-                row.target
-            },
+            target: if bench.sizes.quick { Target::None } else { row.target },
             ..row
         }));
     }
@@ -124,23 +120,13 @@ fn target_dir() -> Result<PathBuf> {
 fn raise_file_limit() -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    )
-    .context(|| "cannot raise the limit of open files".to_owned())
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .context(|| "cannot raise the limit of open files".to_owned())
 }
 
 /// Hugepages for each leafblk that runs at once.
 fn reserve_hugepages(bench: &Bench) -> Result<Option<hugepages::Reservation>> {
-    let arenas = bench
-        .daemons()
-        .into_iter()
-        .filter(|&daemon| daemon == Daemon::Leafblk)
-        .count();
+    let arenas = bench.daemons().into_iter().filter(|&daemon| daemon == Daemon::Leafblk).count();
     if arenas == 0 {
         return Ok(None);
     }
@@ -154,10 +140,7 @@ fn check_idle(bench: &Bench) -> Result<f64> {
         return Ok(0.0);
     }
     let busy = proc_stat::busy_cores(Duration::from_secs(1))?;
-    progress(&format!(
-        "load average {}, others use {busy:.2} cores",
-        proc_stat::load_average()
-    ));
+    progress(&format!("load average {}, others use {busy:.2} cores", proc_stat::load_average()));
     if busy > BUSY_LIMIT {
         let text = format!("others use {busy:.2} cores (limit {BUSY_LIMIT})");
         if bench.cli.strict {

@@ -34,19 +34,13 @@ impl Process {
             .rsplit_once(')')
             .map(|(_, rest)| rest.split_whitespace().collect())
             .unwrap_or_default();
-        let tick = |index: usize| {
-            fields
-                .get(index)
-                .and_then(|field| field.parse::<u64>().ok())
-        };
+        let tick = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
         // utime and stime are fields 14 and 15 of proc_pid_stat(5).
         let (Some(user), Some(system)) = (tick(11), tick(12)) else {
             return Err(Error::from("/proc/PID/stat has no CPU times"));
         };
         let ticks_per_second = rustix::param::clock_ticks_per_second();
-        Ok(Duration::from_secs_f64(
-            to_f64(user + system) / to_f64(ticks_per_second),
-        ))
+        Ok(Duration::from_secs_f64(to_f64(user + system) / to_f64(ticks_per_second)))
     }
 
     /// Bytes that it caused to be read from a disk.
@@ -85,9 +79,7 @@ fn first_number(text: &str) -> Option<u64> {
 
 /// The number after `name` at the start of a line.
 fn value(text: &str, name: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(first_number)
+    text.lines().find_map(|line| line.strip_prefix(name)).and_then(first_number)
 }
 
 /// The bytes that the regular files in `dir` occupy.
@@ -106,12 +98,7 @@ pub(crate) fn occupied(dir: &Path) -> Result<u64> {
 /// The first three figures of /proc/loadavg.
 pub(crate) fn load_average() -> String {
     fs::read_to_string("/proc/loadavg")
-        .map(|text| {
-            text.split_whitespace()
-                .take(3)
-                .collect::<Vec<_>>()
-                .join(" ")
-        })
+        .map(|text| text.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
         .unwrap_or_else(|_| String::from("unknown"))
 }
 
@@ -122,11 +109,8 @@ pub(crate) fn busy_cores(span: Duration) -> Result<f64> {
         let stat =
             fs::read_to_string("/proc/stat").context(|| "cannot read /proc/stat".to_owned())?;
         let first = stat.lines().next().unwrap_or_default();
-        let fields: Vec<u64> = first
-            .split_whitespace()
-            .skip(1)
-            .filter_map(|field| field.parse().ok())
-            .collect();
+        let fields: Vec<u64> =
+            first.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
         // All of user … steal, but for idle and iowait; guest time is in user.
         Ok(fields
             .iter()
@@ -157,9 +141,5 @@ pub(crate) fn machine() -> String {
         .and_then(|text| value(&text, "MemTotal:"))
         .unwrap_or(0);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!(
-        "{model}, {cores} cores, {} GiB, Linux {}",
-        memory >> 20,
-        kernel.trim()
-    )
+    format!("{model}, {cores} cores, {} GiB, Linux {}", memory >> 20, kernel.trim())
 }

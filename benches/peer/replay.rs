@@ -18,10 +18,7 @@ use crate::util::{Context, Error, Result, to_u64};
 
 /// Requests that a VM keeps in flight.
 pub(crate) const DEPTH: usize = 4;
-const HANG: Timespec = Timespec {
-    tv_sec: 120,
-    tv_nsec: 0,
-};
+const HANG: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
 
 /// One VM on its way through the trace.
 struct Vm<'a> {
@@ -68,9 +65,8 @@ impl Load for Vm<'_> {
     }
 
     fn done(&mut self, slot: usize, op: &Op, buffer: &[u8]) -> Result<()> {
-        let index = self.in_flight[slot]
-            .take()
-            .ok_or_else(|| Error::from("a request completed twice"))?;
+        let index =
+            self.in_flight[slot].take().ok_or_else(|| Error::from("a request completed twice"))?;
         if op.kind != Kind::Read {
             return Ok(());
         }

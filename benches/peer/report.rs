@@ -127,9 +127,8 @@ fn show(value: Option<f64>) -> String {
 /// The table, as aligned text or as Markdown, with the notes below.
 pub(crate) fn table(rows: &[Row], names: [&str; 2], markdown: bool) -> String {
     let head = ["what", names[0], names[1], "ratio", "target", ""].map(str::to_owned);
-    let lines: Vec<[String; 6]> = std::iter::once(head)
-        .chain(rows.iter().map(Row::cells))
-        .collect();
+    let lines: Vec<[String; 6]> =
+        std::iter::once(head).chain(rows.iter().map(Row::cells)).collect();
     let mut width = [0; 6];
     for line in &lines {
         for (width, cell) in width.iter_mut().zip(line) {

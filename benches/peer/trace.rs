@@ -71,11 +71,7 @@ impl Trace {
     }
 
     fn new(ops: Vec<Op>) -> Self {
-        let end = ops
-            .iter()
-            .map(|op| op.offset + to_u64(op.len))
-            .max()
-            .unwrap_or(0);
+        let end = ops.iter().map(|op| op.offset + to_u64(op.len)).max().unwrap_or(0);
         let disk_bytes = end.next_multiple_of(1 << 20);
         let mut disk = vec![Content::Root; to_usize(disk_bytes / SECTOR)];
         let mut parts = Vec::with_capacity(ops.len());
@@ -98,13 +94,7 @@ impl Trace {
             }
             parts.push(found);
         }
-        Self {
-            ops,
-            parts,
-            disk_bytes,
-            largest,
-            read_bytes,
-        }
+        Self { ops, parts, disk_bytes, largest, read_bytes }
     }
 
     /// The blocks of `block_bytes` that hold root sectors which the trace reads.
@@ -127,11 +117,7 @@ fn split(sectors: &[Content]) -> Vec<Part> {
     sectors
         .chunk_by(|left, right| left == right)
         .map(|run| {
-            let part = Part {
-                content: run[0],
-                start,
-                len: run.len() * 512,
-            };
+            let part = Part { content: run[0], start, len: run.len() * 512 };
             start += part.len;
             part
         })
@@ -148,19 +134,8 @@ fn parse(line: &str) -> Option<Op> {
         _ => return None,
     };
     // Bounds keep a damaged trace from asking for an absurd disk: 1 TiB, 1 GiB.
-    let offset = fields
-        .next()?
-        .parse::<u64>()
-        .ok()
-        .filter(|&sector| sector < 1 << 31)?;
-    let len = fields
-        .next()?
-        .parse::<u64>()
-        .ok()
-        .filter(|&sectors| sectors > 0 && sectors <= 1 << 21)?;
-    Some(Op {
-        kind,
-        offset: offset * SECTOR,
-        len: to_usize(len * SECTOR),
-    })
+    let offset = fields.next()?.parse::<u64>().ok().filter(|&sector| sector < 1 << 31)?;
+    let len =
+        fields.next()?.parse::<u64>().ok().filter(|&sectors| sectors > 0 && sectors <= 1 << 21)?;
+    Some(Op { kind, offset: offset * SECTOR, len: to_usize(len * SECTOR) })
 }

@@ -94,7 +94,5 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
 pub(crate) fn percentile(sorted: &[u64], percent: u64) -> Option<u64> {
     let last = to_u64(sorted.len().checked_sub(1)?);
     // Nearest rank, upwards: a p99 of few values is their worst.
-    sorted
-        .get(to_usize((last * percent).div_ceil(100)))
-        .copied()
+    sorted.get(to_usize((last * percent).div_ceil(100))).copied()
 }

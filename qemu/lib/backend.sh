@@ -43,11 +43,15 @@ backend_start() {
   for vm in "$@"; do arguments+=(--vm "${vm%%,*},root=root${vm#"${vm%%,*}"}"); done
   : >"$BACKEND_LOG"
   "$LEAFBLK" serve --state-dir "$WORK/state" --runtime-dir "$WORK/run" \
-    --root "root=$root" "${arguments[@]}" "${BACKEND_OPTIONS[@]}" >>"$BACKEND_LOG" 2>&1 &
+    --root "root=$root" "${arguments[@]}" "${BACKEND_OPTIONS[@]}" >>"$BACKEND_LOG" 2>>"$BACKEND_LOG.err" &
   BACKEND_PIDS=($!)
   # Ends with the ready line, with the process, or after 30 s.
   if ! grep -q -m1 '^ready' < <(timeout 30 tail -n +1 --pid=$! -F "$BACKEND_LOG" 2>/dev/null); then
+<<<<<<< HEAD
     sed 's/^/#   /' "$BACKEND_LOG"
+=======
+    sed 's/^/#   /' "$BACKEND_LOG" "$BACKEND_LOG.err"
+>>>>>>> qemu
     backend_stop || true
     die "leafblk serve did not get ready"
   fi
@@ -88,8 +92,11 @@ at_exit backend_stop
 # show_counters: what came from leaf, cache and root, as leafblk prints it when it
 # stops.
 show_counters() {
-  [ "$BACKEND" = qsd ] && return
-  sed -n '/\bready\b/I,$ { /\bready\b/I!p }' "$BACKEND_LOG"
+  if [ "$BACKEND" = qsd ]; then
+    echo "(qemu-storage-daemon does not count)"
+    return
+  fi
+  sed '1,/^ready/d' "$BACKEND_LOG"
 }
 
 # show_leaf NAME: the leaf's size as seen by the guest, and what it occupies.

@@ -18,15 +18,15 @@ ensure_debian() {
   [ "$(cat "$DEBIAN_DIR/key" 2>/dev/null)" = "$key" ] && return
   [ "$(id -u)" = 0 ] || die "please run this as root: mmdebstrap needs it to make the Debian root"
   need mmdebstrap mke2fs
-  local packages=systemd,systemd-sysv,udev,kmod,dbus,linux-image-cloud-amd64,initramfs-tools,e2fsprogs
-  if [ "$(cat "$tree.done" 2>/dev/null)" != "$DEBIAN_SUITE $packages" ]; then
+  local include=systemd,systemd-sysv,udev,kmod,dbus,linux-image-cloud-amd64,initramfs-tools,e2fsprogs
+  if [ "$(cat "$tree.done" 2>/dev/null)" != "$DEBIAN_SUITE $include" ]; then
     say "making a Debian root (mmdebstrap, a minute or two)"
     rm -rf "$tree" "$tree.done"
     mmdebstrap --mode=root --variant=minbase --aptopt='APT::Install-Recommends "false"' \
       --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
       --dpkgopt='path-exclude=/usr/share/locale/*' \
-      --include="$packages" "$DEBIAN_SUITE" "$tree" >"$log" 2>&1 || die "mmdebstrap failed, see $log"
-    echo "$DEBIAN_SUITE $packages" >"$tree.done"
+      --include="$include" "$DEBIAN_SUITE" "$tree" >"$log" 2>&1 || die "mmdebstrap failed, see $log"
+    echo "$DEBIAN_SUITE $include" >"$tree.done"
   fi
   say "making the root image (mke2fs -d)"
   rm -rf "$DEBIAN_DIR" && mkdir -p "$DEBIAN_DIR"
@@ -91,5 +91,8 @@ debian_console() {
     if [ "${QEMU[i]}" = stdio ]; then QEMU[i]=mon:stdio; fi
   done
   debian_kernel ''
-  "${QEMU[@]}"
+  # Not in the foreground for bash, so that a signal reaches the clean-up at once.
+  "${QEMU[@]}" <&0 &
+  RUNNING[$!]=console
+  wait $!
 }

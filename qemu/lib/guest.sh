@@ -41,6 +41,34 @@ ensure_initrd() {
   rm -rf "$dir"
 }
 
+# ensure_archive NAME MODULES TOOL…: ARCHIVE for guest_start -e, with host commands
+# and the libraries they need. MODULES: file-systems adds those of xfs and btrfs
+# (ext4 is built in), or none.
+ensure_archive() {
+  local name=$1 modules=$2 key dir=$CACHE_DIR/archive.dir tool paths=() library
+  shift 2
+  for tool in "$@"; do paths+=("$(command -v "$tool")"); done
+  key=$(cat "${paths[@]}" "$KERNEL_DIR/version" "${BASH_SOURCE[0]}" | sha256sum | cut -c1-16)
+  ARCHIVE=$CACHE_DIR/$name-$key.gz
+  [ -f "$ARCHIVE" ] && return
+  rm -rf "$dir" "$CACHE_DIR/$name"-*.gz
+  mkdir -p "$dir/usr/sbin"
+  for tool in "${paths[@]}"; do
+    cp -L "$tool" "$dir/usr/sbin/"
+    { ldd "$tool" 2>/dev/null || true; } | grep -o '/[^ ]*' | while read -r library; do
+      mkdir -p "$dir$(dirname "$library")"
+      cp -L "$library" "$dir$library"
+    done
+  done
+  if [ "$modules" = file-systems ]; then
+    mkdir -p "$dir/modules"
+    cp "$KERNEL_DIR/modules/"*.ko "$dir/modules/"
+    cp "$KERNEL_DIR/modules.list" "$dir/"
+  fi
+  pack "$dir" "$ARCHIVE"
+  rm -rf "$dir"
+}
+
 # --- QEMU ---------------------------------------------------------------------
 
 # choose_accel: sets ACCEL. KVM counts only if a guest gets to READY under it;
@@ -172,7 +200,7 @@ guest_checks() {
   shift 2
   for name in "$@"; do
     if guest_said "$log" "ok $name"; then
-      ok "$who: $name $(guest_value "$log" "figures $name" | sed 's/.*/(&)/')"
+      ok "$who: $name$(guest_value "$log" "figures $name" | sed 's/.*/ (&)/')"
     else
       not_ok "$who: $name"
     fi

@@ -76,13 +76,7 @@ fn run(bench: &mut Bench) -> Result<Vec<Row>> {
         CachedPeer::Raw => Export::RawReadOnly,
         CachedPeer::Overlay => Export::Overlay,
     };
-    let setup = Setup {
-        root: &root,
-        vms: 1,
-        export,
-        cache_bytes: bench.cache_bytes(),
-        threads: 1,
-    };
+    let setup = Setup { root: &root, vms: 1, export, cache_bytes: bench.cache_bytes(), threads: 1 };
     let mut sides = Vec::with_capacity(2);
     for daemon in bench.daemons() {
         let backend = bench.start(daemon, &setup)?;
@@ -91,16 +85,9 @@ fn run(bench: &mut Bench) -> Result<Vec<Row>> {
         sides.push((client, backend));
     }
     let mut rows = Vec::new();
-    for case in CASES
-        .iter()
-        .filter(|case| bench.wants(case.number, case.id))
-    {
-        let mut row = Row::new(
-            case.id,
-            case.title,
-            if case.sequential { "MiB/s" } else { "k/s" },
-        )
-        .target(Target::RatioAtLeast(case.target));
+    for case in CASES.iter().filter(|case| bench.wants(case.number, case.id)) {
+        let mut row = Row::new(case.id, case.title, if case.sequential { "MiB/s" } else { "k/s" })
+            .target(Target::RatioAtLeast(case.target));
         let peer = bench.daemons().contains(&Daemon::Qsd);
         if peer && case.number == 1 {
             row.notes.push(match export {
@@ -113,12 +100,7 @@ fn run(bench: &mut Bench) -> Result<Vec<Row>> {
         for rep in 0..bench.reps(5) {
             for (side, (client, _)) in sides.iter_mut().enumerate() {
                 let figure = measure(bench, case, client, to_u64(rep))?;
-                progress(&format!(
-                    "{} {}: {figure:.1} {}",
-                    case.id,
-                    ["A", "B"][side],
-                    row.unit
-                ));
+                progress(&format!("{} {}: {figure:.1} {}", case.id, ["A", "B"][side], row.unit));
                 if side == 0 { &mut row.a } else { &mut row.b }.push(figure);
             }
         }

@@ -13,11 +13,7 @@ use crate::rows::{Bench, Group, connect, progress};
 use crate::util::{Result, permutation, to_u64, to_usize};
 
 /// Row 10.
-pub(crate) const GROUP: Group = Group {
-    numbers: &[10],
-    ids: &["flush-p99", "flush-median"],
-    run,
-};
+pub(crate) const GROUP: Group = Group { numbers: &[10], ids: &["flush-p99", "flush-median"], run };
 
 fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let root = bench.root()?;

@@ -16,11 +16,7 @@ use crate::rows::{Bench, Group, connect, progress};
 use crate::util::{Result, to_f64, to_u64};
 
 /// Row 8.
-pub(crate) const GROUP: Group = Group {
-    numbers: &[8],
-    ids: &["idle-cpu", "idle-memory"],
-    run,
-};
+pub(crate) const GROUP: Group = Group { numbers: &[8], ids: &["idle-cpu", "idle-memory"], run };
 
 /// Blocks that every VM reads before it is idle.
 const TOUCHED: [u32; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
@@ -73,13 +69,7 @@ fn start_idle(
 ) -> Result<(Backend, Vec<Client>)> {
     let backend = bench.start(
         daemon,
-        &Setup {
-            root,
-            vms,
-            export: Export::Overlay,
-            cache_bytes: bench.cache_bytes(),
-            threads: 1,
-        },
+        &Setup { root, vms, export: Export::Overlay, cache_bytes: bench.cache_bytes(), threads: 1 },
     )?;
     let mut clients = Vec::with_capacity(vms);
     for vm in 0..vms {

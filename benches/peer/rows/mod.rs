@@ -51,12 +51,7 @@ pub(crate) struct Bench {
 impl Bench {
     /// A benchmark that keeps its files in `work`.
     pub(crate) const fn new(cli: Cli, sizes: Sizes, work: PathBuf) -> Self {
-        Self {
-            cli,
-            sizes,
-            work,
-            root: None,
-        }
+        Self { cli, sizes, work, root: None }
     }
 
     /// Both daemons, first column first.
@@ -74,10 +69,7 @@ impl Bench {
         if let Some(root) = &self.root {
             return Ok(root.clone());
         }
-        progress(&format!(
-            "making a root of {} MiB",
-            self.sizes.root_bytes >> 20
-        ));
+        progress(&format!("making a root of {} MiB", self.sizes.root_bytes >> 20));
         let root = self.work.join("root.raw");
         data::create_root(&root, self.sizes.root_bytes)?;
         self.root = Some(root.clone());
@@ -92,11 +84,7 @@ impl Bench {
     /// The largest arena that a row asks for.
     pub(crate) const fn arena_bytes(&self) -> u64 {
         let replay = 256 << 20;
-        if self.cache_bytes() > replay {
-            self.cache_bytes()
-        } else {
-            replay
-        }
+        if self.cache_bytes() > replay { self.cache_bytes() } else { replay }
     }
 
     /// Starts a daemon.
@@ -144,10 +132,7 @@ pub(crate) fn connect(
 }
 
 /// Says on stderr what happens now: a run takes minutes.
-#[expect(
-    clippy::print_stderr,
-    reason = "progress of a program for the terminal"
-)]
+#[expect(clippy::print_stderr, reason = "progress of a program for the terminal")]
 pub(crate) fn progress(text: &str) {
     eprintln!("peer: {text}");
 }

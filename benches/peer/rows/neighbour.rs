@@ -17,11 +17,8 @@ use crate::rows::{Bench, Group, connect, progress};
 use crate::util::{Error, Result, Rng, percentile, to_f64, to_u64};
 
 /// Row 9.
-pub(crate) const GROUP: Group = Group {
-    numbers: &[9],
-    ids: &["neighbour-p99", "neighbour-alone", "neighbour-noisy"],
-    run,
-};
+pub(crate) const GROUP: Group =
+    Group { numbers: &[9], ids: &["neighbour-p99", "neighbour-alone", "neighbour-noisy"], run };
 
 /// Writes between two flushes of B.
 const FLUSH_EVERY: u64 = 256;
@@ -46,11 +43,7 @@ impl Load for Noise<'_> {
         }
         let offset = self.rng.below(self.blocks) * to_u64(BLOCK);
         data::fill(&mut buffer[..BLOCK], data::WRITTEN + 1, offset);
-        Some(Op {
-            kind: Kind::Write,
-            offset,
-            len: BLOCK,
-        })
+        Some(Op { kind: Kind::Write, offset, len: BLOCK })
     }
 
     fn done(&mut self, _slot: usize, _op: &Op, _buffer: &[u8]) -> Result<()> {
@@ -127,9 +120,7 @@ fn once(bench: &Bench, root: &Path, daemon: Daemon) -> Result<(Latency, Latency,
         let warmed = a.drive(1, bench.run_time() / 4, &mut first);
         let noisy = warmed.and_then(|_| reads(bench, &mut a, 3));
         stop.store(true, Ordering::Relaxed);
-        let writes = b
-            .join()
-            .map_err(|_| Error::from("VM B's client panicked"))??;
+        let writes = b.join().map_err(|_| Error::from("VM B's client panicked"))??;
         Ok((alone, noisy?, writes))
     })
 }
@@ -137,12 +128,7 @@ fn once(bench: &Bench, root: &Path, daemon: Daemon) -> Result<(Latency, Latency,
 fn noise(backend: &Backend, bytes: u64, stop: &AtomicBool) -> Result<f64> {
     let mut b = connect(backend, 1, 32, BLOCK)?;
     b.set_wait(Wait::Sleep);
-    let mut load = Noise {
-        rng: Rng::new(7),
-        blocks: bytes / to_u64(BLOCK),
-        count: 0,
-        stop,
-    };
+    let mut load = Noise { rng: Rng::new(7), blocks: bytes / to_u64(BLOCK), count: 0, stop };
     Ok(b.drive(32, Duration::MAX, &mut load)?.per_second() / 1000.0)
 }
 
@@ -156,8 +142,5 @@ fn reads(bench: &Bench, client: &mut Client, sequence: u64) -> Result<Latency> {
             .map(|ns| to_f64(ns) / 1000.0)
             .ok_or_else(|| Error::from("VM A read nothing"))
     };
-    Ok(Latency {
-        p50: at(50)?,
-        p99: at(99)?,
-    })
+    Ok(Latency { p50: at(50)?, p99: at(99)? })
 }

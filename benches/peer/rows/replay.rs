@@ -19,13 +19,7 @@ use crate::util::{Error, Result, median, to_f64, to_u64};
 /// Row 7.
 pub(crate) const GROUP: Group = Group {
     numbers: &[7],
-    ids: &[
-        "boot-cold-wall",
-        "boot-cold-cpu",
-        "boot-warm-wall",
-        "boot-warm-cpu",
-        "boot-root-bytes",
-    ],
+    ids: &["boot-cold-wall", "boot-cold-cpu", "boot-warm-wall", "boot-warm-cpu", "boot-root-bytes"],
     run,
 };
 
@@ -73,17 +67,9 @@ fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let cold = measure(bench, &trace, &root, true)?;
     let warm = measure(bench, &trace, &root, false)?;
     let vms = bench.sizes.vms;
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut rows = vec![
-        wall_row(
-            "boot-cold-wall",
-            format!("{vms} VMs replay {name}, cold: wall"),
-            &cold,
-        ),
+        wall_row("boot-cold-wall", format!("{vms} VMs replay {name}, cold: wall"), &cold),
         cpu_row("boot-cold-cpu", "the same: CPU of the backend", &cold),
         wall_row("boot-warm-wall", "the same, warm: wall".to_owned(), &warm),
         cpu_row("boot-warm-cpu", "the same, warm: CPU of the backend", &warm),
@@ -135,14 +121,7 @@ fn measure(bench: &Bench, trace: &Trace, root: &Path, cold: bool) -> Result<[Sid
                 Daemon::Leafblk => &[1],
                 Daemon::Qsd => &[1, 2],
             };
-            threads
-                .iter()
-                .map(|&threads| Side {
-                    daemon,
-                    threads,
-                    samples: Vec::new(),
-                })
-                .collect()
+            threads.iter().map(|&threads| Side { daemon, threads, samples: Vec::new() }).collect()
         })
         .collect();
     for _ in 0..bench.reps(3) {
@@ -160,10 +139,9 @@ fn measure(bench: &Bench, trace: &Trace, root: &Path, cold: bool) -> Result<[Sid
             side.samples.push(sample);
         }
     }
-    let mut best = sides.into_iter().map(|side| {
-        side.into_iter()
-            .min_by(|x, y| x.median_wall().total_cmp(&y.median_wall()))
-    });
+    let mut best = sides
+        .into_iter()
+        .map(|side| side.into_iter().min_by(|x, y| x.median_wall().total_cmp(&y.median_wall())));
     match (best.next().flatten(), best.next().flatten()) {
         (Some(a), Some(b)) => Ok([a, b]),
         _ => Err(Error::from("no samples")),
@@ -187,9 +165,8 @@ fn once(bench: &Bench, trace: &Trace, root: &Path, side: &Side, cold: bool) -> R
         let mut first = [client(&backend, vms, trace)?];
         replay(&mut first, trace, data::WRITTEN + to_u64(vms))?;
     }
-    let mut clients: Vec<Client> = (0..vms)
-        .map(|vm| client(&backend, vm, trace))
-        .collect::<Result<_>>()?;
+    let mut clients: Vec<Client> =
+        (0..vms).map(|vm| client(&backend, vm, trace)).collect::<Result<_>>()?;
     if cold {
         data::drop_file(root)?;
         // A test run leaves the rest of the machine its page cache.

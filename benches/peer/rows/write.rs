@@ -45,20 +45,10 @@ pub(crate) const NEW_QD32: Group = Group {
 };
 
 /// Row 6.
-pub(crate) const LEAF_READ: Group = Group {
-    numbers: &[6],
-    ids: &["leafread"],
-    run: leaf_reads,
-};
+pub(crate) const LEAF_READ: Group = Group { numbers: &[6], ids: &["leafread"], run: leaf_reads };
 
 fn setup<'a>(bench: &Bench, root: &'a std::path::Path) -> Setup<'a> {
-    Setup {
-        root,
-        vms: 1,
-        export: Export::Overlay,
-        cache_bytes: bench.cache_bytes(),
-        threads: 1,
-    }
+    Setup { root, vms: 1, export: Export::Overlay, cache_bytes: bench.cache_bytes(), threads: 1 }
 }
 
 fn fresh_writes(bench: &mut Bench, mut row: Row, depth: usize) -> Result<Vec<Row>> {
@@ -76,12 +66,7 @@ fn fresh_writes(bench: &mut Bench, mut row: Row, depth: usize) -> Result<Vec<Row
             let count = load.submitted();
             check_some(&mut client, &order, count)?;
             let figure = driven.per_second() / 1000.0;
-            progress(&format!(
-                "{} {}: {figure:.1} {}",
-                row.id,
-                ["A", "B"][side],
-                row.unit
-            ));
+            progress(&format!("{} {}: {figure:.1} {}", row.id, ["A", "B"][side], row.unit));
             if side == 0 { &mut row.a } else { &mut row.b }.push(figure);
             written[side] = count;
         }
@@ -99,23 +84,16 @@ fn fresh_writes(bench: &mut Bench, mut row: Row, depth: usize) -> Result<Vec<Row
 /// Reads back some of the blocks that were written, and some that were not.
 fn check_some(client: &mut Client, order: &[u32], written: usize) -> Result<()> {
     let (yes, no) = order.split_at(written);
-    client.drive(
-        8,
-        Duration::MAX,
-        &mut CheckBlocks::new(yes, 256, data::WRITTEN),
-    )?;
+    client.drive(8, Duration::MAX, &mut CheckBlocks::new(yes, 256, data::WRITTEN))?;
     client.drive(8, Duration::MAX, &mut CheckBlocks::new(no, 64, data::ROOT))?;
     Ok(())
 }
 
 fn leaf_reads(bench: &mut Bench) -> Result<Vec<Row>> {
     let root = bench.root()?;
-    let mut row = Row::new(
-        "leafread",
-        "random read 4 KiB of leaf sectors in the page cache, QD32",
-        "k/s",
-    )
-    .target(Target::RatioAtLeast(2.0));
+    let mut row =
+        Row::new("leafread", "random read 4 KiB of leaf sectors in the page cache, QD32", "k/s")
+            .target(Target::RatioAtLeast(2.0));
     let bytes = bench.sizes.leaf_bytes;
     let mut sides: Vec<(Client, _)> = Vec::with_capacity(2);
     for daemon in bench.daemons() {
@@ -133,20 +111,12 @@ fn leaf_reads(bench: &mut Bench) -> Result<Vec<Row>> {
             let mut load = RandomReads::new(bytes, data::WRITTEN, to_u64(rep));
             let driven = client.drive(32, bench.run_time(), &mut load)?;
             let figure = driven.per_second() / 1000.0;
-            progress(&format!(
-                "{} {}: {figure:.1} {}",
-                row.id,
-                ["A", "B"][side],
-                row.unit
-            ));
+            progress(&format!("{} {}: {figure:.1} {}", row.id, ["A", "B"][side], row.unit));
             if side == 0 { &mut row.a } else { &mut row.b }.push(figure);
         }
     }
     if bench.daemons().contains(&Daemon::Qsd) {
-        row.notes.push(format!(
-            "{} MiB were written and flushed before",
-            bytes >> 20
-        ));
+        row.notes.push(format!("{} MiB were written and flushed before", bytes >> 20));
     }
     Ok(vec![row])
 }
