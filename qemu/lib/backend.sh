@@ -47,11 +47,7 @@ backend_start() {
   BACKEND_PIDS=($!)
   # Ends with the ready line, with the process, or after 30 s.
   if ! grep -q -m1 '^ready' < <(timeout 30 tail -n +1 --pid=$! -F "$BACKEND_LOG" 2>/dev/null); then
-<<<<<<< HEAD
-    sed 's/^/#   /' "$BACKEND_LOG"
-=======
     sed 's/^/#   /' "$BACKEND_LOG" "$BACKEND_LOG.err"
->>>>>>> qemu
     backend_stop || true
     die "leafblk serve did not get ready"
   fi
