@@ -94,24 +94,28 @@ impl Root {
     pub fn open(name: &str, path: &Path) -> Result<Self, RootError> {
         let at = || path.to_owned();
         let open_error = |source| RootError::Open { path: at(), source };
-        let plain = File::open(path).map_err(open_error)?;
-        let kind = plain.metadata().map_err(open_error)?.file_type();
+        // Looked at first: opening a FIFO would wait for its writer.
+        let kind = std::fs::metadata(path).map_err(open_error)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(RootError::Kind { path: at() });
         }
+        let plain = File::open(path).map_err(open_error)?;
         let len_bytes =
             rustix::fs::seek(&plain, SeekFrom::End(0)).map_err(|e| open_error(e.into()))?;
         if len_bytes == 0 {
             return Err(RootError::Empty { path: at() });
         }
-        if !len_bytes.is_multiple_of(512) {
-            return Err(RootError::Ragged { path: at(), len: len_bytes });
-        }
         let plain = FileStorage(plain);
         let mut magic = [0; 4];
-        read_exact(&plain, &mut magic, 0).map_err(open_error)?;
+        if len_bytes >= 4 {
+            read_exact(&plain, &mut magic, 0).map_err(open_error)?;
+        }
+        // Before the length, which is ragged in many a qcow2 image.
         if magic == *b"QFI\xfb" {
             return Err(RootError::Qcow2 { path: at() });
+        }
+        if !len_bytes.is_multiple_of(512) {
+            return Err(RootError::Ragged { path: at(), len: len_bytes });
         }
         let fingerprint = fingerprint(&plain, len_bytes).map_err(open_error)?;
         let direct = open_direct(path, len_bytes);
