@@ -118,6 +118,11 @@ fn a_root_that_is_none_is_refused() {
     with(&format!("here={}", dir.display()), &["neither a file nor a block device"]);
     with(&file(dir, "ragged.raw", &[1; 1000]), &["1000 bytes", "no multiple of 512"]);
     with(&file(dir, "empty.raw", &[]), &["empty"]);
+    let fifo = dir.join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    with(text(&fifo), &["neither a file nor a block device"]);
+    with(&file(dir, "tiny.raw", &[1; 3]), &["3 bytes", "no multiple of 512"]);
     with("char=/dev/zero", &["/dev/zero", "neither a file nor a block device"]);
     let below = format!("below={}/x", file(dir, "file.raw", &[1; 512]));
     with(&below, &["Not a directory"]);
@@ -133,7 +138,9 @@ fn a_root_that_may_not_be_read_is_refused() {
         // Nobody is refused what root is given; and nobody must get at the
         // program, wherever it was built.
         let program = dir.join("leafblk");
-        fs::copy(env!("CARGO_BIN_EXE_leafblk"), &program).unwrap();
+        // By cp(1): a file that this process had open for writing may be busy.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_leafblk")).arg(&program).status();
+        assert!(copied.unwrap().success());
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
         let mut as_nobody = Command::new(&program);
@@ -274,6 +281,24 @@ fn a_leaf_with_a_damaged_header_is_refused() {
 }
 
 #[test]
+fn something_else_in_the_place_of_a_leaf_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = make_root(temp.path(), ROOT_SECTORS);
+    let fifo = temp.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    let text_file = temp.path().join("text");
+    fs::write(&text_file, "precious").unwrap();
+    for path in [fifo.as_path(), temp.path(), text_file.as_path(), Path::new("/dev/null")] {
+        let vm = format!("web1,leaf={}", path.display());
+        refuses(temp.path(), &["--root", text(&root), "--vm", &vm], 1, &[text(path)]);
+    }
+    let vm = format!("web1,leaf={}", root.display());
+    let parts = ["root.raw", "the leaf of VM web1"];
+    refuses(temp.path(), &["--root", text(&root), "--vm", &vm], 2, &parts);
+}
+
+#[test]
 fn one_damaged_copy_of_a_leafs_header_does_no_harm() {
     for copy in 0..2 {
         let (temp, root, leaf) = with_leaf();
@@ -336,7 +361,7 @@ fn a_live_socket_is_refused_and_its_owner_goes_on() {
     let root = make_root(temp.path(), ROOT_SECTORS);
     let daemon = Daemon::start(temp.path(), &["--root", text(&root), "--vm", "web1"]);
     let leaf = format!("web1,leaf={}", temp.path().join("other.leaf").display());
-    let parts = ["web1.sock", "in use by another process"];
+    let parts = ["web1.sock", "another process listens"];
     refuses(temp.path(), &["--root", text(&root), "--vm", &leaf], 1, &parts);
     assert!(Client::connect(&daemon.socket("web1")).read(0, 512) == root_content(0, 1));
     daemon.stop();
@@ -375,7 +400,12 @@ fn a_socket_of_another_program_is_left_alone() {
     let socket = temp.path().join("other.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let vm = format!("web1,socket={}", socket.display());
-    refuses(temp.path(), &["--root", text(&root), "--vm", &vm], 1, &["other.sock", "in use"]);
+    refuses(
+        temp.path(),
+        &["--root", text(&root), "--vm", &vm],
+        1,
+        &["other.sock", "another process listens"],
+    );
     drop(UnixStream::connect(&socket).unwrap());
     drop(listener);
 }

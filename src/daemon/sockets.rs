@@ -150,9 +150,14 @@ fn remove_same(path: &Path, identity: Identity) {
     }
 }
 
-fn remove_stale(path: &Path) -> Result<(), SocketError> {
+/// Whether a stale socket is at `path`; nothing there is fine too. Changes
+/// nothing: for a look before anything else is done.
+///
+/// # Errors
+/// [`SocketError`] where [`OwnedSocket::bind`] would refuse.
+pub fn is_stale(path: &Path) -> Result<bool, SocketError> {
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(system(path, "examined")(error)),
         // A symbolic link counts as no socket: what it points to is not ours.
         Ok(meta) if !meta.file_type().is_socket() => {
@@ -161,16 +166,20 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
         Ok(_) => {}
     }
     match probe(path) {
-        Err(Errno::CONNREFUSED) => {
-            fs::remove_file(path).map_err(system(path, "removed"))?;
-            log::debug!("replaced the stale socket {}", path.display());
-            Ok(())
-        }
-        Err(Errno::NOENT) => Ok(()),
+        Err(Errno::CONNREFUSED) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
         // PROTOTYPE: bound by a socket of another type. AGAIN: a full backlog.
         Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Err(SocketError::Live(path.into())),
         Err(errno) => Err(system(path, "examined")(errno.into())),
     }
+}
+
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    if is_stale(path)? {
+        fs::remove_file(path).map_err(system(path, "removed"))?;
+        log::debug!("replaced the stale socket {}", path.display());
+    }
+    Ok(())
 }
 
 fn stream_socket(path: &Path) -> Result<(rustix::fd::OwnedFd, SocketAddrUnix), Errno> {

@@ -40,6 +40,7 @@ fn plan_one<'a>(vm: &'a VmConfig, roots: &[Root]) -> Result<PlannedVm<'a>, Error
             vm.root
         )));
     }
+    super::sockets::is_stale(&vm.socket).map_err(Error::failure)?;
     if vm.leaf.exists() {
         // Looks, and lets go: opening for use comes when all VMs are right.
         let options = OpenOptions { live_map: None, read_only: true };

@@ -95,26 +95,34 @@ impl Region {
         {
             return Err(GuestMemoryError::BadRange);
         }
+        // With the seal the file can't be cut short at all; only then is its
+        // length worth a look. Frontends that made it unsealable are left to
+        // the guard.
+        let _ = fcntl_add_seals(&file, SealFlags::SHRINK);
         let have = fstat(&file)?.st_size.unsigned_abs();
         if have < end {
             return Err(GuestMemoryError::FileTooShort { need: end, have });
         }
-        // With the seal the file can't be cut short at all. Frontends that
-        // made it unsealable are left to the guard.
-        let _ = fcntl_add_seals(&file, SealFlags::SHRINK);
         let fs = fstatfs(&file)?;
-        let page_size = if fs.f_type == HUGETLBFS_MAGIC { fs.f_bsize.unsigned_abs() } else { 4096 };
-        let length = usize::try_from(size).map_err(|_| GuestMemoryError::BadRange)?;
+        let is_huge = fs.f_type == HUGETLBFS_MAGIC;
+        let page_size = if is_huge { fs.f_bsize.unsigned_abs() } else { 4096 };
+        // A region may begin inside a page; hugepages must be mapped whole.
+        let before = mmap_offset % page_size;
+        let length = before + size;
+        let length = if is_huge { length.next_multiple_of(page_size) } else { length };
+        let length = usize::try_from(length).map_err(|_| GuestMemoryError::BadRange)?;
         log::debug!("mapping {size:#x} bytes of fd {} at {mmap_offset:#x}", file.as_raw_fd());
         let mapping = MmapRegion::build(
-            Some(FileOffset::new(file, mmap_offset)),
+            Some(FileOffset::new(file, mmap_offset - before)),
             length,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_SHARED | libc::MAP_NORESERVE,
         )?;
-        let host = mapping.as_volatile_slice().ptr_guard_mut().as_ptr();
-        let guard = sigbus::Guard::register(host as usize, length, page_size)
+        let start = mapping.as_volatile_slice().ptr_guard_mut().as_ptr();
+        let guard = sigbus::Guard::register(start as usize, length, page_size)
             .ok_or(GuestMemoryError::GuardFull(sigbus::RANGES_MAX))?;
+        let before = usize::try_from(before).map_err(|_| GuestMemoryError::BadRange)?;
+        let host = start.wrapping_add(before);
         Ok(Self { guest_addr, user_addr, size, host, guard, _mapping: mapping })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Touching a mapping past the end of its (truncated) file raises SIGBUS,
 //! which ends the process and every VM with it. A handler maps anonymous
-//! memory over the page instead and marks the range; the owner of the range
+//! memory over the whole range instead and marks it; the owner of the range
 //! then stops that one device. System calls on such memory give EFAULT and
 //! need no guard.
 //!
@@ -97,22 +97,31 @@ extern "C" fn on_sigbus(
     _context: *mut libc::c_void,
 ) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
     for range in &RANGES {
+        // Codes above 0 come from the kernel, about an access; kill(2) has no
+        // address.
+        if code <= 0 {
+            break;
+        }
         let start = range.start.load(Ordering::Acquire);
         if start > 1 && address >= start && address - start < range.len.load(Ordering::Relaxed) {
             let page_size = range.page_size.load(Ordering::Relaxed).max(4096);
-            let page = address & !(page_size - 1);
-            // SAFETY: the page lies in a mapping that its owner keeps while
+            // Before the zeros appear: who reads them can then know.
+            range.faulted.store(true, Ordering::Release);
+            // The whole range at once: page by page, each replacement would
+            // split the mapping, up to the limit of mappings.
+            let len = range.len.load(Ordering::Relaxed).next_multiple_of(page_size);
+            // SAFETY: the range is a whole mapping that its owner keeps while
             // the range is registered; errno is saved and restored. mmap(2)
             // is a plain system call.
             let mapped = unsafe {
                 let errno = *libc::__errno_location();
                 let mapped = libc::mmap(
-                    page as *mut libc::c_void,
-                    page_size,
+                    start as *mut libc::c_void,
+                    len,
                     libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
                     -1,
                     0,
                 );
@@ -120,7 +129,6 @@ extern "C" fn on_sigbus(
                 mapped
             };
             if mapped != libc::MAP_FAILED {
-                range.faulted.store(true, Ordering::Release);
                 return;
             }
         }

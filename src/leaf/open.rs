@@ -142,6 +142,10 @@ impl Leaf {
         root: &RootIdentity,
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
+        // Looked at first: opening a FIFO would wait for its other end.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(LeafError::NotALeaf { path: path.to_owned() });
+        }
         let file = File::options()
             .read(true)
             .write(!options.read_only)

@@ -45,15 +45,26 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(setup: QueueSetup, memory: &GuestMemory) -> Result<Self, QueueError> {
-        Ok(Self {
+        let mut queue = Self {
             ring: SplitQueue::new(&setup.ring, memory)?,
             kick: setup.kick,
-            call: setup.call.map(to_eventfd),
+            call: None,
             enabled: setup.enabled,
             in_flight: 0,
             unpublished: false,
             stopping: None,
-        })
+        };
+        queue.set_call(setup.call);
+        Ok(queue)
+    }
+
+    /// Calls the driver through `call` from now on, and once at once: an
+    /// earlier backend may have shown it used chains and died before the call.
+    pub(super) fn set_call(&mut self, call: Option<OwnedFd>) {
+        self.call = call.map(to_eventfd);
+        if let Some(call) = &self.call {
+            let _ = call.write(1);
+        }
     }
 
     /// Shows the driver what was given back, and calls it if it wants that.
@@ -73,7 +84,7 @@ impl Queue {
     }
 }
 
-pub(super) fn to_eventfd(fd: OwnedFd) -> EventFd {
+fn to_eventfd(fd: OwnedFd) -> EventFd {
     #[expect(unsafe_code, reason = "EventFd has no safe way in")]
     // SAFETY: the descriptor is owned, and was checked to be an eventfd.
     unsafe {

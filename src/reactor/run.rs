@@ -5,7 +5,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use super::device::{Device, Queue, forget_kick, to_eventfd};
+use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
 use super::serve::MEMORY_GONE;
@@ -324,7 +324,7 @@ impl Runner {
                 let _ = answer.send(());
             }
             Command::SetCall(id, queue, call, answer) => {
-                self.with_queue(id, queue, |queue| queue.call = call.map(to_eventfd));
+                self.with_queue(id, queue, |queue| queue.set_call(call));
                 let _ = answer.send(());
             }
             Command::SetWriteBack(id, write_back, answer) => {

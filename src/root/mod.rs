@@ -106,14 +106,17 @@ impl Root {
         if len_bytes == 0 {
             return Err(RootError::Empty { path: at() });
         }
-        if !len_bytes.is_multiple_of(512) {
-            return Err(RootError::Ragged { path: at(), len: len_bytes });
-        }
         let plain = FileStorage(plain);
         let mut magic = [0; 4];
-        read_exact(&plain, &mut magic, 0).map_err(open_error)?;
+        if len_bytes >= 4 {
+            read_exact(&plain, &mut magic, 0).map_err(open_error)?;
+        }
+        // Before the length, which is ragged in many a qcow2 image.
         if magic == *b"QFI\xfb" {
             return Err(RootError::Qcow2 { path: at() });
+        }
+        if !len_bytes.is_multiple_of(512) {
+            return Err(RootError::Ragged { path: at(), len: len_bytes });
         }
         let fingerprint = fingerprint(&plain, len_bytes).map_err(open_error)?;
         let direct = open_direct(path, len_bytes);

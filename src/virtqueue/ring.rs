@@ -165,8 +165,8 @@ impl SplitQueue {
         }
         let entry = usize::from(self.next_avail & self.mask);
         let head = u16::from_le(self.word(self.avail, 2 + entry).load(Ordering::Relaxed));
-        self.next_avail = self.next_avail.wrapping_add(1);
         self.walk(head, memory, chain)?;
+        self.next_avail = self.next_avail.wrapping_add(1);
         Ok(true)
     }
 
