@@ -175,7 +175,10 @@ impl Storage for Mem {
             return fail(errno);
         }
         state.ops.push(Op::Punch(offset, len));
-        assert!(offset % 512 == 0 && len % 512 == 0, "leaves punch whole sectors");
+        assert!(
+            offset.is_multiple_of(512) && len.is_multiple_of(512),
+            "leaves punch whole sectors"
+        );
         (offset / 512..(offset + len) / 512).for_each(|sector| {
             state.now.remove(&sector);
         });
