@@ -53,7 +53,10 @@ impl Leaf {
         let Buffers { pages, copies } = buffers;
         pages.clear();
         copies.clear();
-        self.map.take_changed(ROUND_PAGES, pages);
+        {
+            let _marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+            self.map.take_changed(ROUND_PAGES, pages);
+        }
         // The copies first: a bit that is set while the data syncs belongs to
         // data that this sync may not cover.
         for page in pages.iter() {

@@ -210,6 +210,7 @@ impl Leaf {
             unsynced_bytes: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             flushing: Mutex::default(),
+            marking: Mutex::default(),
             storage,
             header: Mutex::new(header),
         };
