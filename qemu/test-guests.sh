@@ -120,4 +120,4 @@ done
 check "the backend stops with status 0 again" backend_stop
 check "the root's checksum is the same as before" root_is_unchanged "$ROOT"
 show_counters
-summary
+summary || exit 1

@@ -70,6 +70,9 @@ run_cleanup() {
   exit "$status"
 }
 trap run_cleanup EXIT
+# An unforeseen failure says where; foreseen ones go through die or a check.
+set -E
+trap 'echo "$0: line $LINENO of ${BASH_SOURCE[0]} failed: $BASH_COMMAND" >&2' ERR
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 

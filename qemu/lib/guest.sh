@@ -55,7 +55,8 @@ ensure_archive() {
   mkdir -p "$dir/usr/sbin"
   for tool in "${paths[@]}"; do
     cp -L "$tool" "$dir/usr/sbin/"
-    { ldd "$tool" 2>/dev/null || true; } | grep -o '/[^ ]*' | while read -r library; do
+    # ldd fails for a static tool, which needs nothing.
+    { ldd "$tool" 2>/dev/null || true; } | { grep -o '/[^ ]*' || true; } | while read -r library; do
       mkdir -p "$dir$(dirname "$library")"
       cp -L "$library" "$dir$library"
     done
