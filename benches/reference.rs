@@ -81,6 +81,9 @@ use vm_memory::{
     VolatileMemory,
 };
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
 use backend::{Backend, Export, Setup};
 use cli::Daemon;
@@ -265,6 +268,11 @@ impl VhostUserBackend for Reference {
         range.unwrap_or_default().to_vec()
     }
 
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        // Without one the daemon's drop waits for its worker for ever.
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+    }
+
     fn update_memory(&self, _memory: Memory) -> std::io::Result<()> {
         // The handle that `new` was given is the one that changes.
         Ok(())
@@ -329,6 +337,7 @@ fn progress(text: &str) {
 }
 
 fn run(options: &Options) -> Result<()> {
+    util::stop_on_signals()?;
     let bytes: u64 = if options.quick { 64 << 20 } else { 2 << 30 };
     let seconds = if options.quick { 0.15 } else { options.seconds };
     let limit = Duration::try_from_secs_f64(seconds).context(|| "--seconds".to_owned())?;
