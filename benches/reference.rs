@@ -121,9 +121,17 @@ struct Options {
     /// Print the table as Markdown
     #[arg(long)]
     markdown: bool,
-    /// Passed by `cargo bench`; means nothing
-    #[arg(long, hide = true)]
+    /// Measure in full: `cargo bench` passes it. `cargo test --benches` does not,
+    /// and gets --quick
+    #[arg(long)]
     bench: bool,
+}
+
+impl Options {
+    /// Whether this run shows only that it works.
+    const fn is_quick(&self) -> bool {
+        self.quick || !self.bench
+    }
 }
 
 /// A read-only disk in memory.
@@ -338,8 +346,16 @@ fn progress(text: &str) {
 
 fn run(options: &Options) -> Result<()> {
     util::stop_on_signals()?;
-    let bytes: u64 = if options.quick { 64 << 20 } else { 2 << 30 };
-    let seconds = if options.quick { 0.15 } else { options.seconds };
+    let bytes: u64 = if options.is_quick() {
+        64 << 20
+    } else {
+        2 << 30
+    };
+    let seconds = if options.is_quick() {
+        0.15
+    } else {
+        options.seconds
+    };
     let limit = Duration::try_from_secs_f64(seconds).context(|| "--seconds".to_owned())?;
     let work = tempfile::Builder::new()
         .prefix("reference-")
@@ -349,7 +365,7 @@ fn run(options: &Options) -> Result<()> {
     if let Err(error) = &pages {
         progress(&format!("without hugetlb pages: {error}"));
     }
-    if !options.quick {
+    if !options.is_quick() {
         let busy = proc_stat::busy_cores(Duration::from_secs(1))?;
         progress(&format!(
             "{}; others use {busy:.2} cores",
@@ -425,7 +441,7 @@ fn measure(
         ("qd1", "the same, QD1", 1, Wait::Poll),
         ("sleep", "the same, QD32, client sleeps", 32, Wait::Sleep),
     ];
-    let reps = if options.quick { 1 } else { options.reps };
+    let reps = if options.is_quick() { 1 } else { options.reps };
     let mut rows = Vec::new();
     for (id, title, depth, wait) in cases {
         let mut row = Row::new(id, title, "k/s").target(Target::None);
