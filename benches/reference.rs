@@ -57,6 +57,9 @@ use vm_memory::{
     VolatileMemory,
 };
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
 
 use backend::{Backend, Export, Setup};
 use cli::Daemon;
@@ -94,9 +97,17 @@ struct Options {
     /// Print the table as Markdown
     #[arg(long)]
     markdown: bool,
-    /// Passed by `cargo bench`; means nothing
-    #[arg(long, hide = true)]
+    /// Measure in full: `cargo bench` passes it. `cargo test --benches` does not,
+    /// and gets --quick
+    #[arg(long)]
     bench: bool,
+}
+
+impl Options {
+    /// Whether this run shows only that it works.
+    const fn is_quick(&self) -> bool {
+        self.quick || !self.bench
+    }
 }
 
 /// A read-only disk in memory.
@@ -221,6 +232,11 @@ impl VhostUserBackend for Reference {
         range.unwrap_or_default().to_vec()
     }
 
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        // Without one the daemon's drop waits for its worker for ever.
+        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
+    }
+
     fn update_memory(&self, _memory: Memory) -> std::io::Result<()> {
         // The handle that `new` was given is the one that changes.
         Ok(())
@@ -278,8 +294,9 @@ fn progress(text: &str) {
 }
 
 fn run(options: &Options) -> Result<()> {
-    let bytes: u64 = if options.quick { 64 << 20 } else { 2 << 30 };
-    let seconds = if options.quick { 0.15 } else { options.seconds };
+    util::stop_on_signals()?;
+    let bytes: u64 = if options.is_quick() { 64 << 20 } else { 2 << 30 };
+    let seconds = if options.is_quick() { 0.15 } else { options.seconds };
     let limit = Duration::try_from_secs_f64(seconds).context(|| "--seconds".to_owned())?;
     let work = tempfile::Builder::new().prefix("reference-").tempdir_in(target_dir()?)?;
     let cache_bytes = bytes + bytes / 8 + (16 << 20);
@@ -287,7 +304,7 @@ fn run(options: &Options) -> Result<()> {
     if let Err(error) = &pages {
         progress(&format!("without hugetlb pages: {error}"));
     }
-    if !options.quick {
+    if !options.is_quick() {
         let busy = proc_stat::busy_cores(Duration::from_secs(1))?;
         progress(&format!("{}; others use {busy:.2} cores", proc_stat::machine()));
     }
@@ -342,7 +359,7 @@ fn measure(
         ("qd1", "the same, QD1", 1, Wait::Poll),
         ("sleep", "the same, QD32, client sleeps", 32, Wait::Sleep),
     ];
-    let reps = if options.quick { 1 } else { options.reps };
+    let reps = if options.is_quick() { 1 } else { options.reps };
     let mut rows = Vec::new();
     for (id, title, depth, wait) in cases {
         let mut row = Row::new(id, title, "k/s").target(Target::None);

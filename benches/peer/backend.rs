@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::cli::{Cli, Daemon};
 use crate::data;
 use crate::proc_stat::Process;
-use crate::util::{Context, Error, Result};
+use crate::util::{Context, Error, Result, check_signals};
 
 const START_LIMIT: Duration = Duration::from_secs(120);
 
@@ -214,11 +214,9 @@ fn create_overlay(path: &Path, bytes: u64) -> Result<()> {
     Err(Error::from(format!("qemu-img create failed: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
-fn start_qsd(dirs: Dirs, setup: &Setup) -> Result<Backend> {
-    let pid_file = dirs.files.path().join("pid");
-    let mut command = Command::new("qemu-storage-daemon");
-    command.arg("--pidfile").arg(&pid_file).stdout(Stdio::null());
-    // A block node belongs to one iothread, so each iothread opens the root.
+/// Options for the threads. A block node belongs to one thread, so each opens
+/// the root for itself; they share its page cache.
+fn qsd_threads(command: &mut Command, setup: &Setup) {
     for thread in 0..setup.threads {
         command.args([
             "--object",
@@ -232,6 +230,26 @@ fn start_qsd(dirs: Dirs, setup: &Setup) -> Result<Backend> {
             &format!("driver=raw,node-name=r{thread},file=f{thread},read-only=on"),
         ]);
     }
+}
+
+/// Options for an overlay on the root of `thread`.
+fn qsd_overlay(command: &mut Command, vm: usize, thread: usize, overlay: &Path) {
+    command.args([
+        "--blockdev",
+        &format!(
+            "driver=file,node-name=o{vm},filename={},aio=io_uring,discard=unmap",
+            overlay.display()
+        ),
+        "--blockdev",
+        &format!("driver=qcow2,node-name=q{vm},file=o{vm},backing=r{thread},discard=unmap"),
+    ]);
+}
+
+fn start_qsd(dirs: Dirs, setup: &Setup) -> Result<Backend> {
+    let pid_file = dirs.files.path().join("pid");
+    let mut command = Command::new("qemu-storage-daemon");
+    command.arg("--pidfile").arg(&pid_file).stdout(Stdio::null());
+    qsd_threads(&mut command, setup);
     let template = dirs.files.path().join("template.qcow2");
     if setup.export == Export::Overlay {
         create_overlay(&template, std::fs::metadata(setup.root)?.len())?;
@@ -245,17 +263,7 @@ fn start_qsd(dirs: Dirs, setup: &Setup) -> Result<Backend> {
             Export::Overlay => {
                 let overlay = dirs.files.path().join(format!("vm{vm}.qcow2"));
                 std::fs::copy(&template, &overlay)?;
-                command.args([
-                    "--blockdev",
-                    &format!(
-                        "driver=file,node-name=o{vm},filename={},aio=io_uring,discard=unmap",
-                        overlay.display()
-                    ),
-                    "--blockdev",
-                    &format!(
-                        "driver=qcow2,node-name=q{vm},file=o{vm},backing=r{thread},discard=unmap"
-                    ),
-                ]);
+                qsd_overlay(&mut command, vm, thread, &overlay);
                 (format!("q{vm}"), "on")
             }
         };
@@ -279,19 +287,26 @@ fn start_qsd(dirs: Dirs, setup: &Setup) -> Result<Backend> {
         runtime_dir: dirs.runtime,
         _dir: dirs.files,
     };
-    // It writes the file once all exports are there.
+    wait_for_pid_file(&mut backend.child, &pid_file, &log)?;
+    Ok(backend)
+}
+
+/// Waits until qemu-storage-daemon has made all exports: then it writes its
+/// process id.
+fn wait_for_pid_file(child: &mut Child, pid_file: &Path, log: &Path) -> Result<()> {
     let started = Instant::now();
     while !pid_file.exists() {
-        if let Some(status) = backend.child.try_wait()? {
+        if let Some(status) = child.try_wait()? {
             return Err(Error::from(format!(
                 "qemu-storage-daemon ended with {status}: {}",
-                data::log_tail(&log)
+                data::log_tail(log)
             )));
         }
         if started.elapsed() > START_LIMIT {
             return Err(Error::from("qemu-storage-daemon does not start"));
         }
+        check_signals()?;
         std::thread::sleep(Duration::from_millis(2));
     }
-    Ok(backend)
+    Ok(())
 }

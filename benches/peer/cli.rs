@@ -86,9 +86,17 @@ pub(crate) struct Cli {
     /// Keep the working directory, with the daemons' logs
     #[arg(long)]
     pub keep: bool,
-    /// Passed by `cargo bench`; means nothing
-    #[arg(long, hide = true)]
+    /// Measure in full: `cargo bench` passes it. `cargo test --benches` does not,
+    /// and gets --quick
+    #[arg(long)]
     pub bench: bool,
+}
+
+impl Cli {
+    /// Whether this run shows only that the rows work.
+    const fn is_quick(&self) -> bool {
+        self.quick || !self.bench
+    }
 }
 
 /// Sizes of one run: the full ones, or those of `--quick`.
@@ -117,11 +125,11 @@ impl Sizes {
         if !(cli.seconds > 0.0 && cli.seconds <= 3600.0) {
             return Err(Error::from("--seconds must be above 0 and at most 3600"));
         }
-        let vms = cli.vms.unwrap_or(if cli.quick { 4 } else { 64 });
+        let vms = cli.vms.unwrap_or(if cli.is_quick() { 4 } else { 64 });
         if vms == 0 || vms > 512 {
             return Err(Error::from("--vms must be 1 to 512"));
         }
-        Ok(if cli.quick {
+        Ok(if cli.is_quick() {
             Self {
                 root_bytes: 64 * MIB,
                 seconds: 0.15,

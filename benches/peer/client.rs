@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use blkio::{Blkio, Blkioq, Completion, ReqFlags};
 
-use crate::util::{Context, Error, Result, to_u64};
+use crate::util::{Context, Error, Result, check_signals, to_u64};
 
 /// How long a request may take before the run is given up.
 const HANG: Duration = Duration::from_secs(120);
@@ -275,10 +275,12 @@ impl Client {
             }
             // The clock costs as much as a fast request: look rarely.
             if reaped > 0 && (ops & 31) < to_u64(reaped) {
+                check_signals()?;
                 last_progress = Instant::now();
                 stopping |= last_progress.duration_since(started) >= limit;
             } else if empty_polls >= 4096 {
                 empty_polls = 0;
+                check_signals()?;
                 stopping |= started.elapsed() >= limit;
                 if last_progress.elapsed() > HANG {
                     return Err(Error::from(format!(

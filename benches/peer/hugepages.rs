@@ -17,9 +17,12 @@ impl Reservation {
     pub(crate) fn new(bytes: u64) -> Result<Self> {
         let wanted = bytes.div_ceil(PAGE_BYTES);
         let missing = wanted.saturating_sub(read("HugePages_Free:")?);
-        let reservation = Self { added: missing };
+        let mut reservation = Self { added: 0 };
         if missing > 0 {
-            set(read("HugePages_Total:")? + missing)?;
+            let before = read("HugePages_Total:")?;
+            set(before + missing)?;
+            // The kernel gives as many as it finds, which may be fewer.
+            reservation.added = read("HugePages_Total:")?.saturating_sub(before);
             let free = read("HugePages_Free:")?;
             if free < wanted {
                 return Err(Error::from(format!(

@@ -63,6 +63,7 @@ fn run(cli: Cli) -> Result<()> {
         .tempdir_in(&target)
         .context(|| format!("cannot make a directory in {}", target.display()))?;
     raise_file_limit()?;
+    util::stop_on_signals()?;
     let mut bench = Bench::new(cli, sizes, work.path().to_path_buf());
     let pages = reserve_hugepages(&bench);
     if let Err(error) = &pages {

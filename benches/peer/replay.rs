@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::client::{Client, Kind, Load, Op, Wait};
 use crate::data;
 use crate::trace::{Content, Trace};
-use crate::util::{Context, Error, Result, to_u64};
+use crate::util::{Context, Error, Result, check_signals, to_u64};
 
 /// Requests that a VM keeps in flight.
 pub(crate) const DEPTH: usize = 4;
@@ -121,6 +121,7 @@ pub(crate) fn replay(clients: &mut [Client], trace: &Trace, first_seed: u64) -> 
         advance(client, vm, free)?;
     }
     while running > 0 {
+        check_signals()?;
         let ready =
             poll(&mut waiting, Some(&HANG)).context(|| "waiting for backends".to_owned())?;
         if ready == 0 {

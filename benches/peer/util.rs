@@ -1,6 +1,8 @@
 //! Small things that every part uses: errors, randomness, medians, counts.
 
 use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// An error that a person reads; the benchmark handles none of them.
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -16,6 +18,29 @@ pub(crate) trait Context<T> {
 impl<T, E: Display> Context<T> for std::result::Result<T, E> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|error| Error::from(format!("{}: {error}", what())))
+    }
+}
+
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// Makes SIGINT and SIGTERM an error of [`check_signals`], so that daemons,
+/// files and hugepages go as after any other error. A second one kills.
+pub(crate) fn stop_on_signals() -> Result<()> {
+    let flag = STOP.get_or_init(Arc::default);
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(flag))
+            .context(|| "cannot catch signals".to_owned())?;
+        signal_hook::flag::register(signal, Arc::clone(flag))
+            .context(|| "cannot catch signals".to_owned())?;
+    }
+    Ok(())
+}
+
+/// An error once a signal has come.
+pub(crate) fn check_signals() -> Result<()> {
+    match STOP.get() {
+        Some(flag) if flag.load(Ordering::Relaxed) => Err(Error::from("stopped by a signal")),
+        _ => Ok(()),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::load::{BLOCK, CheckBlocks};
 use crate::proc_stat;
 use crate::report::{Row, Target};
 use crate::rows::{Bench, Group, connect, progress};
-use crate::util::{Result, to_f64, to_u64};
+use crate::util::{Result, check_signals, to_f64, to_u64};
 
 /// Row 8.
 pub(crate) const GROUP: Group = Group { numbers: &[8], ids: &["idle-cpu", "idle-memory"], run };
@@ -89,6 +89,7 @@ fn idle_cpu(bench: &Bench, backend: &Backend) -> Result<f64> {
     std::thread::sleep(span / 10);
     let (cpu, started) = (backend.process().cpu()?, Instant::now());
     std::thread::sleep(span);
+    check_signals()?;
     let used = backend.process().cpu()?.saturating_sub(cpu);
     Ok(100.0 * used.as_secs_f64() / started.elapsed().as_secs_f64())
 }
