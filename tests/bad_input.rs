@@ -147,7 +147,7 @@ fn a_root_that_may_not_be_read_is_refused() {
         as_nobody.args(command.get_args()).current_dir("/").uid(65534).gid(65534);
         command = as_nobody;
     }
-    fs::set_permissions(&root, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o000)).unwrap();
     fails(command, 1, &["root.raw", "Permission denied", "check the path"]);
     assert!(!dir.join("run").exists() && !dir.join("state").exists());
 }
