@@ -412,7 +412,7 @@ fn half_a_message_and_then_the_end_harms_nobody() {
     for part in [1, 3, 11, 12, 19] {
         let mut stream = UnixStream::connect(&scene.victim).unwrap();
         stream.write_all(&message(8, 0, &[0; 8])[..part]).unwrap();
-        drop(stream);
+        hang_up(&stream);
         scene.log.wait_for(&["VM victim: connected"]);
         scene.log.wait_for(&["VM victim: disconnected"]);
     }
@@ -433,7 +433,7 @@ fn a_message_that_comes_byte_by_byte_is_understood() {
     assert_eq!(reply[..4], 1u32.to_le_bytes());
     let features = u64::from_le_bytes(reply[12..].try_into().unwrap());
     assert!(features & VERSION_1 != 0);
-    drop(stream);
+    hang_up(&stream);
     scene.all_is_well();
 }
 
@@ -442,7 +442,7 @@ fn a_client_that_says_nothing_harms_nobody() {
     let scene = Scene::new();
     let stream = UnixStream::connect(&scene.victim).unwrap();
     scene.neighbour.goes_on(100);
-    drop(stream);
+    hang_up(&stream);
     scene.all_is_well();
 }
 
@@ -486,7 +486,7 @@ fn random_bytes_harm_nobody() {
         }
         let mut stream = UnixStream::connect(&scene.victim).unwrap();
         let _ = stream.write_all(&bytes);
-        drop(stream);
+        hang_up(&stream);
         scene.log.wait_for(&["VM victim: disconnected"]);
     }
     scene.all_is_well();
@@ -515,7 +515,7 @@ fn replies_that_nobody_reads_harm_nobody() {
     }
     // Its control thread may wait for it as long as it likes: nobody else does.
     scene.neighbour.goes_on(1000);
-    drop(stream);
+    hang_up(&stream);
     scene.log.wait_for(&["VM victim: disconnected"]);
     scene.all_is_well();
 }

@@ -356,6 +356,18 @@ impl Vmm {
     }
 }
 
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        hang_up(&self.stream);
+    }
+}
+
+/// Hangs up at once. Closing alone may come later: a process that another test
+/// is just starting has the connection open too, until its exec.
+pub(crate) fn hang_up(stream: &UnixStream) {
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+}
+
 /// Waits for a descriptor to have something; false if nothing came in time.
 pub(crate) fn readable(fd: &impl std::os::fd::AsRawFd, patience: Duration) -> bool {
     #[expect(unsafe_code, reason = "not all that has a descriptor lends it")]
