@@ -80,7 +80,7 @@ impl Leaf {
         self.storage.sync_data().map_err(|source| {
             // The kernel forgets what it could not write: a second try would
             // succeed without the data (fsync(2), "EIO").
-            self.poisoned.store(true, Ordering::Release);
+            self.poison();
             self.io("sync", source)
         })
     }

@@ -17,6 +17,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -295,6 +296,11 @@ impl LiveMap {
                 }
             }
         }
+    }
+
+    /// Makes the map nobody's, so that no later daemon takes it over.
+    pub(super) fn disown(&self) -> io::Result<()> {
+        self.file.write_all_at(&[0; OWNER_LEN], 0)
     }
 
     /// Marks a page as changed again: its copy did not get to the disk.

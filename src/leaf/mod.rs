@@ -155,9 +155,19 @@ impl Leaf {
         if let Err(error) = &result
             && matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC | libc::EDQUOT))
         {
-            self.poisoned.store(true, Ordering::Release);
+            self.poison();
         }
         result
+    }
+
+    /// Nothing is acknowledged from here on. Nor may a later daemon take the
+    /// live map over: it has bits whose data the kernel gave up on, and those
+    /// sectors would read as holes, as zeros. The durable map has none of them.
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+        if let Err(error) = self.map.disown() {
+            log::error!("leaf {}: can't disown its live map: {error}", self.path.display());
+        }
     }
 
     fn check_writable(&self, operation: &'static str) -> Result<(), LeafError> {
