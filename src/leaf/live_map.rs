@@ -282,11 +282,19 @@ impl LiveMap {
         self.summary.is_set(page)
     }
 
-    /// Takes up to `most` pages that changed, clearing their marks.
-    pub(super) fn take_changed(&self, most: usize, pages: &mut Vec<usize>) {
-        for (i, word) in self.changed.0.iter().enumerate() {
+    /// Takes up to `most` (at least 64) pages that changed, clearing their
+    /// marks, from the place `from` on; returns the place to go on from. A
+    /// pass from 0 to the end visits each page once, however many of them
+    /// change again meanwhile.
+    pub(super) fn take_changed(
+        &self,
+        from: usize,
+        most: usize,
+        pages: &mut Vec<usize>,
+    ) -> Option<usize> {
+        for (i, word) in self.changed.0.iter().enumerate().skip(from) {
             if pages.len() + 64 > most {
-                return;
+                return Some(i);
             }
             if word.load(Ordering::Relaxed) != 0 {
                 let mut bits = word.swap(0, Ordering::AcqRel);
@@ -296,6 +304,7 @@ impl LiveMap {
                 }
             }
         }
+        None
     }
 
     /// Makes the map nobody's, so that no later daemon takes it over.
