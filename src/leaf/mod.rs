@@ -32,6 +32,10 @@ use crate::units::{Sector, SectorRange};
 use header::Header;
 use live_map::LiveMap;
 
+/// The largest disk, 1 PiB: its map's summary then takes 16 MiB of memory. A
+/// header that says more is damaged, rather than a reason to allocate it.
+pub const SIZE_MAX: u64 = 1 << 50;
+
 /// Bytes of the presence map of a disk of `virtual_size` bytes, in whole pages.
 pub(crate) const fn map_len_bytes(virtual_size: u64) -> u64 {
     (virtual_size / 512).div_ceil(live_map::PAGE_SECTORS) * live_map::PAGE_LEN as u64

@@ -40,12 +40,16 @@ pub struct OpenOptions {
 /// # Errors
 /// [`LeafError::BadSize`], [`LeafError::Create`]; no file is left behind.
 pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(), LeafError> {
-    let room =
-        map_len_bytes(virtual_size.saturating_mul(8).clamp(GROWTH_MIN, 1 << 50).max(virtual_size));
+    let room = map_len_bytes(virtual_size.saturating_mul(8).clamp(GROWTH_MIN, super::SIZE_MAX));
     let data_offset = (MAP_OFFSET + room).next_multiple_of(DATA_ALIGN);
     let file_len = data_offset.checked_add(virtual_size).filter(|len| i64::try_from(*len).is_ok());
     let file_len = match file_len {
-        Some(len) if virtual_size > 0 && virtual_size.is_multiple_of(512) => len,
+        Some(len)
+            if (512..=super::SIZE_MAX).contains(&virtual_size)
+                && virtual_size.is_multiple_of(512) =>
+        {
+            len
+        }
         _ => return Err(LeafError::BadSize { size: virtual_size }),
     };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
