@@ -74,10 +74,12 @@ fn write_new(path: &Path, header: &Header, file_len: u64) -> io::Result<()> {
         _ => Path::new("."),
     };
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    // A name that nobody else has: not another creation of the same leaf, nor a
+    // daemon that had this process id and was killed.
+    name.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
     let temporary = directory.join(name);
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let result = (|| {
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(&header.encode())?;
         file.write_all(&header.encode())?;
         file.set_len(file_len)?;
