@@ -235,6 +235,9 @@ impl Leaf {
         options: &OpenOptions,
     ) -> Result<(LiveMap, bool), LeafError> {
         let sectors = header.virtual_size / 512;
+        // A reader takes a crashed daemon's map over as well, or it would not
+        // see what that one acknowledged; but it leaves no map of its own.
+        let found_path = options.live_map.as_deref().filter(|_| !header.clean);
         let live_path = options.live_map.as_deref().filter(|_| !options.read_only);
         let map_error = |source| {
             let path = live_path.unwrap_or(Path::new("(memory)")).to_owned();
@@ -242,10 +245,8 @@ impl Leaf {
         };
         let mut owner =
             Owner { boot_id: boot_id(), uuid: header.uuid, generation: header.generation };
-        if !header.clean
-            && let Some(live_path) = live_path
-        {
-            let found = LiveMap::take_over(live_path, &owner, sectors).map_err(map_error)?;
+        if let Some(found_path) = found_path {
+            let found = LiveMap::take_over(found_path, &owner, sectors).map_err(map_error)?;
             if let Some(map) = found {
                 log::info!("leaf {}: took over the live map of an earlier run", path.display());
                 return Ok((map, true));
