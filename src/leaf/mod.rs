@@ -174,7 +174,10 @@ impl Leaf {
         }
     }
 
-    fn check_writable(&self, operation: &'static str) -> Result<(), LeafError> {
+    fn check_writable(&self, operation: &'static str, range: SectorRange) -> Result<(), LeafError> {
+        if range.end().0 > self.sectors {
+            return Err(self.io(operation, io::ErrorKind::InvalidInput.into()));
+        }
         if self.is_poisoned() {
             Err(LeafError::Poisoned { path: self.path.clone() })
         } else if self.read_only {
