@@ -96,3 +96,6 @@ impl Leaf {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
