@@ -25,14 +25,14 @@ impl Leaf {
     /// Writes `range`, all of it, then marks it as held.
     ///
     /// # Errors
-    /// The disk's (ENOSPC too, after which the leaf works on);
-    /// [`LeafError::Poisoned`].
+    /// The disk's (ENOSPC too, after which the leaf works on); InvalidInput
+    /// past the disk's end; [`LeafError::Poisoned`].
     ///
     /// # Safety
     /// The buffers are valid for reads during the call and have exactly the
     /// range's length in all.
     pub unsafe fn write(&self, range: SectorRange, bufs: &[GuestBuf]) -> Result<(), LeafError> {
-        self.check_writable("write")?;
+        self.check_writable("write", range)?;
         let mut done = 0;
         let mut rest = bufs;
         let mut first = GuestBuf::new(std::ptr::null_mut(), 0);
@@ -71,7 +71,11 @@ impl Leaf {
     /// # Errors
     /// As [`Self::write`].
     pub fn write_zeroes(&self, range: SectorRange) -> Result<(), LeafError> {
-        self.check_writable("write zeroes")?;
+        self.check_writable("write zeroes", range)?;
+        if range.is_empty() {
+            // fallocate(2) takes no empty range.
+            return Ok(());
+        }
         match self.storage.punch_hole(self.data_offset(range.start()), range.byte_len()) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => self.write_out_zeroes(range)?,

@@ -34,7 +34,7 @@ pub enum LeafError {
     #[error("leaf {} has {have} bytes, not the {asked} asked for; leave size out to use it as it is", path.display())]
     OtherSize { path: PathBuf, have: u64, asked: u64 },
     #[error(
-        "a disk of {size} bytes is not possible: a size is a multiple of 512, at least the root's and at most 8 EiB"
+        "a disk of {size} bytes is not possible: a size is a multiple of 512, at least the root's and at most 1 PiB"
     )]
     BadSize { size: u64 },
     #[error("the live map {} can't be made: {source}; check the runtime directory and its free space", path.display())]

@@ -38,24 +38,28 @@ impl Leaf {
             return Ok(());
         }
         let covers = self.written.load(Ordering::Acquire);
-        loop {
-            let more = self.flush_round(&mut buffers)?;
-            if !more {
-                break;
-            }
+        // One pass over the map: pages behind it that change again belong to
+        // writes that came after this call, and could otherwise keep it for ever.
+        let mut place = Some(0);
+        while let Some(from) = place {
+            place = self.flush_round(from, &mut buffers)?;
         }
         self.flushed.store(covers, Ordering::Release);
         Ok(())
     }
 
-    /// One round: whether more map pages wait.
-    fn flush_round(&self, buffers: &mut Buffers) -> Result<bool, LeafError> {
+    /// One round from a place in the map on; the next one's place.
+    fn flush_round(&self, from: usize, buffers: &mut Buffers) -> Result<Option<usize>, LeafError> {
         let Buffers { pages, copies } = buffers;
         pages.clear();
         copies.clear();
-        {
+        let next = {
             let _marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
-            self.map.take_changed(ROUND_PAGES, pages);
+            self.map.take_changed(from, ROUND_PAGES, pages)
+        };
+        if from > 0 && pages.is_empty() {
+            // An earlier round has synced everything that was written.
+            return Ok(next);
         }
         // The copies first: a bit that is set while the data syncs belongs to
         // data that this sync may not cover.
@@ -73,14 +77,14 @@ impl Leaf {
         if result.is_err() {
             pages.iter().for_each(|page| self.map.mark_changed(*page));
         }
-        result.map(|()| pages.len() + 64 > ROUND_PAGES)
+        result.map(|()| next)
     }
 
     pub(super) fn sync(&self) -> Result<(), LeafError> {
         self.storage.sync_data().map_err(|source| {
             // The kernel forgets what it could not write: a second try would
             // succeed without the data (fsync(2), "EIO").
-            self.poisoned.store(true, Ordering::Release);
+            self.poison();
             self.io("sync", source)
         })
     }
@@ -92,3 +96,6 @@ impl Leaf {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

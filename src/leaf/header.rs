@@ -153,7 +153,7 @@ impl Header {
     fn is_sane(&self) -> bool {
         let map_end = self.map_offset.checked_add(super::map_len_bytes(self.virtual_size));
         self.virtual_size.is_multiple_of(512)
-            && self.virtual_size > 0
+            && (512..=super::SIZE_MAX).contains(&self.virtual_size)
             && self.map_offset >= 2 * LEN as u64
             && self.map_offset.is_multiple_of(LEN as u64)
             && self.data_offset.is_multiple_of(LEN as u64)

@@ -17,6 +17,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -122,7 +123,7 @@ impl LiveMap {
             None => File::from(memfd_create("leafblk-map", MemfdFlags::CLOEXEC)?),
         };
         ftruncate(&file, file_len(sectors))?;
-        fallocate(&file, FallocateFlags::empty(), 0, PAGE_LEN as u64)?;
+        allocate(&file, 0)?;
         let storage = FileStorage(file);
         write_all(&storage, &owner.encode(), 0)?;
         Self::map(storage.0, sectors)
@@ -249,7 +250,7 @@ impl LiveMap {
             let page = Self::page_of(sector);
             if !self.summary.is_set(page) {
                 let offset = (page + 1) as u64 * PAGE_LEN as u64;
-                fallocate(&self.file, FallocateFlags::empty(), offset, PAGE_LEN as u64)?;
+                allocate(&self.file, offset)?;
                 self.summary.set(page);
             }
             let page_end = end.min((sector / PAGE_SECTORS + 1) * PAGE_SECTORS);
@@ -281,11 +282,19 @@ impl LiveMap {
         self.summary.is_set(page)
     }
 
-    /// Takes up to `most` pages that changed, clearing their marks.
-    pub(super) fn take_changed(&self, most: usize, pages: &mut Vec<usize>) {
-        for (i, word) in self.changed.0.iter().enumerate() {
+    /// Takes up to `most` (at least 64) pages that changed, clearing their
+    /// marks, from the place `from` on; returns the place to go on from. A
+    /// pass from 0 to the end visits each page once, however many of them
+    /// change again meanwhile.
+    pub(super) fn take_changed(
+        &self,
+        from: usize,
+        most: usize,
+        pages: &mut Vec<usize>,
+    ) -> Option<usize> {
+        for (i, word) in self.changed.0.iter().enumerate().skip(from) {
             if pages.len() + 64 > most {
-                return;
+                return Some(i);
             }
             if word.load(Ordering::Relaxed) != 0 {
                 let mut bits = word.swap(0, Ordering::AcqRel);
@@ -295,6 +304,12 @@ impl LiveMap {
                 }
             }
         }
+        None
+    }
+
+    /// Makes the map nobody's, so that no later daemon takes it over.
+    pub(super) fn disown(&self) -> io::Result<()> {
+        self.file.write_all_at(&[0; OWNER_LEN], 0)
     }
 
     /// Marks a page as changed again: its copy did not get to the disk.
@@ -313,7 +328,7 @@ impl LiveMap {
     /// Fills a page of a new map with what the durable map has.
     pub(super) fn load_page(&self, page: usize, bytes: &[u8]) -> io::Result<u64> {
         let offset = (page + 1) as u64 * PAGE_LEN as u64;
-        fallocate(&self.file, FallocateFlags::empty(), offset, PAGE_LEN as u64)?;
+        allocate(&self.file, offset)?;
         let mut set = 0;
         for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
             let word = u64::from_le_bytes(*word);
@@ -339,6 +354,12 @@ impl Drop for LiveMap {
         // SAFETY: the mapping that `map` made; nothing refers to it any more.
         let _ = unsafe { munmap(self.base.cast_mut().cast(), self.mapped_len) };
     }
+}
+
+/// Allocates a page, so that touching it can't fail. tmpfs answers EINTR.
+fn allocate(file: &File, offset: u64) -> io::Result<()> {
+    let call = || fallocate(file, FallocateFlags::empty(), offset, PAGE_LEN as u64);
+    Ok(rustix::io::retry_on_intr(call)?)
 }
 
 fn file_len(sectors: u64) -> u64 {

@@ -32,6 +32,10 @@ use crate::units::{Sector, SectorRange};
 use header::Header;
 use live_map::LiveMap;
 
+/// The largest disk, 1 PiB: its map's summary then takes 16 MiB of memory. A
+/// header that says more is damaged, rather than a reason to allocate it.
+pub const SIZE_MAX: u64 = 1 << 50;
+
 /// Bytes of the presence map of a disk of `virtual_size` bytes, in whole pages.
 pub(crate) const fn map_len_bytes(virtual_size: u64) -> u64 {
     (virtual_size / 512).div_ceil(live_map::PAGE_SECTORS) * live_map::PAGE_LEN as u64
@@ -155,12 +159,25 @@ impl Leaf {
         if let Err(error) = &result
             && matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC | libc::EDQUOT))
         {
-            self.poisoned.store(true, Ordering::Release);
+            self.poison();
         }
         result
     }
 
-    fn check_writable(&self, operation: &'static str) -> Result<(), LeafError> {
+    /// Nothing is acknowledged from here on. Nor may a later daemon take the
+    /// live map over: it has bits whose data the kernel gave up on, and those
+    /// sectors would read as holes, as zeros. The durable map has none of them.
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+        if let Err(error) = self.map.disown() {
+            log::error!("leaf {}: can't disown its live map: {error}", self.path.display());
+        }
+    }
+
+    fn check_writable(&self, operation: &'static str, range: SectorRange) -> Result<(), LeafError> {
+        if range.end().0 > self.sectors {
+            return Err(self.io(operation, io::ErrorKind::InvalidInput.into()));
+        }
         if self.is_poisoned() {
             Err(LeafError::Poisoned { path: self.path.clone() })
         } else if self.read_only {

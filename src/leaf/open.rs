@@ -40,12 +40,16 @@ pub struct OpenOptions {
 /// # Errors
 /// [`LeafError::BadSize`], [`LeafError::Create`]; no file is left behind.
 pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(), LeafError> {
-    let room =
-        map_len_bytes(virtual_size.saturating_mul(8).clamp(GROWTH_MIN, 1 << 50).max(virtual_size));
+    let room = map_len_bytes(virtual_size.saturating_mul(8).clamp(GROWTH_MIN, super::SIZE_MAX));
     let data_offset = (MAP_OFFSET + room).next_multiple_of(DATA_ALIGN);
     let file_len = data_offset.checked_add(virtual_size).filter(|len| i64::try_from(*len).is_ok());
     let file_len = match file_len {
-        Some(len) if virtual_size > 0 && virtual_size.is_multiple_of(512) => len,
+        Some(len)
+            if (512..=super::SIZE_MAX).contains(&virtual_size)
+                && virtual_size.is_multiple_of(512) =>
+        {
+            len
+        }
         _ => return Err(LeafError::BadSize { size: virtual_size }),
     };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -70,10 +74,12 @@ fn write_new(path: &Path, header: &Header, file_len: u64) -> io::Result<()> {
         _ => Path::new("."),
     };
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    // A name that nobody else has: not another creation of the same leaf, nor a
+    // daemon that had this process id and was killed.
+    name.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
     let temporary = directory.join(name);
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let result = (|| {
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(&header.encode())?;
         file.write_all(&header.encode())?;
         file.set_len(file_len)?;
@@ -229,6 +235,9 @@ impl Leaf {
         options: &OpenOptions,
     ) -> Result<(LiveMap, bool), LeafError> {
         let sectors = header.virtual_size / 512;
+        // A reader takes a crashed daemon's map over as well, or it would not
+        // see what that one acknowledged; but it leaves no map of its own.
+        let found_path = options.live_map.as_deref().filter(|_| !header.clean);
         let live_path = options.live_map.as_deref().filter(|_| !options.read_only);
         let map_error = |source| {
             let path = live_path.unwrap_or(Path::new("(memory)")).to_owned();
@@ -236,10 +245,8 @@ impl Leaf {
         };
         let mut owner =
             Owner { boot_id: boot_id(), uuid: header.uuid, generation: header.generation };
-        if !header.clean
-            && let Some(live_path) = live_path
-        {
-            let found = LiveMap::take_over(live_path, &owner, sectors).map_err(map_error)?;
+        if let Some(found_path) = found_path {
+            let found = LiveMap::take_over(found_path, &owner, sectors).map_err(map_error)?;
             if let Some(map) = found {
                 log::info!("leaf {}: took over the live map of an earlier run", path.display());
                 return Ok((map, true));

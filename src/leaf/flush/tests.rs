@@ -1,0 +1,241 @@
+//! Flushes that fail, that race with writers, and what is found afterwards.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use tempfile::TempDir;
+
+use crate::io::storage::{FileStorage, Storage};
+use crate::leaf::{Leaf, LeafError, OpenOptions, SIZE_MAX, create};
+use crate::root::RootIdentity;
+use crate::units::{Sector, SectorRange};
+use crate::virtqueue::GuestBuf;
+
+/// What a test does to its leaf's file.
+#[derive(Default)]
+struct Script {
+    fail_sync: AtomicBool,
+    syncs: AtomicUsize,
+    /// Runs in each sync, before it: writers beside a flush.
+    during_sync: OnceLock<Box<dyn Fn(usize) + Send + Sync>>,
+}
+
+struct Scripted(FileStorage, Arc<Script>);
+
+impl fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[expect(unsafe_code, reason = "passes the buffers on")]
+impl Storage for Scripted {
+    unsafe fn read_into(&self, bufs: &[GuestBuf], offset: u64, nowait: bool) -> io::Result<usize> {
+        // SAFETY: by this method's contract.
+        unsafe { self.0.read_into(bufs, offset, nowait) }
+    }
+
+    unsafe fn write_from(&self, bufs: &[GuestBuf], offset: u64) -> io::Result<usize> {
+        // SAFETY: by this method's contract.
+        unsafe { self.0.write_from(bufs, offset) }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let count = self.1.syncs.fetch_add(1, Ordering::SeqCst);
+        if let Some(hook) = self.1.during_sync.get() {
+            hook(count);
+        }
+        if self.1.fail_sync.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.0.sync_data()
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.punch_hole(offset, len)
+    }
+
+    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
+        if self.1.fail_sync.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.0.write_back(offset, len, wait)
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.0.len_bytes()
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.0.allocated()
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        self.0.raw_fd()
+    }
+}
+
+/// A leaf, its directory, and a live map that outlives it.
+struct Place {
+    dir: TempDir,
+    root: RootIdentity,
+}
+
+impl Place {
+    fn new(virtual_size: u64) -> Self {
+        let place = Self { dir: tempfile::tempdir().unwrap(), root: RootIdentity::default() };
+        create(&place.leaf(), virtual_size, &place.root).unwrap();
+        place
+    }
+
+    fn leaf(&self) -> PathBuf {
+        self.dir.path().join("web1.leaf")
+    }
+
+    fn options(&self, read_only: bool) -> OpenOptions {
+        OpenOptions { live_map: Some(self.dir.path().join("web1.map")), read_only }
+    }
+
+    fn open(&self, read_only: bool) -> Leaf {
+        Leaf::open(&self.leaf(), &self.root, &self.options(read_only)).unwrap()
+    }
+
+    fn open_scripted(&self, script: &Arc<Script>) -> Leaf {
+        let file = File::options().read(true).write(true).open(self.leaf()).unwrap();
+        let storage = Box::new(Scripted(FileStorage(file), Arc::clone(script)));
+        Leaf::open_storage(&self.leaf(), storage, &self.root, &self.options(false)).unwrap()
+    }
+}
+
+fn range(start: u64, count: u64) -> SectorRange {
+    SectorRange::new(Sector(start), count).unwrap()
+}
+
+#[test]
+fn writes_that_a_failed_sync_lost_are_not_taken_over_as_zeros() {
+    for by_write_back in [false, true] {
+        let place = Place::new(1 << 20);
+        let script = Arc::<Script>::default();
+        let leaf = place.open_scripted(&script);
+        leaf.write_zeroes(range(0, 8)).unwrap();
+        leaf.flush().unwrap();
+        leaf.write_zeroes(range(8, 8)).unwrap();
+        script.fail_sync.store(true, Ordering::SeqCst);
+        if by_write_back {
+            leaf.start_write_back(true).unwrap_err();
+        } else {
+            leaf.flush().unwrap_err();
+        }
+        script.fail_sync.store(false, Ordering::SeqCst);
+        assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
+        assert!(matches!(leaf.close(), Err(LeafError::Poisoned { .. })));
+        drop(leaf);
+
+        let leaf = place.open(false);
+        assert_eq!(leaf.next_run(range(0, 16)), (true, 8), "what was flushed stays");
+        assert!(leaf.is_absent(range(8, 8)), "what was lost is the root's again");
+        leaf.close().unwrap();
+    }
+}
+
+#[test]
+fn a_flush_ends_although_every_map_page_changes_while_it_syncs() {
+    // 1500 map pages: two rounds.
+    const PAGES: u64 = 1500;
+    const PAGE_SECTORS: u64 = 32768;
+    let place = Place::new(PAGES * PAGE_SECTORS * 512);
+    let script = Arc::<Script>::default();
+    let leaf = Arc::new(place.open_scripted(&script));
+    let touch_all = |leaf: &Leaf, sector: u64| {
+        for page in 0..PAGES {
+            leaf.mark(range(page * PAGE_SECTORS + sector, 1)).unwrap();
+        }
+    };
+    touch_all(&leaf, 0);
+    let before = script.syncs.load(Ordering::SeqCst);
+    let weak: Weak<Leaf> = Arc::downgrade(&leaf);
+    let hook = move |count: usize| {
+        // The writer gives up in the end, so that a flush that doesn't fails
+        // below rather than hangs.
+        if let Some(leaf) = weak.upgrade()
+            && count < 30
+        {
+            touch_all(&leaf, 1 + count as u64);
+        }
+    };
+    assert!(script.during_sync.set(Box::new(hook)).is_ok());
+    leaf.flush().unwrap();
+    let syncs = script.syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs <= 4, "two rounds of two syncs, not {syncs}");
+    assert!(!leaf.is_flushed(), "what came meanwhile wants a flush of its own");
+}
+
+#[test]
+fn a_round_without_pages_after_a_full_one_syncs_nothing() {
+    const PAGE_SECTORS: u64 = 32768;
+    let place = Place::new(2048 * PAGE_SECTORS * 512);
+    let script = Arc::<Script>::default();
+    let leaf = place.open_scripted(&script);
+    for page in 0..1000 {
+        leaf.mark(range(page * PAGE_SECTORS, 1)).unwrap();
+    }
+    let before = script.syncs.load(Ordering::SeqCst);
+    leaf.flush().unwrap();
+    assert_eq!(script.syncs.load(Ordering::SeqCst) - before, 2);
+    drop(leaf);
+    // The durable map has them all.
+    std::fs::remove_file(place.dir.path().join("web1.map")).unwrap();
+    assert_eq!(place.open(false).present_sectors(), 1000);
+}
+
+#[test]
+fn a_reader_after_a_crash_sees_what_was_acknowledged() {
+    let place = Place::new(1 << 20);
+    let leaf = place.open(false);
+    leaf.write_zeroes(range(3, 4)).unwrap();
+    drop(leaf); // without close: as a kill
+
+    let reader = place.open(true);
+    assert_eq!(reader.next_run(range(3, 9)), (true, 4));
+    reader.close().unwrap();
+    drop(reader);
+    assert_eq!(place.open(false).next_run(range(3, 9)), (true, 4), "a reader changes nothing");
+}
+
+#[test]
+fn a_write_past_the_end_is_refused_and_an_empty_one_is_nothing() {
+    let place = Place::new(1 << 20);
+    let leaf = place.open(false);
+    for past_the_end in [range(2048, 1), range(2047, 2), range(1 << 50, 1)] {
+        assert!(matches!(leaf.write_zeroes(past_the_end), Err(LeafError::Io { .. })));
+    }
+    leaf.write_zeroes(range(7, 0)).unwrap();
+    assert_eq!(leaf.present_sectors(), 0);
+    assert!(leaf.is_flushed());
+}
+
+#[test]
+fn leaves_are_created_beside_what_a_killed_creation_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let leftover = dir.path().join(format!("web1.leaf.{}.new", std::process::id()));
+    std::fs::write(&leftover, "half made").unwrap();
+    create(&dir.path().join("web1.leaf"), 1 << 20, &RootIdentity::default()).unwrap();
+    assert!(leftover.exists(), "another creation's file is not ours to remove");
+    let names = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(names, 2, "and ours is gone");
+}
+
+#[test]
+fn a_size_that_no_memory_could_hold_the_map_of_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for size in [0, 100, SIZE_MAX + 512, !511] {
+        let result = create(&dir.path().join("web1.leaf"), size, &RootIdentity::default());
+        assert!(matches!(result, Err(LeafError::BadSize { .. })));
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
