@@ -17,8 +17,11 @@ use crate::virtqueue::{QueueError, SplitQueue};
 /// A write of at most this many sectors is done at once, if it can be expected
 /// to be quick: the copy of 128 KiB takes tens of microseconds.
 const INLINE_SECTORS: u64 = 256;
-/// A write that took longer than this was not quick: the kernel made it wait.
-const SLOW: Duration = Duration::from_micros(500);
+/// A write that took longer than this, and in which the thread gave the CPU up
+/// of its own accord, was not quick: the kernel made it wait. A thread that was
+/// only preempted says nothing of the disk (on a busy host that mistook most
+/// slow writes, and a lane costs several times an inline write).
+const SLOW: Duration = Duration::from_millis(1);
 /// For so many times a slow write's duration the device's writes go to its
 /// lane, where waiting harms nobody else.
 const PENALTY: u32 = 20;
@@ -92,6 +95,23 @@ fn to_eventfd(fd: OwnedFd) -> EventFd {
     }
 }
 
+/// The state of things when a write began.
+pub(super) struct WriteBegun {
+    at: Instant,
+    waits: i64,
+}
+
+/// How often this thread has waited, as getrusage(2) counts it.
+fn waits_so_far() -> i64 {
+    #[expect(unsafe_code, reason = "getrusage(2) of a thread has no safe form here")]
+    // SAFETY: a plain C struct for which zero is valid, filled by the call.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+        usage.ru_nvcsw
+    }
+}
+
 /// Decides which writes are done at once.
 #[derive(Debug, Default)]
 pub(super) struct WritePace {
@@ -121,10 +141,15 @@ impl WritePace {
         }
     }
 
-    /// Learns from a write that was begun at `begun`.
-    pub(super) fn wrote(&mut self, begun: Instant) {
-        let took = begun.elapsed();
-        if took > SLOW {
+    /// A write begins.
+    pub(super) fn begin(&mut self) -> WriteBegun {
+        WriteBegun { at: Instant::now(), waits: waits_so_far() }
+    }
+
+    /// Learns from a write that is done.
+    pub(super) fn wrote(&mut self, begun: &WriteBegun) {
+        let took = begun.at.elapsed();
+        if took > SLOW && waits_so_far() != begun.waits {
             self.lane_until = Some(Instant::now() + (took * PENALTY).min(PENALTY_MAX));
         }
     }

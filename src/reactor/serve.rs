@@ -1,8 +1,6 @@
 //! From a popped chain to its answer: at once, or as a task.
 #![expect(unsafe_code, reason = "status bytes and data in guest memory")]
 
-use std::time::Instant;
-
 use super::device::{Device, WRITE_BACK_BYTES};
 use super::run::Runner;
 use super::task::{PartKind, TASK_PARTS_MAX, TaskKind};
@@ -221,11 +219,11 @@ impl Runner {
             self.hand_over(device, asker, Work::Write(range, bufs));
             return None;
         }
-        let begun = Instant::now();
+        let begun = device.pace.begin();
         // SAFETY: the chain's buffers lie in the device's memory, and `parse`
         // took the range's length from them.
         let result = unsafe { device.disk.write_now(range, &chain.readable) };
-        device.pace.wrote(begun);
+        device.pace.wrote(&begun);
         match result {
             Ok(()) if device.write_back => {}
             Ok(()) => {
