@@ -63,7 +63,7 @@ settle_debian() {
 # debian_kernel JOB: adds the guest's own kernel and JOB (a file, may be empty for
 # none) to QEMU. The job travels on the kernel command line, which holds 2 KiB.
 debian_kernel() {
-  local append="root=/dev/vda rw console=ttyS0 quiet mitigations=off systemd.show_status=0" job
+  local append="$KERNEL_OPTIONS root=/dev/vda rw systemd.show_status=0" job
   if [ -n "$1" ]; then
     job=$(gzip -9 <"$1" | base64 -w0)
     [ ${#job} -lt 1800 ] || die "the job $1 is too long for a kernel command line"
