@@ -108,6 +108,9 @@ impl Region {
         let page_size = if is_huge { fs.f_bsize.unsigned_abs() } else { 4096 };
         // A region may begin inside a page; hugepages must be mapped whole.
         let before = mmap_offset % page_size;
+        if !before.is_multiple_of(4096) {
+            return Err(GuestMemoryError::BadRange);
+        }
         let length = before + size;
         let length = if is_huge { length.next_multiple_of(page_size) } else { length };
         let length = usize::try_from(length).map_err(|_| GuestMemoryError::BadRange)?;
