@@ -67,6 +67,13 @@ check "two queues: ran to its end" guest_run -s 2 -q 2 two "$log" "$(job io queu
 check "two queues: the guest uses both" [ "$(guest_value "$log" queues)" = 2 ]
 guest_checks "two queues" "$log" random-read random-write verify both-queues
 
+# Others may have changed the number since, so it is lowered, not put back.
+give_hugepages_back() {
+  local total
+  total=$(cat /proc/sys/vm/nr_hugepages)
+  echo $((total > $1 ? total - $1 : 0)) >/proc/sys/vm/nr_hugepages
+}
+
 # Makes COUNT free 2 MiB pages, and gives back what it took at the end.
 free_hugepages() {
   local free total
@@ -75,7 +82,7 @@ free_hugepages() {
   total=$(cat /proc/sys/vm/nr_hugepages) || return 1
   [ -w /proc/sys/vm/nr_hugepages ] || return 1
   echo $((total + $1 - free)) 2>/dev/null >/proc/sys/vm/nr_hugepages || return 1
-  at_exit "echo $total >/proc/sys/vm/nr_hugepages"
+  at_exit "give_hugepages_back $(($1 - free))"
   free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
   [ "$free" -ge "$1" ]
 }
