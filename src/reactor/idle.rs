@@ -35,6 +35,11 @@ impl IdleWindow {
         self.idle_since = None;
     }
 
+    /// Whether there is no polling at all.
+    pub(super) fn is_zero(&self) -> bool {
+        self.window.is_zero()
+    }
+
     /// There was none; whether it is time to sleep.
     pub(super) fn is_over(&mut self) -> bool {
         if self.window.is_zero() {

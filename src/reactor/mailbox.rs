@@ -83,7 +83,9 @@ impl Mailbox {
 
     /// Takes everything; `into` is empty and lends its room.
     pub(super) fn take(&self, into: &mut Vec<Mail>) {
-        if self.has_mail.swap(false, Ordering::Acquire) {
+        // A look first: the swap would take the line from its other users in
+        // every turn.
+        if self.has_mail.load(Ordering::Relaxed) && self.has_mail.swap(false, Ordering::Acquire) {
             let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
             mem::swap(&mut *mail, into);
         }
