@@ -30,7 +30,7 @@ const PENALTY_MAX: Duration = Duration::from_secs(1);
 /// Bytes after which write-back is asked for, so that a flush finds little to
 /// do however much was written before it. Less would take the CPU from short
 /// bursts of writes, which then wait for their own write-back.
-pub(super) const WRITE_BACK_BYTES: u64 = 128 << 20;
+pub(super) const WRITE_BACK_BYTES: u64 = 96 << 20;
 /// Bytes written during one write-back after which writes go to the lane: the
 /// disk doesn't keep up, and the kernel will soon make writers wait.
 const BEHIND_BYTES: u64 = 1 << 30;

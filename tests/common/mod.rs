@@ -134,7 +134,15 @@ pub(crate) enum Op {
 }
 
 impl Client {
+    /// Connects; again and again for a while, since another test's fork can
+    /// hold an earlier client's connection open until its exec.
     pub(crate) fn connect(socket: &Path) -> Self {
+        for _ in 0..1000 {
+            if let Ok(client) = Self::try_connect(socket) {
+                return client;
+            }
+            std::thread::yield_now();
+        }
         Self::try_connect(socket).unwrap()
     }
 
