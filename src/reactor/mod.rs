@@ -15,6 +15,7 @@
 mod device;
 mod idle;
 mod mailbox;
+mod parts;
 mod run;
 mod serve;
 mod task;
