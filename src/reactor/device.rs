@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{DeviceId, Mailbox, QueueSetup};
+use super::{DeviceId, Mailbox, QueueSetup, ReactorCounters};
 use crate::disk::Disk;
 use crate::disk::lanes::Lanes;
 use crate::guest_memory::GuestMemory;
@@ -83,11 +83,12 @@ impl Queue {
 
     /// Shows the driver what was given back, and calls it if it wants that.
     #[inline]
-    pub(super) fn publish(&mut self) {
+    pub(super) fn publish(&mut self, counters: &ReactorCounters) {
         self.unpublished = false;
         if self.ring.publish()
             && let Some(call) = &self.call
         {
+            counters.calls.add(1);
             // Non-blocking: a full counter means that a call is pending.
             let _ = call.write(1);
         }
@@ -231,17 +232,18 @@ impl Device {
     pub(super) fn break_with(&mut self, why: &dyn std::fmt::Display) {
         if !self.broken {
             self.broken = true;
+            self.disk.counters().device_faults.add(1);
             log::warn!("VM {}: its device stops until it is reset: {why}", self.disk.name());
         }
     }
 
     /// Does what waited for requests to end: stopping a queue, other memory.
     /// True if the device is to be forgotten.
-    pub(super) fn settle(&mut self, epoll: i32) -> bool {
+    pub(super) fn settle(&mut self, epoll: i32, counters: &ReactorCounters) -> bool {
         for slot in &mut self.queues {
             let stop = slot.as_mut().filter(|q| q.in_flight == 0 && q.stopping.is_some());
             if let Some(queue) = stop {
-                queue.publish();
+                queue.publish(counters);
                 let next = queue.ring.next_avail();
                 let answer = queue.stopping.take();
                 forget_kick(epoll, slot.take());
@@ -266,7 +268,7 @@ impl Device {
         if let Some(answer) = self.detaching.take() {
             for slot in &mut self.queues {
                 if let Some(queue) = slot {
-                    queue.publish();
+                    queue.publish(counters);
                 }
                 forget_kick(epoll, slot.take());
             }
