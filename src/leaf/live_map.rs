@@ -35,7 +35,7 @@ pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
 pub(super) const PAGE_SECTORS: u64 = PAGE_LEN as u64 * 8;
 
 const MAGIC: [u8; 8] = *b"LEAFMAP\x01";
-const OWNER_LEN: usize = 52;
+pub(super) const OWNER_LEN: usize = 52;
 
 /// To whom a live map belongs: all of it must agree for a take-over.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -49,7 +49,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    fn encode(&self) -> [u8; OWNER_LEN] {
+    pub(super) fn encode(&self) -> [u8; OWNER_LEN] {
         let mut bytes = [0; OWNER_LEN];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..24].copy_from_slice(&self.boot_id);
@@ -362,7 +362,8 @@ fn allocate(file: &File, offset: u64) -> io::Result<()> {
     Ok(rustix::io::retry_on_intr(call)?)
 }
 
-fn file_len(sectors: u64) -> u64 {
+/// Length of the file of a map of so many sectors.
+pub(super) fn file_len(sectors: u64) -> u64 {
     (sectors.div_ceil(PAGE_SECTORS) + 1) * PAGE_LEN as u64
 }
 

@@ -16,6 +16,7 @@ mod error;
 mod flush;
 pub mod header;
 mod live_map;
+pub mod offline;
 mod open;
 
 use std::io;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub use error::LeafError;
-pub use open::{OpenOptions, create};
+pub use open::{OpenOptions, create, format};
 
 use crate::io::storage::Storage;
 use crate::units::{Sector, SectorRange};

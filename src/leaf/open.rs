@@ -8,11 +8,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::SystemTime;
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::header::{self, Header, HeaderError};
 use super::live_map::{LiveMap, Owner, PAGE_LEN};
-use super::{Leaf, LeafError, map_len_bytes};
+use super::{Leaf, LeafError, map_len_bytes, offline};
 use crate::io::storage::{FileStorage, Storage, read_exact, write_all};
 use crate::root::RootIdentity;
 
@@ -40,6 +38,29 @@ pub struct OpenOptions {
 /// # Errors
 /// [`LeafError::BadSize`], [`LeafError::Create`]; no file is left behind.
 pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(), LeafError> {
+    let (header, file_len) = new_header(virtual_size, root)?;
+    write_new(path, &header, file_len)
+        .map_err(|source| LeafError::Create { path: path.to_owned(), source })
+}
+
+/// Makes the empty `file`, which will be named `path`, an empty leaf of
+/// `virtual_size` bytes. Nothing is synced.
+///
+/// # Errors
+/// [`LeafError::BadSize`], [`LeafError::Create`].
+pub fn format(
+    file: &File,
+    path: &Path,
+    virtual_size: u64,
+    root: &RootIdentity,
+) -> Result<(), LeafError> {
+    let (header, file_len) = new_header(virtual_size, root)?;
+    write_empty(file, &header, file_len)
+        .map_err(|source| LeafError::Create { path: path.to_owned(), source })
+}
+
+/// The header of a new leaf, and the length of its file.
+fn new_header(virtual_size: u64, root: &RootIdentity) -> Result<(Header, u64), LeafError> {
     let room = map_len_bytes(virtual_size.saturating_mul(8).clamp(GROWTH_MIN, super::SIZE_MAX));
     let data_offset = (MAP_OFFSET + room).next_multiple_of(DATA_ALIGN);
     let file_len = data_offset.checked_add(virtual_size).filter(|len| i64::try_from(*len).is_ok());
@@ -64,8 +85,13 @@ pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(),
         created: now.as_secs(),
         root: root.clone(),
     };
-    write_new(path, &header, file_len)
-        .map_err(|source| LeafError::Create { path: path.to_owned(), source })
+    Ok((header, file_len))
+}
+
+fn write_empty(mut file: &File, header: &Header, file_len: u64) -> io::Result<()> {
+    file.write_all(&header.encode())?;
+    file.write_all(&header.encode())?;
+    file.set_len(file_len)
 }
 
 fn write_new(path: &Path, header: &Header, file_len: u64) -> io::Result<()> {
@@ -78,11 +104,9 @@ fn write_new(path: &Path, header: &Header, file_len: u64) -> io::Result<()> {
     // daemon that had this process id and was killed.
     name.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
     let temporary = directory.join(name);
-    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
     let result = (|| {
-        file.write_all(&header.encode())?;
-        file.write_all(&header.encode())?;
-        file.set_len(file_len)?;
+        write_empty(&file, header, file_len)?;
         file.sync_all()?;
         // A link, not a rename: it doesn't replace what came there meanwhile.
         std::fs::hard_link(&temporary, path)
@@ -92,14 +116,14 @@ fn write_new(path: &Path, header: &Header, file_len: u64) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn boot_id() -> [u8; 16] {
+pub(super) fn boot_id() -> [u8; 16] {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     // Without one, a random id: then nothing is ever taken over.
     *uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).as_bytes()
 }
 
 /// The newer of two valid copies.
-fn read_header(path: &Path, storage: &dyn Storage) -> Result<Header, LeafError> {
+pub(super) fn read_header(path: &Path, storage: &dyn Storage) -> Result<Header, LeafError> {
     let path = || path.to_owned();
     let mut best: Option<Header> = None;
     let mut why = HeaderError::Magic;
@@ -148,29 +172,7 @@ impl Leaf {
         root: &RootIdentity,
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
-        // Looked at first: opening a FIFO would wait for its other end.
-        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(LeafError::NotALeaf { path: path.to_owned() });
-        }
-        let file = File::options()
-            .read(true)
-            .write(!options.read_only)
-            .open(path)
-            .map_err(|source| LeafError::Open { path: path.to_owned(), source })?;
-        let operation = if options.read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match flock(&file, operation) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LeafError::InUse { path: path.to_owned() });
-            }
-            Err(e) => {
-                return Err(LeafError::Open { path: path.to_owned(), source: e.into() });
-            }
-            Ok(()) => {}
-        }
+        let file = offline::lock(path, !options.read_only)?;
         Self::open_storage(path, Box::new(FileStorage(file)), root, options)
     }
 
