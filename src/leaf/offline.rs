@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::copies::read_header;
 use super::header::{self, Header, HeaderError};
-use super::live_map::{self, OWNER_LEN, Owner};
-use super::open::{boot_id, read_header};
+use super::live_map::{LiveMap, Owner};
 use super::{Leaf, LeafError};
 use crate::io::storage::{FileStorage, read_exact, write_all};
 use crate::units::{Sector, SectorRange};
@@ -100,9 +100,7 @@ pub fn clone(path: &Path, file: &File) -> Result<File, LeafError> {
 /// # Errors
 /// As readdir(3); a directory that doesn't exist has no map.
 pub fn find_live_map(dir: &Path, header: &Header) -> io::Result<Option<PathBuf>> {
-    let owner =
-        Owner { boot_id: boot_id(), uuid: header.uuid, generation: header.generation }.encode();
-    let len = live_map::file_len(header.virtual_size / 512);
+    let (owner, sectors) = (Owner::of(header), header.virtual_size / 512);
     let entries = match std::fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         entries => entries?,
@@ -111,18 +109,18 @@ pub fn find_live_map(dir: &Path, header: &Header) -> io::Result<Option<PathBuf>>
         let path = entry?.path();
         let is_map = path.extension().is_some_and(|extension| extension == "map");
         // Not a link, as for a daemon that would take it over.
-        let found = std::fs::symlink_metadata(&path);
-        if !is_map || !found.is_ok_and(|found| found.is_file() && found.len() == len) {
+        if !is_map || !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
             continue;
         }
-        let mut bytes = [0; OWNER_LEN];
-        // One that can't be read could be the leaf's: not silently left out.
-        let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, 0));
-        match read {
+        match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // One that can't be read could be the leaf's: not silently left out.
             Err(e) => return Err(e),
-            Ok(()) if bytes == owner => return Ok(Some(path)),
-            Ok(()) => {}
+            Ok(file) => {
+                if LiveMap::is_owned(&file, &owner, sectors)? {
+                    return Ok(Some(path));
+                }
+            }
         }
     }
     Ok(None)

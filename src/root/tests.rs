@@ -210,7 +210,7 @@ fn reopening_for_direct_reads_finds_the_same_file_when_its_name_went_to_another(
     let (dir, path) = image();
     let plain = File::open(&path).unwrap();
     let other = dir.path().join("other.raw");
-    std::fs::write(&other, vec![9; LEN as usize]).unwrap();
+    std::fs::write(&other, [9; 1 << 20].repeat(4)).unwrap();
     std::fs::rename(&other, &path).unwrap();
     let direct = reopen_direct(&plain, LEN).expect("this file system has O_DIRECT");
     let inode = |file: &File| file.metadata().unwrap().ino();
