@@ -117,8 +117,7 @@ impl LiveMap {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        // Longer, if it grew for a header that was never written.
-        if !owner.is_in(&file, sectors) || file.metadata()?.len() < file_len(sectors) {
+        if !Self::is_owned(&file, owner, sectors)? {
             return Ok(None);
         }
         let map = Self::map(file, sectors, pages_max)?;
@@ -127,6 +126,12 @@ impl LiveMap {
             map.adopt_page(page)?;
         }
         Ok(Some(map))
+    }
+
+    /// Whether the file is a live map of `owner`'s.
+    pub(super) fn is_owned(file: &File, owner: &Owner, sectors: u64) -> io::Result<bool> {
+        // Longer, if it grew for a header that was never written.
+        Ok(owner.is_in(file, sectors) && file.metadata()?.len() >= file_len(sectors))
     }
 
     fn map(file: File, sectors: u64, pages_max: usize) -> io::Result<Self> {

@@ -20,6 +20,7 @@ mod error;
 mod flush;
 pub mod header;
 mod live_map;
+pub mod offline;
 mod open;
 mod reset;
 mod resize;

@@ -1,16 +1,13 @@
 //! Opening and closing a leaf.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::copies::read_header;
 use super::header::Header;
 use super::live_map::{LiveMap, Owner, PAGE_LEN};
-use super::{Leaf, LeafError, durable_map};
+use super::{Leaf, LeafError, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
 
@@ -51,29 +48,7 @@ impl Leaf {
         root: &RootIdentity,
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
-        // Looked at first: opening a FIFO would wait for its other end.
-        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(LeafError::NotALeaf { path: path.to_owned() });
-        }
-        let file = File::options()
-            .read(true)
-            .write(!options.read_only)
-            .open(path)
-            .map_err(|source| LeafError::Open { path: path.to_owned(), source })?;
-        let operation = if options.read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match flock(&file, operation) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LeafError::InUse { path: path.to_owned() });
-            }
-            Err(e) => {
-                return Err(LeafError::Open { path: path.to_owned(), source: e.into() });
-            }
-            Ok(()) => {}
-        }
+        let file = offline::lock(path, !options.read_only)?;
         Self::open_storage(path, Box::new(FileStorage(file)), root, options)
     }
 
