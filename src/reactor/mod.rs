@@ -7,18 +7,22 @@
 //!
 //! Invariants:
 //! - Every popped chain is completed exactly once.
-//! - A reactor waits for nothing but epoll.
+//! - A reactor waits for nothing but epoll; a call that a frontend makes wait is
+//!   interrupted by the [`watchdog`].
 //! - An error in a device's ring ends that device until its ring is set up
 //!   again, and nothing else.
 //! - Steady-state I/O allocates nothing: tasks, parts and lists are kept.
 
+mod call;
 mod device;
 mod idle;
+mod interrupt;
 mod mailbox;
 mod parts;
 mod run;
 mod serve;
 mod task;
+mod watchdog;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,6 +31,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 pub use mailbox::Mailbox;
+pub use watchdog::Watchdog;
 
 use crate::cache::Cache;
 use crate::disk::Disk;
@@ -57,6 +62,8 @@ pub enum Command {
     /// Stop a queue once nothing of it is in flight; the answer is the index of
     /// the next chain that it would have taken.
     Stop(DeviceId, u16, SyncSender<Option<u16>>),
+    /// Nothing but an answer: the reactor lives.
+    Ping(SyncSender<()>),
     /// End the thread. Devices are detached before.
     Shutdown,
 }
@@ -104,7 +111,10 @@ impl Reactor {
                 match run::Runner::new(index, &cache, peers, poll_us) {
                     Ok(mut runner) => {
                         let _ = ready.send(Ok(()));
+                        let mailbox = Arc::clone(runner.mailbox());
+                        mailbox.pulse.begin();
                         runner.run();
+                        mailbox.pulse.end();
                     }
                     Err(e) => {
                         let _ = ready.send(Err(e));

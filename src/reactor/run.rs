@@ -101,6 +101,10 @@ impl Runner {
         })
     }
 
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.peers[usize::from(self.index)]
+    }
+
     /// Runs until told to stop.
     pub(super) fn run(&mut self) {
         let (mut turns, mut idle_turns) = (0u32, 0u32);
@@ -142,19 +146,23 @@ impl Runner {
             log::error!("io_uring takes no reads, trying again: {e}");
         }
         while let Some((slot, queue)) = self.unpublished.pop() {
-            let device = self.devices.get_mut(slot).and_then(Option::as_mut);
-            if let Some(queue) =
-                device.and_then(|d| d.queues.get_mut(usize::from(queue))).and_then(Option::as_mut)
+            let Some(device) = self.devices.get_mut(slot).and_then(Option::as_mut) else {
+                continue;
+            };
+            if let Some(queue) = device.queues.get_mut(usize::from(queue)).and_then(Option::as_mut)
             {
                 queue.publish();
             }
+            device.break_if_a_call_waits();
         }
     }
 
     fn sleep(&mut self) {
         let retry = !self.stalled.is_empty() || !self.hot.is_empty();
         self.reader.offline();
+        self.mailbox().pulse.sleeps();
         self.look(if retry { RETRY_MS } else { -1 });
+        self.mailbox().pulse.woke();
         self.reader.online();
         self.window.woke();
     }
@@ -288,7 +296,7 @@ impl Runner {
             Command::Attach(disk, answer) => {
                 let id = DeviceId(self.next_id);
                 self.next_id = self.next_id.wrapping_add(1);
-                let device = Device::new(id, disk, &self.peers[usize::from(self.index)]);
+                let device = Device::new(id, disk, self.mailbox());
                 let free = self.devices.iter().position(Option::is_none);
                 let slot = free.unwrap_or_else(|| {
                     self.devices.push(None);
@@ -331,6 +339,9 @@ impl Runner {
             }
             Command::SetCall(id, queue, call, answer) => {
                 self.with_queue(id, queue, |queue| queue.set_call(call));
+                if let Some(device) = self.device(id) {
+                    device.break_if_a_call_waits();
+                }
                 let _ = answer.send(());
             }
             Command::SetWriteBack(id, write_back, answer) => {
@@ -339,6 +350,7 @@ impl Runner {
                 }
                 let _ = answer.send(());
             }
+            Command::Ping(answer) => drop(answer.send(())),
             Command::Shutdown => self.stop = true,
         }
     }
@@ -388,7 +400,10 @@ impl Runner {
         }
         debug_assert!(device.queues[index].is_none(), "a queue is stopped before it starts");
         forget_kick(epoll, device.queues[index].take());
-        let queue = Queue::new(setup, &device.memory)?;
+        if let Some(left) = device.caller.penalty_left() {
+            return Err(QueueError::Penalty(left.as_secs() + 1));
+        }
+        let queue = Queue::new(setup, &device.memory, &device.caller)?;
         if let Some(kick) = &queue.kick {
             let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
             let event = epoll::Event::new(events, slot as u64);
@@ -400,6 +415,7 @@ impl Runner {
         }
         device.queues[index] = Some(queue);
         device.broken = false;
+        device.break_if_a_call_waits();
         // What came before the kick was watched must be looked for; and a
         // device that is hot already has to disable this queue's kicks too.
         device.hot = false;

@@ -113,6 +113,7 @@ impl Runner {
         self.chains = [current, next];
         if let Some(queue) = device.queues[index].as_mut().filter(|q| q.unpublished) {
             queue.publish();
+            device.break_if_a_call_waits();
         }
         true
     }
