@@ -7,19 +7,23 @@
 //!
 //! Invariants:
 //! - Every popped chain is completed exactly once.
-//! - A reactor waits for nothing but epoll.
+//! - A reactor waits for nothing but epoll; a call that a frontend makes wait is
+//!   interrupted by the [`watchdog`].
 //! - An error in a device's ring ends that device until its ring is set up
 //!   again, and nothing else.
 //! - Steady-state I/O allocates nothing: tasks, parts and lists are kept.
 
+mod call;
 mod counters;
 mod device;
 mod idle;
+mod interrupt;
 mod mailbox;
 mod parts;
 mod run;
 mod serve;
 mod task;
+mod watchdog;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,6 +33,7 @@ use std::thread::JoinHandle;
 
 pub use counters::ReactorCounters;
 pub use mailbox::Mailbox;
+pub use watchdog::Watchdog;
 
 use crate::cache::Cache;
 use crate::disk::Disk;
@@ -59,6 +64,8 @@ pub enum Command {
     /// Stop a queue once nothing of it is in flight; the answer is the index of
     /// the next chain that it would have taken.
     Stop(DeviceId, u16, SyncSender<Option<u16>>),
+    /// Nothing but an answer: the reactor lives.
+    Ping(SyncSender<()>),
     /// End the thread. Devices are detached before.
     Shutdown,
 }
@@ -112,7 +119,10 @@ impl Reactor {
                 match run::Runner::new(index, &cache, peers, poll_us, in_thread) {
                     Ok(mut runner) => {
                         let _ = ready.send(Ok(()));
+                        let mailbox = Arc::clone(runner.mailbox());
+                        mailbox.pulse.begin();
                         runner.run();
+                        mailbox.pulse.end();
                     }
                     Err(e) => {
                         let _ = ready.send(Err(e));

@@ -116,6 +116,10 @@ impl Runner {
         })
     }
 
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.peers[usize::from(self.index)]
+    }
+
     /// Runs until told to stop.
     pub(super) fn run(&mut self) {
         let (mut turns, mut idle_turns) = (0u32, 0u32);
@@ -162,12 +166,14 @@ impl Runner {
             log::error!("io_uring takes no reads, trying again: {e}");
         }
         while let Some((slot, queue)) = self.unpublished.pop() {
-            let device = self.devices.get_mut(slot).and_then(Option::as_mut);
-            if let Some(queue) =
-                device.and_then(|d| d.queues.get_mut(usize::from(queue))).and_then(Option::as_mut)
+            let Some(device) = self.devices.get_mut(slot).and_then(Option::as_mut) else {
+                continue;
+            };
+            if let Some(queue) = device.queues.get_mut(usize::from(queue)).and_then(Option::as_mut)
             {
                 queue.publish(&self.counters);
             }
+            device.break_if_a_call_waits();
         }
         if !self.answered.is_empty() {
             self.count_answered();
@@ -178,7 +184,9 @@ impl Runner {
         let retry = !self.stalled.is_empty() || !self.hot.is_empty();
         self.counters.sleeps.add(1);
         self.reader.offline();
+        self.mailbox().pulse.sleeps();
         self.look(if retry { RETRY_MS } else { -1 });
+        self.mailbox().pulse.woke();
         self.reader.online();
         self.window.woke();
     }
@@ -319,7 +327,7 @@ impl Runner {
             Command::Attach(disk, answer) => {
                 let id = DeviceId(self.next_id);
                 self.next_id = self.next_id.wrapping_add(1);
-                let device = Device::new(id, disk, &self.peers[usize::from(self.index)]);
+                let device = Device::new(id, disk, self.mailbox());
                 let free = self.devices.iter().position(Option::is_none);
                 let slot = free.unwrap_or_else(|| {
                     self.devices.push(None);
@@ -365,6 +373,9 @@ impl Runner {
             }
             Command::SetCall(id, queue, call, answer) => {
                 self.with_queue(id, queue, |queue| queue.set_call(call));
+                if let Some(device) = self.device(id) {
+                    device.break_if_a_call_waits();
+                }
                 let _ = answer.send(());
             }
             Command::SetWriteBack(id, write_back, answer) => {
@@ -373,6 +384,7 @@ impl Runner {
                 }
                 let _ = answer.send(());
             }
+            Command::Ping(answer) => drop(answer.send(())),
             Command::Shutdown => self.stop = true,
         }
     }
@@ -424,7 +436,10 @@ impl Runner {
         }
         debug_assert!(device.queues[index].is_none(), "a queue is stopped before it starts");
         forget_kick(epoll, device.queues[index].take());
-        let queue = Queue::new(setup, &device.memory)?;
+        if let Some(left) = device.caller.penalty_left() {
+            return Err(QueueError::Penalty(left.as_secs() + 1));
+        }
+        let queue = Queue::new(setup, &device.memory, &device.caller)?;
         if let Some(kick) = &queue.kick {
             let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
             let event = epoll::Event::new(events, slot as u64);
@@ -441,6 +456,7 @@ impl Runner {
         }
         device.queues[index] = Some(queue);
         device.broken = false;
+        device.break_if_a_call_waits();
         // What came before the kick was watched must be looked for; and a
         // device that is hot already has to disable this queue's kicks too.
         device.hot = false;

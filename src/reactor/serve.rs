@@ -116,6 +116,7 @@ impl Runner {
         self.chains = [current, next];
         if let Some(queue) = device.queues[index].as_mut().filter(|q| q.unpublished) {
             queue.publish(&self.counters);
+            device.break_if_a_call_waits();
         }
         // After the driver was shown the answers: it need not wait for this.
         let nanos = self.lap();
