@@ -22,6 +22,8 @@ pub mod qemu_args;
 pub mod reactor;
 pub mod request;
 pub mod root;
+pub mod stats;
+pub mod top;
 pub mod units;
 pub mod vhost_user;
 pub mod virtqueue;
