@@ -120,6 +120,18 @@ impl Leaf {
         self.map.next_run(range)
     }
 
+    /// How many sectors of the range the leaf holds. Takes time by the part of
+    /// the range that has any: 0.5 µs for each 16 MiB of it.
+    pub fn count_in(&self, range: SectorRange) -> u64 {
+        self.map.count_in(range)
+    }
+
+    /// Bytes of the presence map that a [`Self::count_in`] of the whole disk
+    /// looks at.
+    pub fn map_bytes_used(&self) -> u64 {
+        self.map.pages_used() * live_map::PAGE_LEN as u64
+    }
+
     /// Where a sector's data is in the file.
     #[inline]
     pub fn data_offset(&self, sector: Sector) -> u64 {
