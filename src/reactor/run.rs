@@ -5,7 +5,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use super::counters::{ReactorCounters, TurnClock};
+use super::counters::{DEVICES_PER_CLOCK, ReactorCounters, TurnClock};
 use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
@@ -19,13 +19,11 @@ use crate::virtqueue::{Chain, QueueError};
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
 /// whose notifications are on is only seen by a look.
-const TURNS_PER_LOOK: u32 = 8;
+const TURNS_PER_LOOK: u64 = 8;
 /// Idle turns between looks: a look costs 100 ns, an idle turn a few.
 const IDLE_TURNS_PER_LOOK: u32 = 64;
-/// Idle turns between looks at the clock, which costs more than a turn.
-const TURNS_PER_CLOCK: u32 = 8;
 /// Turns between looks at which devices have cooled down.
-const TURNS_PER_COOLING: u32 = 1 << 14;
+const TURNS_PER_COOLING: u64 = 1 << 14;
 /// Events that one look takes.
 const EVENTS: usize = 64;
 /// How long to sleep while something must be tried again, or a queue has no
@@ -63,6 +61,7 @@ pub(super) struct Runner {
     mail: Vec<Mail>,
     scratch: Vec<u32>,
     window: IdleWindow,
+    turns: u64,
     stop: bool,
 }
 
@@ -112,13 +111,19 @@ impl Runner {
             mail: Vec::new(),
             scratch: Vec::new(),
             window: IdleWindow::new(poll_us),
+            turns: 0,
             stop: false,
         })
     }
 
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.peers[usize::from(self.index)]
+    }
+
     /// Runs until told to stop.
     pub(super) fn run(&mut self) {
-        let (mut turns, mut idle_turns) = (0u32, 0u32);
+        // Looked at without finding anything since the clock was read.
+        let (mut idle_turns, mut idle_devices) = (0u32, 0);
         while !self.stop {
             // Nothing of the cache is held here.
             self.reader.quiesce();
@@ -130,27 +135,29 @@ impl Runner {
             }
             worked |= self.serve_hot();
             self.flush_turn();
-            turns = turns.wrapping_add(1);
-            self.counters.polls.add(1);
-            if turns.is_multiple_of(TURNS_PER_COOLING) {
+            self.turns = self.turns.wrapping_add(1);
+            if self.turns.is_multiple_of(TURNS_PER_COOLING) {
                 self.cool(false);
             }
             if worked {
-                self.window.worked();
                 idle_turns = 0;
-                if turns.is_multiple_of(TURNS_PER_LOOK) {
+                if self.turns.is_multiple_of(TURNS_PER_LOOK) {
                     self.look(0);
                 }
                 continue;
             }
-            self.clock.rest();
             idle_turns = idle_turns.wrapping_add(1);
             if idle_turns.is_multiple_of(IDLE_TURNS_PER_LOOK) && self.look(0) {
                 continue;
             }
             std::hint::spin_loop();
-            let clock = self.window.is_zero() || idle_turns.is_multiple_of(TURNS_PER_CLOCK);
-            if clock && self.window.is_over() && !self.cool(true) {
+            idle_devices += self.hot.len().max(1);
+            if idle_devices < DEVICES_PER_CLOCK && !self.window.is_zero() {
+                continue;
+            }
+            idle_devices = 0;
+            let idle_ns = self.clock.idle();
+            if self.window.is_over(idle_ns) && !self.cool(true) {
                 self.sleep();
             }
         }
@@ -162,12 +169,14 @@ impl Runner {
             log::error!("io_uring takes no reads, trying again: {e}");
         }
         while let Some((slot, queue)) = self.unpublished.pop() {
-            let device = self.devices.get_mut(slot).and_then(Option::as_mut);
-            if let Some(queue) =
-                device.and_then(|d| d.queues.get_mut(usize::from(queue))).and_then(Option::as_mut)
+            let Some(device) = self.devices.get_mut(slot).and_then(Option::as_mut) else {
+                continue;
+            };
+            if let Some(queue) = device.queues.get_mut(usize::from(queue)).and_then(Option::as_mut)
             {
                 queue.publish(&self.counters);
             }
+            device.break_if_a_call_waits();
         }
         if !self.answered.is_empty() {
             self.count_answered();
@@ -178,14 +187,17 @@ impl Runner {
         let retry = !self.stalled.is_empty() || !self.hot.is_empty();
         self.counters.sleeps.add(1);
         self.reader.offline();
+        self.mailbox().pulse.sleeps();
         self.look(if retry { RETRY_MS } else { -1 });
+        self.mailbox().pulse.woke();
         self.reader.online();
-        self.window.woke();
+        self.window.woke(self.clock.woke());
     }
 
     /// Takes events; whether there were any.
     fn look(&mut self, timeout: i32) -> bool {
         self.counters.looks.add(1);
+        self.counters.polls.set(self.turns);
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); EVENTS];
         let count = match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
             Ok(count) => count,
@@ -235,7 +247,7 @@ impl Runner {
                 return true;
             }
             // A ring that is gone may look like one without work.
-            if device.memory.is_faulted() {
+            if device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
             let served = device.is_served();
@@ -266,7 +278,6 @@ impl Runner {
     fn run_tasks(&mut self) -> bool {
         let mut worked = false;
         if !self.stalled.is_empty() {
-            self.clock.begin();
             let mut list = mem::replace(&mut self.stalled, mem::take(&mut self.scratch));
             let before = list.len();
             for part in list.drain(..) {
@@ -277,7 +288,6 @@ impl Runner {
         }
         if !self.runnable.is_empty() {
             worked = true;
-            self.clock.begin();
             let mut list = mem::replace(&mut self.runnable, mem::take(&mut self.scratch));
             for task in list.drain(..) {
                 self.advance(task);
@@ -291,9 +301,6 @@ impl Runner {
         let mut mail = mem::take(&mut self.mail);
         self.peers[usize::from(self.index)].take(&mut mail);
         let any = !mail.is_empty();
-        if any {
-            self.clock.begin();
-        }
         for item in mail.drain(..) {
             match item {
                 Mail::Command(command) => self.command(command),
@@ -319,7 +326,7 @@ impl Runner {
             Command::Attach(disk, answer) => {
                 let id = DeviceId(self.next_id);
                 self.next_id = self.next_id.wrapping_add(1);
-                let device = Device::new(id, disk, &self.peers[usize::from(self.index)]);
+                let device = Device::new(id, disk, self.mailbox());
                 let free = self.devices.iter().position(Option::is_none);
                 let slot = free.unwrap_or_else(|| {
                     self.devices.push(None);
@@ -365,6 +372,9 @@ impl Runner {
             }
             Command::SetCall(id, queue, call, answer) => {
                 self.with_queue(id, queue, |queue| queue.set_call(call));
+                if let Some(device) = self.device(id) {
+                    device.break_if_a_call_waits();
+                }
                 let _ = answer.send(());
             }
             Command::SetWriteBack(id, write_back, answer) => {
@@ -373,6 +383,7 @@ impl Runner {
                 }
                 let _ = answer.send(());
             }
+            Command::Ping(answer) => drop(answer.send(())),
             Command::Shutdown => self.stop = true,
         }
     }
@@ -424,7 +435,10 @@ impl Runner {
         }
         debug_assert!(device.queues[index].is_none(), "a queue is stopped before it starts");
         forget_kick(epoll, device.queues[index].take());
-        let queue = Queue::new(setup, &device.memory)?;
+        if let Some(left) = device.caller.penalty_left() {
+            return Err(QueueError::Penalty(left.as_secs() + 1));
+        }
+        let queue = Queue::new(setup, &device.memory, &device.caller)?;
         if let Some(kick) = &queue.kick {
             let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
             let event = epoll::Event::new(events, slot as u64);
@@ -434,8 +448,14 @@ impl Runner {
                 log::warn!("VM {}: can't wait for kicks, polling: {e}", device.disk.name());
             }
         }
+        if queue.resubmitted > 0 {
+            let (count, name) = (u64::from(queue.resubmitted), device.disk.name());
+            log::info!("VM {name}: resubmitting {count} requests of queue {index}");
+            device.disk.counters().resubmitted.add(count);
+        }
         device.queues[index] = Some(queue);
         device.broken = false;
+        device.break_if_a_call_waits();
         // What came before the kick was watched must be looked for; and a
         // device that is hot already has to disable this queue's kicks too.
         device.hot = false;

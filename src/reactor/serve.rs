@@ -54,7 +54,7 @@ impl Runner {
             for queue in 0..device.queues.len() {
                 worked |= self.serve_queue(&mut device, slot, queue);
             }
-            if worked && device.memory.is_faulted() {
+            if worked && device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
         }
@@ -73,7 +73,6 @@ impl Runner {
         let Ok(queue) = u16::try_from(index) else {
             return false;
         };
-        self.clock.begin();
         let [mut current, mut next] = std::mem::take(&mut self.chains);
         // One request ahead: while this one's data is copied, the next one's
         // comes from memory.
@@ -88,7 +87,7 @@ impl Runner {
                 Ok(false) => break,
                 Err(e) => {
                     // A ring that is gone reads as zeros: name the cause.
-                    if device.memory.is_faulted() {
+                    if device.is_faulted() {
                         device.break_with(&MEMORY_GONE);
                     }
                     device.break_with(&e);
@@ -116,6 +115,7 @@ impl Runner {
         self.chains = [current, next];
         if let Some(queue) = device.queues[index].as_mut().filter(|q| q.unpublished) {
             queue.publish(&self.counters);
+            device.break_if_a_call_waits();
         }
         // After the driver was shown the answers: it need not wait for this.
         let nanos = self.lap();
@@ -346,7 +346,7 @@ impl Runner {
         }
         self.answered.push(Answered { slot, device: device.id, operation, started });
         finish_in(device, asker, status);
-        if device.memory.is_faulted() {
+        if device.is_faulted() {
             device.break_with(&MEMORY_GONE);
         }
         self.settle_if_waiting(slot);
