@@ -16,6 +16,7 @@ mod error;
 mod flush;
 pub mod header;
 mod live_map;
+mod lock;
 mod open;
 
 use std::io;

@@ -8,11 +8,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::SystemTime;
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::header::{self, Header, HeaderError};
 use super::live_map::{LiveMap, Owner, PAGE_LEN};
-use super::{Leaf, LeafError, map_len_bytes};
+use super::{Leaf, LeafError, lock, map_len_bytes};
 use crate::io::storage::{FileStorage, Storage, read_exact, write_all};
 use crate::root::RootIdentity;
 
@@ -157,19 +155,10 @@ impl Leaf {
             .write(!options.read_only)
             .open(path)
             .map_err(|source| LeafError::Open { path: path.to_owned(), source })?;
-        let operation = if options.read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match flock(&file, operation) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LeafError::InUse { path: path.to_owned() });
-            }
-            Err(e) => {
-                return Err(LeafError::Open { path: path.to_owned(), source: e.into() });
-            }
-            Ok(()) => {}
+        match lock::take(&file, options.read_only) {
+            Ok(true) => {}
+            Ok(false) => return Err(LeafError::InUse { path: path.to_owned() }),
+            Err(source) => return Err(LeafError::Open { path: path.to_owned(), source }),
         }
         Self::open_storage(path, Box::new(FileStorage(file)), root, options)
     }
@@ -220,7 +209,9 @@ impl Leaf {
             storage,
             header: Mutex::new(header),
         };
-        if !leaf.read_only {
+        // After a take-over the header says so already; writing it would sync
+        // whatever the killed daemon left unwritten, while the guest waits.
+        if !leaf.read_only && !taken_over {
             leaf.write_header(|header| header.clean = false)?;
         }
         Ok(leaf)
