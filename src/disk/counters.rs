@@ -35,4 +35,10 @@ pub struct Counters {
     pub read_sectors_root: Counter,
     pub read_sectors_zero: Counter,
     pub written_sectors: Counter,
+    /// Frontends that came back to a disk that was already in use: after a
+    /// restart or crash of the backend, or a broken connection. The one counter
+    /// that the connection's thread adds to, of which there is one at a time.
+    pub reconnects: Counter,
+    /// Requests in flight that were taken up after such a return.
+    pub resubmitted: Counter,
 }

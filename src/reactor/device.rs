@@ -11,7 +11,7 @@ use crate::disk::Disk;
 use crate::disk::lanes::Lanes;
 use crate::guest_memory::GuestMemory;
 use crate::request::Limits;
-use crate::virtqueue::{QueueError, SplitQueue};
+use crate::virtqueue::{InflightRegion, QueueError, SplitQueue};
 
 /// A write of at most this many sectors is done at once, if it can be expected
 /// to be quick: the copy of 128 KiB takes tens of microseconds.
@@ -37,6 +37,9 @@ const BEHIND_BYTES: u64 = 1 << 30;
 /// A running queue.
 pub(super) struct Queue {
     pub(super) ring: SplitQueue,
+    inflight: Option<Arc<InflightRegion>>,
+    /// Requests of an earlier backend that this one takes up.
+    pub(super) resubmitted: u16,
     pub(super) kick: Option<OwnedFd>,
     call: Option<Call>,
     /// The frontend made a call wait: it gets no more.
@@ -55,8 +58,15 @@ impl Queue {
         memory: &GuestMemory,
         caller: &Caller,
     ) -> Result<Self, QueueError> {
+        let mut ring = SplitQueue::new(&setup.ring, memory)?;
+        let mut resubmitted = 0;
+        if let Some(region) = setup.inflight.clone() {
+            resubmitted = ring.track(region, setup.index)?.unwrap_or(0);
+        }
         let mut queue = Self {
-            ring: SplitQueue::new(&setup.ring, memory)?,
+            ring,
+            inflight: setup.inflight,
+            resubmitted,
             kick: setup.kick,
             call: None,
             call_waits: false,
@@ -231,6 +241,13 @@ impl Device {
     #[inline]
     pub(super) fn is_served(&self) -> bool {
         !self.broken && self.pending_memory.is_none() && self.detaching.is_none()
+    }
+
+    /// Whether the frontend took shared memory away that was then touched.
+    #[inline]
+    pub(super) fn is_faulted(&self) -> bool {
+        let regions = self.queues.iter().flatten().filter_map(|queue| queue.inflight.as_ref());
+        self.memory.is_faulted() || regions.into_iter().any(|region| region.is_faulted())
     }
 
     /// Ends the device until a queue is set up anew.

@@ -36,7 +36,7 @@ pub use watchdog::Watchdog;
 use crate::cache::Cache;
 use crate::disk::Disk;
 use crate::guest_memory::GuestMemory;
-use crate::virtqueue::{QueueError, RingConfig};
+use crate::virtqueue::{InflightRegion, QueueError, RingConfig};
 
 /// Names a device within its reactor; never used again.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -81,6 +81,9 @@ pub struct QueueSetup {
     pub call: Option<OwnedFd>,
     /// Whether it may be served.
     pub enabled: bool,
+    /// Where to note what is in flight; what an earlier backend noted there is
+    /// done first.
+    pub inflight: Option<Arc<InflightRegion>>,
 }
 
 /// A running reactor.

@@ -217,7 +217,7 @@ impl Runner {
                 return true;
             }
             // A ring that is gone may look like one without work.
-            if device.memory.is_faulted() {
+            if device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
             let served = device.is_served();
@@ -412,6 +412,11 @@ impl Runner {
             {
                 log::warn!("VM {}: can't wait for kicks, polling: {e}", device.disk.name());
             }
+        }
+        if queue.resubmitted > 0 {
+            let (count, name) = (u64::from(queue.resubmitted), device.disk.name());
+            log::info!("VM {name}: resubmitting {count} requests of queue {index}");
+            device.disk.counters().resubmitted.add(count);
         }
         device.queues[index] = Some(queue);
         device.broken = false;

@@ -51,7 +51,7 @@ impl Runner {
             for queue in 0..device.queues.len() {
                 worked |= self.serve_queue(&mut device, slot, queue);
             }
-            if worked && device.memory.is_faulted() {
+            if worked && device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
         }
@@ -85,7 +85,7 @@ impl Runner {
                 Err(e) => {
                     device.disk.counters().errors.add(1);
                     // A ring that is gone reads as zeros: name the cause.
-                    if device.memory.is_faulted() {
+                    if device.is_faulted() {
                         device.break_with(&MEMORY_GONE);
                     }
                     device.break_with(&e);
@@ -335,7 +335,7 @@ impl Runner {
             }
         }
         finish_in(device, asker, status);
-        if device.memory.is_faulted() {
+        if device.is_faulted() {
             device.break_with(&MEMORY_GONE);
         }
         self.settle_if_waiting(slot);

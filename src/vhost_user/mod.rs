@@ -1,7 +1,8 @@
 //! One frontend's connection: the only code that knows vhost-user.
 //!
 //! The `vhost` crate reads and answers messages; [`handler`] turns them into
-//! commands for a reactor; [`socket`] waits for whole messages, so that half of
+//! commands for a reactor, with what [`vring`] and [`inflight`] keep of the
+//! queues and of requests in flight; [`socket`] waits for whole messages, so that half of
 //! one stalls nobody but its sender; [`status`] answers the two messages that
 //! the crate doesn't know.
 //!
@@ -10,8 +11,10 @@
 //! what is in flight is finished, and the guest's memory is unmapped.
 
 mod handler;
+mod inflight;
 mod socket;
 mod status;
+mod vring;
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};

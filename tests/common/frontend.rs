@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
@@ -18,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -131,6 +134,8 @@ pub(crate) struct Vmm {
     pub(crate) ram_file: File,
     pub(crate) features: u64,
     pub(crate) rings: Vec<Ring>,
+    /// The inflight region, if the VMM keeps one.
+    pub(crate) inflight: Option<(VhostUserInflight, File)>,
 }
 
 impl Vmm {
@@ -141,7 +146,60 @@ impl Vmm {
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let (ram, ram_file) = guest_ram();
         let frontend = Frontend::from_stream(stream.try_clone().unwrap(), 8);
-        Self { frontend, stream, ram, ram_file, features: 0, rings: Vec::new() }
+        Self { frontend, stream, ram, ram_file, features: 0, rings: Vec::new(), inflight: None }
+    }
+
+    /// A VMM whose guest runs with queues of `size`, and that keeps an inflight
+    /// region, as QEMU does.
+    pub(crate) fn tracked(socket: &Path, queues: u16, size: u16) -> Self {
+        let features = VERSION_1 | EVENT_IDX | INDIRECT | F_FLUSH | F_MQ;
+        let mut vmm = Self::negotiated(socket, features);
+        let asked = VhostUserInflight::new(0, 0, queues, size);
+        vmm.inflight = Some(vmm.frontend.get_inflight_fd(&asked).unwrap());
+        vmm.hand_over_inflight().unwrap();
+        vmm.share_ram();
+        for queue in 0..usize::from(queues) {
+            vmm.start_ring(Ring::new(queue, size));
+        }
+        vmm
+    }
+
+    pub(crate) fn hand_over_inflight(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+        let (layout, file) = self.inflight.as_ref().unwrap();
+        Ok(self.frontend.set_inflight_fd(layout, file.as_raw_fd())?)
+    }
+
+    /// The backend went away: connects to the next one and tells it everything
+    /// anew, the guest's memory and rings being as they are. As QEMU does, it
+    /// gives the used index for where the ring stands. An error where that
+    /// backend goes away as well.
+    pub(crate) fn reconnect(&mut self, socket: &Path) -> Result<(), Box<dyn std::error::Error>> {
+        hang_up(&self.stream);
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        self.frontend = Frontend::from_stream(stream.try_clone()?, 8);
+        self.stream = stream;
+        self.frontend.set_owner()?;
+        self.frontend.get_features()?;
+        let known = self.frontend.get_protocol_features()?;
+        self.frontend.set_protocol_features(known)?;
+        self.frontend.set_features(self.features)?;
+        self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        if self.inflight.is_some() {
+            self.hand_over_inflight()?;
+        }
+        self.frontend.set_mem_table(&[self.region()])?;
+        for ring in &self.rings {
+            let at = ring.index;
+            self.frontend.set_vring_num(at, ring.size)?;
+            self.frontend.set_vring_base(at, self.load(ring.used + 2))?;
+            self.frontend.set_vring_addr(at, &self.ring_addresses(ring))?;
+            self.frontend.set_vring_kick(at, &ring.kick)?;
+            self.frontend.set_vring_call(at, &ring.call)?;
+            self.frontend.set_vring_enable(at, true)?;
+        }
+        Ok(())
     }
 
     /// A VMM whose guest runs with one queue of 256.
