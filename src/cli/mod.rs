@@ -6,6 +6,7 @@
 //! taken as text and given their meaning by [`crate::config`], so that a flag
 //! and its TOML key obey the same rules with the same sentences.
 
+mod leaf;
 mod qemu_args;
 mod serve;
 mod source;
@@ -16,6 +17,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
+pub use self::leaf::LeafArgs;
 pub use self::qemu_args::QemuArgsArgs;
 pub use self::serve::ServeArgs;
 pub use self::source::SourceArgs;
@@ -33,6 +35,7 @@ Examples:
   leafblk serve --root debian=debian.raw --vm web1,root=debian --vm web2,root=debian
   leafblk qemu-args web1
   leafblk qemu-args web1 --for cloud-hypervisor
+  leafblk leaf info /var/lib/leafblk/web1.leaf
 
 The log goes to stderr; LEAFBLK_LOG=debug shows more, LEAFBLK_LOG=warn less."
 )]
@@ -67,6 +70,8 @@ Examples:
 The options go to stdout, remarks to stderr. The VM is looked up in the given
 --vm and --config, then among the VMs that a running leafblk serves.")]
     QemuArgs(QemuArgsArgs),
+    /// Look at, change or convert a leaf that no VM uses (docs/leaf-tools.md)
+    Leaf(LeafArgs),
 }
 
 /// How a command line ends that asks for no work.

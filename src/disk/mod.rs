@@ -13,7 +13,7 @@ mod transfer;
 use std::sync::Arc;
 
 pub use buffers::BufCursor;
-pub use counters::{Counter, Counters};
+pub use counters::Counters;
 
 use crate::cache::RootCache;
 use crate::leaf::Leaf;

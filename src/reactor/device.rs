@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use super::call::{CALL_WAITS, Call, Called, Caller};
-use super::{DeviceId, Mailbox, QueueSetup};
+use super::{DeviceId, Mailbox, QueueSetup, ReactorCounters};
 use crate::disk::Disk;
 use crate::disk::lanes::Lanes;
 use crate::guest_memory::GuestMemory;
@@ -105,20 +105,21 @@ impl Queue {
 
     /// Shows the driver what was given back, and calls it if it wants that.
     #[inline]
-    pub(super) fn publish(&mut self) {
+    pub(super) fn publish(&mut self, counters: &ReactorCounters) {
         self.unpublished = false;
         if self.ring.publish() {
+            counters.calls.add(u64::from(self.call.is_some()));
             self.make_call();
         }
     }
 
     /// As [`Self::publish`], for queues that stop together: where one's call
     /// waited, the others make none.
-    fn publish_last(&mut self, calls_wait: &mut bool) {
+    fn publish_last(&mut self, calls_wait: &mut bool, counters: &ReactorCounters) {
         if *calls_wait {
             self.end_calls();
         }
-        self.publish();
+        self.publish(counters);
         *calls_wait |= self.call_waits;
     }
 
@@ -254,6 +255,7 @@ impl Device {
     pub(super) fn break_with(&mut self, why: &dyn std::fmt::Display) {
         if !self.broken {
             self.broken = true;
+            self.disk.counters().device_faults.add(1);
             log::warn!("VM {}: its device stops until it is reset: {why}", self.disk.name());
         }
     }
@@ -269,12 +271,12 @@ impl Device {
 
     /// Does what waited for requests to end: stopping a queue, other memory.
     /// True if the device is to be forgotten.
-    pub(super) fn settle(&mut self, epoll: i32) -> bool {
+    pub(super) fn settle(&mut self, epoll: i32, counters: &ReactorCounters) -> bool {
         let mut calls_wait = false;
         for slot in &mut self.queues {
             let stop = slot.as_mut().filter(|q| q.in_flight == 0 && q.stopping.is_some());
             if let Some(queue) = stop {
-                queue.publish_last(&mut calls_wait);
+                queue.publish_last(&mut calls_wait, counters);
                 let next = queue.ring.next_avail();
                 let answer = queue.stopping.take();
                 forget_kick(epoll, slot.take());
@@ -302,7 +304,7 @@ impl Device {
         if let Some(answer) = self.detaching.take() {
             for slot in &mut self.queues {
                 if let Some(queue) = slot {
-                    queue.publish_last(&mut calls_wait);
+                    queue.publish_last(&mut calls_wait, counters);
                 }
                 forget_kick(epoll, slot.take());
             }

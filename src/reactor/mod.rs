@@ -14,6 +14,7 @@
 //! - Steady-state I/O allocates nothing: tasks, parts and lists are kept.
 
 mod call;
+mod counters;
 mod device;
 mod idle;
 mod interrupt;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+pub use counters::ReactorCounters;
 pub use mailbox::Mailbox;
 pub use watchdog::Watchdog;
 
@@ -90,6 +92,7 @@ pub struct QueueSetup {
 #[derive(Debug)]
 pub struct Reactor {
     mailbox: Arc<Mailbox>,
+    counters: Arc<ReactorCounters>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -107,11 +110,13 @@ impl Reactor {
         poll_us: u32,
     ) -> io::Result<Self> {
         let mailbox = Arc::clone(&peers[usize::from(index)]);
+        let counters = Arc::new(ReactorCounters::default());
+        let in_thread = Arc::clone(&counters);
         let (ready, started) = sync_channel(1);
         // The io_uring belongs to the thread that makes it.
         let thread =
             std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || {
-                match run::Runner::new(index, &cache, peers, poll_us) {
+                match run::Runner::new(index, &cache, peers, poll_us, in_thread) {
                     Ok(mut runner) => {
                         let _ = ready.send(Ok(()));
                         let mailbox = Arc::clone(runner.mailbox());
@@ -125,7 +130,12 @@ impl Reactor {
                 }
             })?;
         started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
-        Ok(Self { mailbox, thread: Some(thread) })
+        Ok(Self { mailbox, counters, thread: Some(thread) })
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> &Arc<ReactorCounters> {
+        &self.counters
     }
 
     /// Where to send commands.

@@ -5,14 +5,16 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use super::counters::{ReactorCounters, TurnClock};
 use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
 use super::serve::MEMORY_GONE;
-use super::task::{Part, Slab, Task};
+use super::task::{Answered, Part, Slab, Task};
 use super::{Command, DeviceId, Mailbox, QueueSetup};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
+use crate::metrics::Tally;
 use crate::virtqueue::{Chain, QueueError};
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
@@ -50,6 +52,12 @@ pub(super) struct Runner {
     pub(super) stalled: Vec<u32>,
     /// Queues with something to publish: device place, queue.
     pub(super) unpublished: Vec<(usize, u16)>,
+    /// Deferred requests that were answered in this turn.
+    pub(super) answered: Vec<Answered>,
+    /// What the queue being served has had answered at once.
+    pub(super) tally: Tally,
+    pub(super) clock: TurnClock,
+    pub(super) counters: Arc<ReactorCounters>,
     pub(super) waiters: Vec<Waiter>,
     pub(super) chains: [Chain; 2],
     mail: Vec<Mail>,
@@ -64,6 +72,7 @@ impl Runner {
         cache: &Arc<Cache>,
         peers: Arc<[Arc<Mailbox>]>,
         poll_us: u32,
+        counters: Arc<ReactorCounters>,
     ) -> io::Result<Self> {
         let engine = Engine::new()?;
         let raw = epoll::create(true)?;
@@ -78,6 +87,8 @@ impl Runner {
             let event = epoll::Event::new(epoll::Events::EPOLLIN | edge, token);
             epoll::ctl(raw, epoll::ControlOptions::EPOLL_CTL_ADD, fd, event)?;
         }
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        counters.thread_id.set(u64::from(thread.unsigned_abs()));
         Ok(Self {
             index,
             reader: cache.reader().map_err(io::Error::other)?,
@@ -92,6 +103,10 @@ impl Runner {
             runnable: Vec::new(),
             stalled: Vec::new(),
             unpublished: Vec::new(),
+            answered: Vec::new(),
+            tally: Tally::default(),
+            clock: TurnClock::new(),
+            counters,
             waiters: Vec::new(),
             chains: [Chain::default(), Chain::default()],
             mail: Vec::new(),
@@ -114,9 +129,13 @@ impl Runner {
             let mut worked = self.read_mail();
             worked |= self.reap();
             worked |= self.run_tasks();
+            if worked {
+                self.lap();
+            }
             worked |= self.serve_hot();
             self.flush_turn();
             turns = turns.wrapping_add(1);
+            self.counters.polls.add(1);
             if turns.is_multiple_of(TURNS_PER_COOLING) {
                 self.cool(false);
             }
@@ -128,6 +147,7 @@ impl Runner {
                 }
                 continue;
             }
+            self.clock.rest();
             idle_turns = idle_turns.wrapping_add(1);
             if idle_turns.is_multiple_of(IDLE_TURNS_PER_LOOK) && self.look(0) {
                 continue;
@@ -151,14 +171,18 @@ impl Runner {
             };
             if let Some(queue) = device.queues.get_mut(usize::from(queue)).and_then(Option::as_mut)
             {
-                queue.publish();
+                queue.publish(&self.counters);
             }
             device.break_if_a_call_waits();
+        }
+        if !self.answered.is_empty() {
+            self.count_answered();
         }
     }
 
     fn sleep(&mut self) {
         let retry = !self.stalled.is_empty() || !self.hot.is_empty();
+        self.counters.sleeps.add(1);
         self.reader.offline();
         self.mailbox().pulse.sleeps();
         self.look(if retry { RETRY_MS } else { -1 });
@@ -169,6 +193,7 @@ impl Runner {
 
     /// Takes events; whether there were any.
     fn look(&mut self, timeout: i32) -> bool {
+        self.counters.looks.add(1);
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); EVENTS];
         let count = match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
             Ok(count) => count,
@@ -185,6 +210,7 @@ impl Runner {
                 && token != TOKEN_RING
                 && let Ok(slot) = usize::try_from(token)
             {
+                self.counters.kicks.add(1);
                 self.heat(slot);
             }
         }
@@ -248,6 +274,7 @@ impl Runner {
     fn run_tasks(&mut self) -> bool {
         let mut worked = false;
         if !self.stalled.is_empty() {
+            self.clock.begin();
             let mut list = mem::replace(&mut self.stalled, mem::take(&mut self.scratch));
             let before = list.len();
             for part in list.drain(..) {
@@ -258,6 +285,7 @@ impl Runner {
         }
         if !self.runnable.is_empty() {
             worked = true;
+            self.clock.begin();
             let mut list = mem::replace(&mut self.runnable, mem::take(&mut self.scratch));
             for task in list.drain(..) {
                 self.advance(task);
@@ -271,6 +299,9 @@ impl Runner {
         let mut mail = mem::take(&mut self.mail);
         self.peers[usize::from(self.index)].take(&mut mail);
         let any = !mail.is_empty();
+        if any {
+            self.clock.begin();
+        }
         for item in mail.drain(..) {
             match item {
                 Mail::Command(command) => self.command(command),
@@ -302,7 +333,10 @@ impl Runner {
                     self.devices.push(None);
                     self.devices.len() - 1
                 });
+                device.disk.counters().connections.add(1);
+                device.disk.counters().connected.set(1);
                 self.devices[slot] = Some(Box::new(device));
+                self.count_devices();
                 let _ = answer.send(id);
             }
             Command::Detach(id, answer) => {
@@ -377,8 +411,10 @@ impl Runner {
         let Some(device) = self.devices[slot].as_deref_mut() else {
             return;
         };
-        if device.settle(epoll) {
+        if device.settle(epoll, &self.counters) {
+            device.disk.counters().connected.set(0);
             self.devices[slot] = None;
+            self.count_devices();
             self.hot.retain(|hot| *hot != slot);
         } else if device.is_served() {
             // A queue may have been held up by what is settled now.
