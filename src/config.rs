@@ -110,6 +110,8 @@ pub struct Config {
     /// How long a reactor may poll after its last work, in microseconds; 0
     /// sleeps at once.
     pub poll_us: u32,
+    /// The group that may connect to the VMs' sockets beside their owner.
+    pub socket_group: Option<String>,
 }
 
 /// Where a VM is reached: all that a hypervisor's command line needs.

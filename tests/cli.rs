@@ -206,7 +206,8 @@ fn the_help_of_serve_names_exactly_the_flags_that_scripts_rely_on() {
             "--cache-block",
             "--hugepages",
             "--reactors",
-            "--poll-us"
+            "--poll-us",
+            "--socket-group"
         ]
     );
 }

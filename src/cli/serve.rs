@@ -31,6 +31,10 @@ pub struct ServeArgs {
     /// [default: 50]
     #[arg(long, value_name = "N")]
     pub poll_us: Option<String>,
+    /// A group whose members may connect to the VMs' sockets, such as that of
+    /// the hypervisor's user [default: none]
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
 }
 
 impl ServeArgs {
@@ -48,6 +52,7 @@ impl ServeArgs {
             },
             reactors: number("reactors", "from 1", self.reactors.as_deref())?,
             poll_us: number("poll-us", "from 0", self.poll_us.as_deref())?,
+            socket_group: self.socket_group.clone(),
             ..Settings::default()
         };
         Ok(self.source.settings(env)?.overridden_by(flags))

@@ -42,6 +42,7 @@ struct FileForm {
     hugepages: Option<HugepagesMode>,
     reactors: Option<u64>,
     poll_us: Option<u64>,
+    socket_group: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -146,6 +147,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Settings, UsageError> {
         hugepages: form.hugepages,
         reactors: form.reactors,
         poll_us: form.poll_us,
+        socket_group: form.socket_group,
         ..Settings::default()
     };
     for root in form.root {

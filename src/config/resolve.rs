@@ -69,6 +69,7 @@ pub(super) fn resolve(settings: &Settings, env: &Environment) -> Result<Config, 
         hugepages: settings.hugepages.unwrap_or_default(),
         reactors: reactors(settings, env)?,
         poll_us: poll_us(settings)?,
+        socket_group: settings.socket_group.clone(),
     })
 }
 

@@ -34,6 +34,8 @@ pub struct Settings {
     pub reactors: Option<u64>,
     /// Polling after the last work, in microseconds.
     pub poll_us: Option<u64>,
+    /// The group that may connect to the VMs' sockets.
+    pub socket_group: Option<String>,
 }
 
 /// One root image; its name is checked.
@@ -214,6 +216,7 @@ impl Settings {
             hugepages: flags.hugepages.or(self.hugepages),
             reactors: flags.reactors.or(self.reactors),
             poll_us: flags.poll_us.or(self.poll_us),
+            socket_group: flags.socket_group.or(self.socket_group),
         }
     }
 

@@ -50,6 +50,7 @@ fn defaults_fill_what_nobody_said() {
             hugepages: HugepagesMode::Auto,
             reactors: 4,
             poll_us: 50,
+            socket_group: None,
         }
     );
 }

@@ -5,8 +5,10 @@
 //! by their threads, and nothing of rings or requests.
 
 mod acceptor;
+mod group;
 pub mod record;
 mod report;
+mod service;
 pub mod sockets;
 mod vm;
 
@@ -23,6 +25,7 @@ use crate::disk::CachedRoot;
 use crate::error::Error;
 use crate::reactor::{Mailbox, Reactor, Watchdog};
 use crate::root::Root;
+use service::Service;
 use vm::{BoundVm, Vm};
 
 /// The exit status of a second signal: as if the first had killed.
@@ -38,6 +41,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     raise_descriptor_limit();
     // Blocks the signals' default action before anything can be left half done.
     let stop = watch_signals()?;
+    let group = config.socket_group.as_deref();
+    let group = group.map(|name| group::id_of("socket-group", name)).transpose()?;
     let roots: Vec<Root> = config
         .roots
         .iter()
@@ -45,11 +50,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
         .collect::<Result<_, _>>()?;
     let planned = vm::plan(config, &roots)?;
     let cache = make_cache(config)?;
+    let runtime_dir_is_new = !config.runtime_dir.exists();
     for directory in [&config.runtime_dir, &config.state_dir] {
         sockets::create_private_dir(directory).map_err(Error::failure)?;
     }
+    if group.is_some() && runtime_dir_is_new {
+        sockets::let_all_pass(&config.runtime_dir).map_err(Error::failure)?;
+    }
     // All sockets before any leaf: one that is in use creates nothing.
-    let bound = planned.into_iter().map(|plan| plan.bind()).collect::<Result<Vec<_>, _>>()?;
+    let bound = planned.into_iter().map(|plan| plan.bind(group)).collect::<Result<Vec<_>, _>>()?;
     let roots: Vec<Arc<CachedRoot>> = roots
         .into_iter()
         .map(|root| {
@@ -67,9 +76,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let acceptor = acceptor::Acceptor::start(Arc::clone(&vms)).map_err(|source| {
         Error::failure(format!("can't start to accept connections: {source}; check the limits"))
     })?;
+    let mailboxes: Vec<_> = reactors.iter().map(|r| Arc::clone(r.mailbox())).collect();
+    let service = Service::start(&mailboxes).map_err(|source| {
+        Error::failure(format!("can't start the watchdog's thread: {source}; check the limits"))
+    })?;
     announce(&vms);
+    service.ready(&format!("serving {} VMs", vms.len()));
     let _ = stop.recv();
     log::info!("stopping");
+    service.stopping();
     acceptor.stop();
     drop(reactors);
     drop(watchdog);

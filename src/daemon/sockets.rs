@@ -12,14 +12,15 @@
 //!
 //! Invariants:
 //! 1. The socket is mode 0600 from its first moment: the mode is set on the
-//!    socket before bind(2), which gives it to the file.
+//!    socket before bind(2), which gives it to the file. A group is let in
+//!    afterwards.
 //! 2. Nothing but a socket that nobody listens on is ever unlinked.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -88,6 +89,16 @@ pub fn create_private_dir(path: &Path) -> Result<(), SocketError> {
     }
 }
 
+/// Lets others reach what is in a directory, not list it: mode 0711. What they
+/// may do there is said by the modes of what they reach.
+///
+/// # Errors
+/// As chmod(2), with the path.
+pub fn let_all_pass(directory: &Path) -> Result<(), SocketError> {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o711))
+        .map_err(system(directory, "opened for the sockets' group"))
+}
+
 /// A listening socket at a path that belongs to this value: dropping it removes
 /// the file, if it is still the same one, and then lets others have the path.
 #[derive(Debug)]
@@ -114,6 +125,17 @@ impl OwnedSocket {
         remove_stale(path)?;
         let (listener, identity) = bind_private(path)?;
         Ok(Self { listener, path: path.into(), identity, _lock: lock })
+    }
+
+    /// Lets the members of `group` use the socket: mode 0660 instead of 0600.
+    ///
+    /// # Errors
+    /// As chown(2) and chmod(2), with the path.
+    pub fn share_with(&self, group: u32) -> Result<(), SocketError> {
+        std::os::unix::fs::chown(&self.path, None, Some(group))
+            .map_err(system(&self.path, "given to its group"))?;
+        let mode = fs::Permissions::from_mode(0o660);
+        fs::set_permissions(&self.path, mode).map_err(system(&self.path, "given to its group"))
     }
 
     /// The listener, blocking.

@@ -54,12 +54,18 @@ fn plan_one<'a>(vm: &'a VmConfig, roots: &[Root]) -> Result<PlannedVm<'a>, Error
 }
 
 impl<'a> PlannedVm<'a> {
-    /// Binds the socket.
+    /// Binds the socket, and lets `group` use it.
     ///
     /// # Errors
     /// The socket's.
-    pub(super) fn bind(self) -> Result<BoundVm<'a>, Error> {
+    pub(super) fn bind(self, group: Option<u32>) -> Result<BoundVm<'a>, Error> {
         let socket = OwnedSocket::bind(&self.vm.socket).map_err(Error::failure)?;
+        if let Some(group) = group {
+            socket.share_with(group).map_err(|error| {
+                let hint = "the user of leafblk must be a member of the socket-group";
+                Error::failure(format!("{error}; {hint}"))
+            })?;
+        }
         Ok(BoundVm { plan: self, socket })
     }
 }

@@ -57,6 +57,7 @@ fn every_key_reaches_its_setting() {
             hugepages: Some(HugepagesMode::Off),
             reactors: Some(3),
             poll_us: Some(0),
+            socket_group: None,
         }
     );
 }
