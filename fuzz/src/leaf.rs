@@ -124,13 +124,13 @@ impl Life {
                 &self.root,
                 &self.options,
             );
-            let Ok(leaf) = opened else {
+            let Ok(mut leaf) = opened else {
                 assert!(self.written.is_empty(), "a leaf that was open opens no more");
                 return;
             };
             assert!(leaf.present_sectors() <= leaf.sectors() || !self.options.read_only);
             self.check(&leaf);
-            let end = self.steps(&leaf, input);
+            let end = self.steps(&mut leaf, input);
             drop(leaf);
             match end {
                 End::Closed => {}
@@ -163,9 +163,9 @@ impl Life {
         }
     }
 
-    fn steps(&mut self, leaf: &Leaf, input: &mut Input<'_>) -> End {
+    fn steps(&mut self, leaf: &mut Leaf, input: &mut Input<'_>) -> End {
         for _ in 0..STEPS_MAX {
-            let kind = input.u8() % 8;
+            let kind = input.u8() % 9;
             let (start, count) = (u64::from(input.u32()) % leaf.sectors(), u64::from(input.u8()));
             let count = count.min(leaf.sectors() - start);
             let range = SectorRange::new(Sector(start), count).expect("inside");
@@ -183,6 +183,12 @@ impl Life {
                     Ok(())
                 }
                 6 => return leaf.close().map_or(End::Failed, |()| End::Closed),
+                7 => {
+                    let done = leaf.reset();
+                    self.written.clear();
+                    assert!(done.is_err() || leaf.present_sectors() == 0, "a reset leaves nothing");
+                    done
+                }
                 _ => return End::Died,
             };
             if done.is_err() {
@@ -239,11 +245,12 @@ impl Life {
 /// Inputs that reach deep.
 pub fn seeds() -> Seeds {
     let virtual_size = 64 << 10;
-    let header = |generation: u64, clean: bool| {
+    let header = |generation: u64, clean: bool, map_void: bool| {
         let root =
             RootIdentity { len_bytes: virtual_size, fingerprint: [7; 32], name: "debian".into() };
         let header = Header {
             clean,
+            map_void,
             compatible: 0,
             uuid: [3; 16],
             generation,
@@ -276,12 +283,15 @@ pub fn seeds() -> Seeds {
         step(6, 0, 0),
         step(0, 9, 1),
         vec![0xcc],
-        step(7, 0, 0),
+        step(8, 0, 0),
     ]
     .concat();
-    let both = [piece(0, &header(2, true)), piece(4096, &header(1, true))];
+    let reset_too =
+        [step(0, 3, 2), vec![0xdd], step(7, 0, 0), step(0, 4, 1), vec![0xee], step(6, 0, 0)];
+    let both = [piece(0, &header(2, true, false)), piece(4096, &header(1, true, false))];
     let map = piece(8192, &[0xff, 0, 0, 1, 0x80]);
-    let used = [piece(4096, &header(5, false)), map];
+    let used = [piece(4096, &header(5, false, false)), map.clone()];
+    let reset = [piece(4096, &header(5, false, true)), map];
     vec![
         ("clean", begin(FIX_FIRST | FIX_SECOND, sectors, &both).bytes(&work).0),
         ("one-header", begin(FIX_SECOND, sectors, &used).bytes(&work).0),
@@ -299,6 +309,8 @@ pub fn seeds() -> Seeds {
                 .0,
         ),
         ("read-only", begin(FIX_SECOND | READ_ONLY, sectors, &used).bytes(&work).0),
+        ("resets", begin(FIX_SECOND, sectors, &used).bytes(&reset_too.concat()).0),
+        ("reset-cut-off", begin(FIX_SECOND, sectors, &reset).bytes(&work).0),
         ("cut-short", begin(FIX_FIRST, sectors - 1, &both).0),
         ("unsealed", begin(0, sectors, &both).0),
     ]
