@@ -244,6 +244,7 @@ pub fn seeds() -> Seeds {
             RootIdentity { len_bytes: virtual_size, fingerprint: [7; 32], name: "debian".into() };
         let header = Header {
             clean,
+            map_void: false,
             compatible: 0,
             uuid: [3; 16],
             generation,
