@@ -15,6 +15,7 @@
 mod device;
 mod idle;
 mod mailbox;
+mod pace;
 mod parts;
 mod run;
 mod serve;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
+use super::pace::Waits;
 use super::serve::MEMORY_GONE;
 use super::task::{Part, Slab, Task};
 use super::{Command, DeviceId, Mailbox, QueueSetup};
@@ -55,6 +56,7 @@ pub(super) struct Runner {
     mail: Vec<Mail>,
     scratch: Vec<u32>,
     window: IdleWindow,
+    pub(super) waits: Waits,
     stop: bool,
 }
 
@@ -97,6 +99,7 @@ impl Runner {
             mail: Vec::new(),
             scratch: Vec::new(),
             window: IdleWindow::new(poll_us),
+            waits: Waits::default(),
             stop: false,
         })
     }
@@ -157,6 +160,7 @@ impl Runner {
         self.look(if retry { RETRY_MS } else { -1 });
         self.reader.online();
         self.window.woke();
+        self.waits.look();
     }
 
     /// Takes events; whether there were any.

@@ -1,7 +1,10 @@
 //! From a popped chain to its answer: at once, or as a task.
 #![expect(unsafe_code, reason = "status bytes and data in guest memory")]
 
-use super::device::{Device, WRITE_BACK_BYTES};
+use std::time::Instant;
+
+use super::device::Device;
+use super::pace::WRITE_BACK_BYTES;
 use super::run::Runner;
 use super::task::TaskKind;
 use crate::disk::lanes::Work;
@@ -215,11 +218,12 @@ impl Runner {
             self.hand_over(device, asker, Work::Write(range, bufs));
             return None;
         }
-        let begun = device.pace.begin();
+        let begun = Instant::now();
         // SAFETY: the chain's buffers lie in the device's memory, and `parse`
         // took the range's length from them.
         let result = unsafe { device.disk.write_now(range, &chain.readable) };
-        device.pace.wrote(&begun);
+        let alone = self.hot.len() == 1;
+        device.pace.wrote(begun, alone, &mut self.waits);
         match result {
             Ok(()) if device.write_back => {}
             Ok(()) => {
