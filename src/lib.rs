@@ -17,6 +17,7 @@ pub mod guest_memory;
 pub mod io;
 pub mod leaf;
 pub mod logging;
+mod prefetch;
 pub mod qemu_args;
 pub mod reactor;
 pub mod request;

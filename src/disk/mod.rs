@@ -12,7 +12,7 @@ mod transfer;
 
 use std::sync::Arc;
 
-pub use buffers::BufCursor;
+pub use buffers::{Ahead, BufCursor};
 pub use counters::{Counter, Counters};
 
 use crate::cache::RootCache;

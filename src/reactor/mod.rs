@@ -12,6 +12,7 @@
 //!   again, and nothing else.
 //! - Steady-state I/O allocates nothing: tasks, parts and lists are kept.
 
+mod batch;
 mod device;
 mod idle;
 mod mailbox;

@@ -5,6 +5,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use super::batch::Batch;
 use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
@@ -14,7 +15,7 @@ use super::task::{Part, Slab, Task};
 use super::{Command, DeviceId, Mailbox, QueueSetup};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
-use crate::virtqueue::{Chain, QueueError};
+use crate::virtqueue::QueueError;
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
 /// whose notifications are on is only seen by a look.
@@ -52,7 +53,7 @@ pub(super) struct Runner {
     /// Queues with something to publish: device place, queue.
     pub(super) unpublished: Vec<(usize, u16)>,
     pub(super) waiters: Vec<Waiter>,
-    pub(super) chains: [Chain; 2],
+    pub(super) batch: Batch,
     mail: Vec<Mail>,
     scratch: Vec<u32>,
     window: IdleWindow,
@@ -95,7 +96,7 @@ impl Runner {
             stalled: Vec::new(),
             unpublished: Vec::new(),
             waiters: Vec::new(),
-            chains: [Chain::default(), Chain::default()],
+            batch: Batch::default(),
             mail: Vec::new(),
             scratch: Vec::new(),
             window: IdleWindow::new(poll_us),
