@@ -104,7 +104,9 @@ impl Leaf {
             storage,
             header: Mutex::new(header),
         };
-        if !leaf.read_only {
+        // After a take-over the header says so already; writing it would sync
+        // whatever the killed daemon left unwritten, while the guest waits.
+        if !leaf.read_only && !taken_over {
             leaf.write_header(|header| {
                 header.generation = generation;
                 (header.clean, header.map_void) = (false, false);
