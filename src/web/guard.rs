@@ -161,7 +161,6 @@ mod tests {
             "0.0.0.0:9750",
             "2130706433",
             "",
-            "localhost:port",
         ] {
             assert_eq!(get(&[("host", host)]), Err(Refusal::Host), "{host:?}");
         }
