@@ -29,3 +29,4 @@ pub mod top;
 pub mod units;
 pub mod vhost_user;
 pub mod virtqueue;
+pub mod web;

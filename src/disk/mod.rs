@@ -154,6 +154,13 @@ impl Disk {
     }
 }
 
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let lookups = self.root.cache.cache().lookups();
+        lookups.retire(self.counters.cache_hits.get(), self.counters.cache_misses.get());
+    }
+}
+
 /// Logs an error of the data path, at most one in ten seconds and with how many
 /// were left out: guests can cause them at will.
 pub(crate) fn log_seldom(error: &dyn std::fmt::Display) {
