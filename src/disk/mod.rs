@@ -83,7 +83,6 @@ pub enum Piece {
 #[derive(Debug)]
 pub struct Disk {
     name: String,
-    sectors: u64,
     read_only: bool,
     root: Arc<CachedRoot>,
     leaf: Option<Arc<Leaf>>,
@@ -98,9 +97,8 @@ impl Disk {
         leaf: Option<Arc<Leaf>>,
         read_only: bool,
     ) -> Self {
-        let sectors = leaf.as_ref().map_or(root.root().sectors(), |leaf| leaf.sectors());
         let read_only = read_only || leaf.is_none();
-        Self { name, sectors, read_only, root, leaf, counters: Counters::default() }
+        Self { name, read_only, root, leaf, counters: Counters::default() }
     }
 
     /// The VM's name.
@@ -108,9 +106,10 @@ impl Disk {
         &self.name
     }
 
-    /// Size in sectors.
+    /// Size in sectors. It may grow at any time.
+    #[inline]
     pub fn sectors(&self) -> u64 {
-        self.sectors
+        self.leaf.as_ref().map_or_else(|| self.root.root.sectors(), |leaf| leaf.sectors())
     }
 
     /// Whether writes are refused.

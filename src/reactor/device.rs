@@ -197,7 +197,6 @@ pub(super) struct Device {
     pub(super) disk: Arc<Disk>,
     pub(super) caller: Caller,
     pub(super) lanes: Option<Lanes>,
-    pub(super) limits: Limits,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) queues: Vec<Option<Queue>>,
     pub(super) write_back: bool,
@@ -218,13 +217,11 @@ impl Device {
             let report = Arc::clone(mailbox);
             Lanes::new(Arc::clone(leaf), report)
         });
-        let limits = Limits { capacity_sectors: disk.sectors(), read_only: disk.is_read_only() };
         Self {
             id,
             caller: Caller::new(mailbox, &disk),
             disk,
             lanes,
-            limits,
             memory: Arc::default(),
             queues: Vec::new(),
             write_back: true,
@@ -236,6 +233,12 @@ impl Device {
             pending_memory: None,
             detaching: None,
         }
+    }
+
+    /// What requests are checked against: a disk may grow at any time.
+    #[inline]
+    pub(super) fn limits(&self) -> Limits {
+        Limits { capacity_sectors: self.disk.sectors(), read_only: self.disk.is_read_only() }
     }
 
     /// Whether chains may be popped.

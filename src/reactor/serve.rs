@@ -94,7 +94,7 @@ impl Runner {
                     break;
                 }
             }
-            let parsed = request::parse(&mut next, &device.limits);
+            let parsed = request::parse(&mut next, &device.limits());
             if let Ok(Command::Read(range)) = &parsed.command {
                 device.disk.prefetch(&self.reader, *range);
                 bytes += range.byte_len();
