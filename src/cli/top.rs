@@ -59,10 +59,12 @@ impl TopArgs {
         let seconds = self.interval.parse().ok();
         let interval = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         interval.filter(|interval| (INTERVAL_MIN..=INTERVAL_MAX).contains(interval)).ok_or_else(
-            || UsageError::CommandLine(format!(
-                "interval {} is not possible; give seconds from 0.2 to 60",
-                self.interval
-            )),
+            || {
+                UsageError::CommandLine(format!(
+                    "interval {} is not possible; give seconds from 0.2 to 60",
+                    self.interval
+                ))
+            },
         )
     }
 }

@@ -7,6 +7,7 @@
 //! n-th block speaks for its neighbours.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::Disk;
 use crate::cache::BlockKind;
@@ -26,7 +27,7 @@ const SAMPLE_SECTORS: u64 = 512;
 
 /// A disk cut into cells of (but for rounding) equal size. The lists have one
 /// number a cell: how many of its sectors are of that kind.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct DiskMap {
     /// Bytes of the disk.
     pub size_bytes: u64,

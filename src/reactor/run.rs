@@ -74,7 +74,6 @@ impl Runner {
         cache: &Arc<Cache>,
         peers: Arc<[Arc<Mailbox>]>,
         poll_us: u32,
-        counters: Arc<ReactorCounters>,
     ) -> io::Result<Self> {
         let engine = Engine::new()?;
         let raw = epoll::create(true)?;
@@ -89,6 +88,7 @@ impl Runner {
             let event = epoll::Event::new(epoll::Events::EPOLLIN | edge, token);
             epoll::ctl(raw, epoll::ControlOptions::EPOLL_CTL_ADD, fd, event)?;
         }
+        let counters = Arc::clone(mailbox.counters());
         let thread = rustix::thread::gettid().as_raw_nonzero().get();
         counters.thread_id.set(u64::from(thread.unsigned_abs()));
         Ok(Self {

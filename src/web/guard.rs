@@ -9,13 +9,14 @@
 //!   port in it may be another, as with `ssh -L`.
 //! - `Sec-Fetch-Site` and `Origin`, where they are sent, must be the page's own.
 //!   Other sites may link to the page, not read or embed it.
-//! - Only GET and HEAD.
+//!
+//! That nothing can be changed is the router's part.
 //!
 //! Programs such as curl and Prometheus send none of these headers but `Host`.
 
 use axum::extract::Request;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -30,9 +31,6 @@ pub enum Refusal {
     /// Another site's page asks.
     #[error("another site's page may not read this one; open it by itself")]
     OtherSite,
-    /// It would change something.
-    #[error("this port is for looking only; use the control socket to change something")]
-    Method,
 }
 
 impl Refusal {
@@ -40,26 +38,20 @@ impl Refusal {
         match self {
             Self::Host => StatusCode::MISDIRECTED_REQUEST,
             Self::OtherSite => StatusCode::FORBIDDEN,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
         }
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut answer = (self.status(), format!("{self}\n")).into_response();
-        if let Self::Method = self {
-            let methods = axum::http::HeaderValue::from_static("GET, HEAD");
-            answer.headers_mut().insert(header::ALLOW, methods);
-        }
-        answer
+        (self.status(), format!("{self}\n")).into_response()
     }
 }
 
 /// The check, as a layer.
 pub(super) async fn check(request: Request, next: Next) -> Response {
     let authority = request.uri().authority();
-    match judge(request.method(), authority, request.uri().path(), request.headers()) {
+    match judge(authority, request.uri().path(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
@@ -70,12 +62,7 @@ pub(super) async fn check(request: Request, next: Next) -> Response {
 ///
 /// # Errors
 /// [`Refusal`]
-fn judge(
-    method: &Method,
-    authority: Option<&Authority>,
-    path: &str,
-    headers: &HeaderMap,
-) -> Result<(), Refusal> {
+fn judge(authority: Option<&Authority>, path: &str, headers: &HeaderMap) -> Result<(), Refusal> {
     let host = one(headers, header::HOST.as_str())
         .and_then(|host| host.parse::<Authority>().ok())
         .ok_or(Refusal::Host)?;
@@ -96,13 +83,7 @@ fn judge(
                 && one(headers, "sec-fetch-dest") == Some("document")
         }
     };
-    if !is_own {
-        return Err(Refusal::OtherSite);
-    }
-    match *method {
-        Method::GET | Method::HEAD => Ok(()),
-        _ => Err(Refusal::Method),
-    }
+    if is_own { Ok(()) } else { Err(Refusal::OtherSite) }
 }
 
 /// The value of a header that is there once; an empty one where it is there
@@ -130,16 +111,16 @@ mod tests {
 
     const OWN: &[(&str, &str)] = &[("host", "127.0.0.1:9750")];
 
-    fn judged(method: &Method, path: &str, headers: &[(&str, &str)]) -> Result<(), Refusal> {
+    fn judged(path: &str, headers: &[(&str, &str)]) -> Result<(), Refusal> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
-        judge(method, None, path, &map)
+        judge(None, path, &map)
     }
 
     fn get(headers: &[(&str, &str)]) -> Result<(), Refusal> {
-        judged(&Method::GET, "/v1/stats", headers)
+        judged("/v1/stats", headers)
     }
 
     #[test]
@@ -173,8 +154,8 @@ mod tests {
         let headers = HeaderMap::from_iter([(header::HOST, "localhost:9750".parse().unwrap())]);
         let other = "rebound.example:9750".parse::<Authority>().unwrap();
         let own = "localhost:9750".parse::<Authority>().unwrap();
-        assert_eq!(judge(&Method::GET, Some(&other), "/", &headers), Err(Refusal::Host));
-        assert_eq!(judge(&Method::GET, Some(&own), "/", &headers), Ok(()));
+        assert_eq!(judge(Some(&other), "/", &headers), Err(Refusal::Host));
+        assert_eq!(judge(Some(&own), "/", &headers), Ok(()));
     }
 
     #[test]
@@ -199,7 +180,7 @@ mod tests {
         let open = |path, mode, dest| {
             let from = ("sec-fetch-site", "cross-site");
             let headers = [OWN[0], from, ("sec-fetch-mode", mode), ("sec-fetch-dest", dest)];
-            judged(&Method::GET, path, &headers)
+            judged(path, &headers)
         };
         assert_eq!(open("/", "navigate", "document"), Ok(()));
         for (path, mode, dest) in [
@@ -208,15 +189,6 @@ mod tests {
             ("/v1/stats", "navigate", "document"),
         ] {
             assert_eq!(open(path, mode, dest), Err(Refusal::OtherSite), "{path} {mode} {dest}");
-        }
-    }
-
-    #[test]
-    fn nothing_can_be_changed_through_the_port() {
-        assert_eq!(judged(&Method::HEAD, "/", OWN), Ok(()));
-        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS, Method::CONNECT]
-        {
-            assert_eq!(judged(&method, "/v1/vms", OWN), Err(Refusal::Method), "{method}");
         }
     }
 }
