@@ -78,13 +78,25 @@ fn seal(file: &Sparse, offset: u64) {
     file.put(offset + LEN as u64 - 4, &crc.to_le_bytes());
 }
 
-/// CRC-32C, bit by bit: an oracle of its own.
+/// CRC-32C by a table: an oracle of its own.
 fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 }
-        })
-    })
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let mut crc = byte as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+                bit += 1;
+            }
+            table[byte] = crc;
+            byte += 1;
+        }
+        table
+    };
+    let step = |crc: u32, byte: &u8| (crc >> 8) ^ TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize];
+    !bytes.iter().fold(u32::MAX, step)
 }
 
 fn decode(file: &Sparse, offset: u64) -> Option<Header> {

@@ -53,6 +53,14 @@ impl Service {
         notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
+    /// A new configuration is being taken up; [`Self::ready`] ends it.
+    pub(super) fn reloading(&self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => notify(&[NotifyState::Reloading, now]),
+            Err(e) => log::warn!("there is no monotonic clock: {e}"),
+        }
+    }
+
     /// No longer: it stops, which may take a while where much is to be flushed.
     pub(super) fn stopping(mut self) {
         notify(&[NotifyState::Stopping, NotifyState::Status("flushing the leaves")]);

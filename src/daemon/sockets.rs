@@ -89,8 +89,19 @@ pub fn create_private_dir(path: &Path) -> Result<(), SocketError> {
     }
 }
 
-/// Lets others reach what is in a directory, not list it: mode 0711. What they
-/// may do there is said by the modes of what they reach.
+/// Lets the members of `group` reach what is in a directory, not list it: mode
+/// 0710.
+///
+/// # Errors
+/// As chown(2) and chmod(2), with the path.
+pub fn let_pass(directory: &Path, group: u32) -> Result<(), SocketError> {
+    std::os::unix::fs::chown(directory, None, Some(group))
+        .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o710)))
+        .map_err(system(directory, "given to its group"))
+}
+
+/// Lets everybody reach what is in a directory, not list it: mode 0711. What
+/// they may do there is said by the modes of what they reach.
 ///
 /// # Errors
 /// As chmod(2), with the path.
@@ -238,15 +249,15 @@ fn bind_private(path: &Path) -> Result<(UnixListener, Identity), SocketError> {
     Ok((listener, identity))
 }
 
-/// The right to decide about a socket path. The lock file goes with the value.
+/// The right to decide about a path. The lock file goes with the value.
 #[derive(Debug)]
-struct PathLock {
+pub(super) struct PathLock {
     path: PathBuf,
     file: File,
 }
 
 impl PathLock {
-    fn take(socket: &Path) -> Result<Self, SocketError> {
+    pub(super) fn take(socket: &Path) -> Result<Self, SocketError> {
         let path = lock_path(socket);
         for _ in 0..LOCK_TRIES {
             let file = Self::open(&path)?;
