@@ -114,6 +114,8 @@ pub struct Config {
     pub poll_us: u32,
     /// The control API; `None` where it is switched off.
     pub control: Option<ControlConfig>,
+    /// The port on 127.0.0.1 for looking, if there is to be one.
+    pub http_port: Option<u16>,
     /// What is logged, in env_logger's syntax; `None` for the default.
     pub log: Option<String>,
 }

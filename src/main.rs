@@ -50,6 +50,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Vm(command) => command.run(&env)?,
         Command::Root(command) => command.run(&env)?,
         Command::Status(args) => args.run(&env)?,
+        Command::Top(args) => args.run(&env)?,
         Command::Completions(args) => args.run()?,
         Command::Man(args) => args.run()?,
         Command::OpenApi => print_openapi()?,

@@ -15,6 +15,7 @@ mod serve;
 mod source;
 mod status;
 mod table;
+mod top;
 mod values;
 mod vm;
 
@@ -31,6 +32,7 @@ pub use self::root::RootCommand;
 pub use self::serve::ServeArgs;
 pub use self::source::SourceArgs;
 pub use self::status::StatusArgs;
+pub use self::top::TopArgs;
 pub use self::vm::VmCommand;
 use crate::config::UsageError;
 
@@ -94,6 +96,16 @@ The options go to stdout, remarks to stderr. The VM is looked up in the given
     Root(RootCommand),
     /// Show a running leafblk at a glance
     Status(StatusArgs),
+    /// Watch a running leafblk: its VMs, its cache, its reactors
+    #[command(after_help = "\
+Examples:
+  leafblk top
+  leafblk top --interval 5
+  leafblk top --once | head
+  leafblk top --json | jq '.vms[].vm'
+
+? shows the keys; docs/observability.md explains the columns.")]
+    Top(TopArgs),
     /// Print completions for a shell
     #[command(after_help = "\
 Examples:

@@ -38,6 +38,10 @@ pub struct ServeArgs {
     /// A group whose members may use the control API too
     #[arg(long, value_name = "GROUP")]
     pub control_group: Option<String>,
+    /// A port on 127.0.0.1 for looking: a page at /, /metrics; whoever has an
+    /// account here may read it (docs/observability.md) [default: none]
+    #[arg(long, value_name = "N")]
+    pub http_port: Option<String>,
 }
 
 impl ServeArgs {
@@ -57,6 +61,7 @@ impl ServeArgs {
             poll_us: number("poll-us", "from 0", self.poll_us.as_deref())?,
             control_socket: self.control_socket.clone().map(ControlSocket::from),
             control_group: self.control_group.clone(),
+            http_port: number("http-port", "from 1 to 65535", self.http_port.as_deref())?,
             ..Settings::default()
         };
         Ok(self.source.settings(env)?.overridden_by(flags))

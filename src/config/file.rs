@@ -41,6 +41,7 @@ struct FileForm {
     poll_us: Option<u64>,
     control_socket: Option<String>,
     control_group: Option<String>,
+    http_port: Option<u64>,
     log: Option<String>,
 }
 
@@ -93,6 +94,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Settings, UsageError> {
         poll_us: form.poll_us,
         control_socket: form.control_socket.map(ControlSocket::from),
         control_group: form.control_group,
+        http_port: form.http_port,
         log: form.log,
         ..Settings::default()
     };

@@ -52,6 +52,7 @@ pub(super) fn resolve(settings: &Settings, env: &Environment) -> Result<Config, 
         reactors: reactors(settings, env)?,
         poll_us: poll_us(settings)?,
         control,
+        http_port: http_port(settings)?,
         log: log_filter(settings)?,
     })
 }
@@ -292,6 +293,18 @@ fn reactors(settings: &Settings, env: &Environment) -> Result<usize, UsageError>
             value: reactors.to_string(),
             rule: format!("from 1 to {REACTORS_MAX}"),
         })
+}
+
+fn http_port(settings: &Settings) -> Result<Option<u16>, UsageError> {
+    let Some(port) = settings.http_port else {
+        return Ok(None);
+    };
+    let possible = u16::try_from(port).ok().filter(|port| *port > 0);
+    possible.map(Some).ok_or_else(|| UsageError::Range {
+        setting: "http-port".into(),
+        value: port.to_string(),
+        rule: "from 1 to 65535".into(),
+    })
 }
 
 fn poll_us(settings: &Settings) -> Result<u32, UsageError> {

@@ -38,6 +38,8 @@ pub struct Settings {
     pub control_socket: Option<ControlSocket>,
     /// The group that may use the control socket.
     pub control_group: Option<String>,
+    /// The loopback port for looking.
+    pub http_port: Option<u64>,
     /// What is logged, in env_logger's syntax.
     pub log: Option<String>,
 }
@@ -238,6 +240,7 @@ impl Settings {
             poll_us: flags.poll_us.or(self.poll_us),
             control_socket: flags.control_socket.or(self.control_socket),
             control_group: flags.control_group.or(self.control_group),
+            http_port: flags.http_port.or(self.http_port),
             log: flags.log.or(self.log),
         }
     }

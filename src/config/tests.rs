@@ -50,6 +50,7 @@ fn defaults_fill_what_nobody_said() {
             hugepages: HugepagesMode::Auto,
             reactors: 4,
             poll_us: 50,
+            http_port: None,
             control: Some(ControlConfig {
                 socket: "/run/leafblk/control.sock".into(),
                 group: None,

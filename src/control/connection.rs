@@ -55,7 +55,6 @@ pub(super) async fn serve(
 ) {
     let bounds = *app.bounds();
     let graceful = Arc::new(GracefulShutdown::new());
-    let places = Arc::new(Semaphore::new(bounds.connections_max));
     let mut doors = Vec::new();
     for (listener, access) in listeners {
         match Polled::new(listener) {
@@ -63,7 +62,9 @@ pub(super) async fn serve(
                 let door = Door {
                     router: router::build(&app, access).0,
                     bounds,
-                    places: Arc::clone(&places),
+                    // Each its own: those who come in by one take none from
+                    // the others.
+                    places: Arc::new(Semaphore::new(bounds.connections_max)),
                     graceful: Arc::clone(&graceful),
                 };
                 doors.push(tokio::spawn(door.let_in(listener)));

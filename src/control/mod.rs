@@ -14,6 +14,7 @@ mod json;
 mod problem;
 mod roots;
 pub mod router;
+mod seeing;
 mod status;
 mod vms;
 
@@ -79,7 +80,7 @@ impl Default for Bounds {
 pub enum Access {
     /// Everything.
     Full,
-    /// Looking, not changing.
+    /// Looking at what the host does, by rules for browsers ([`crate::web`]).
     ReadOnly,
 }
 

@@ -13,7 +13,8 @@ use utoipa_axum::routes;
 
 use super::json::{Json, Name};
 use super::problem::{Kind, Problem, ProblemKind};
-use super::{Access, App, roots, status, vms};
+use super::{Access, App, roots, seeing, status, vms};
+use crate::web;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -46,14 +47,28 @@ fn paths() -> OpenApiRouter<App> {
         .routes(routes!(vms::reset))
         .routes(routes!(vms::resize))
         .routes(routes!(vms::flush))
+        .merge(looks())
         .routes(routes!(problems))
         .routes(routes!(problem))
         .routes(routes!(openapi))
 }
 
+/// Those of them that are for looking at again and again, and say nothing of
+/// where files are.
+fn looks() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(seeing::stats))
+        .routes(routes!(seeing::map))
+        .routes(routes!(seeing::metrics))
+}
+
 /// The API's router for a listener with such access, and its OpenAPI document.
 pub fn build(app: &App, access: Access) -> (Router, Document) {
     let (router, document) = paths().split_for_parts();
+    let router = match access {
+        Access::Full => router,
+        Access::ReadOnly => Router::from(looks()).merge(web::files()),
+    };
     let router = router
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
@@ -61,7 +76,7 @@ pub fn build(app: &App, access: Access) -> (Router, Document) {
         .with_state(app.clone());
     match access {
         Access::Full => (router, document),
-        Access::ReadOnly => (router.layer(middleware::from_fn(only_looks)), document),
+        Access::ReadOnly => (web::protect(router.layer(middleware::from_fn(only_looks))), document),
     }
 }
 

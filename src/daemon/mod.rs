@@ -47,9 +47,10 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
     raise_descriptor_limit();
     // Blocks the signals' default action before anything can be left half done.
     let wishes = signals::watch()?;
-    let start::Started { host, engine, control_socket } = start::start(config)?;
-    let listeners =
-        control_socket.into_iter().map(|socket| (Listener::Unix(socket), Access::Full)).collect();
+    let start::Started { host, engine, control_socket, http } = start::start(config)?;
+    let socket = control_socket.map(|socket| (Listener::Unix(socket), Access::Full));
+    let http = http.map(|listener| (Listener::Tcp(listener), Access::ReadOnly));
+    let listeners = socket.into_iter().chain(http).collect();
     let server = match control::Server::start(listeners, &host) {
         Ok(server) => server,
         Err(error) => {

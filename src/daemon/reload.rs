@@ -184,6 +184,7 @@ fn fixed_settings(running: &Config, new: &Config) -> Vec<&'static str> {
         ("hugepages", running.hugepages == new.hugepages),
         ("reactors", running.reactors == new.reactors),
         ("poll-us", running.poll_us == new.poll_us),
+        ("http-port", running.http_port == new.http_port),
         ("control-socket or control-group", running.control == new.control),
     ];
     settings.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()

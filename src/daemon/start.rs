@@ -1,5 +1,6 @@
 //! The start: everything is looked at, then something is changed.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 
 use super::acceptor::Acceptor;
@@ -22,6 +23,8 @@ pub(super) struct Started {
     pub(super) host: Host,
     pub(super) engine: Engine,
     pub(super) control_socket: Option<OwnedSocket>,
+    /// On the loopback address, for looking.
+    pub(super) http: Option<TcpListener>,
 }
 
 /// The threads that serve I/O. Dropping it ends them; devices are detached
@@ -51,6 +54,7 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
         .map(|root| Root::open(&root.name, &root.path).map_err(Error::failure))
         .collect::<Result<_, _>>()?;
     let planned = plan(config, &roots)?;
+    let http = config.http_port.map(bind_http).transpose()?;
     let cache = make_cache(config)?;
     let runtime_dir_is_new = !config.runtime_dir.exists();
     for directory in [&config.runtime_dir, &config.state_dir] {
@@ -78,7 +82,7 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     host.table().configured = Configured::of(config);
     host.serve_configured(config, roots, bound)?;
     host.restore(attached);
-    Ok(Started { host, engine, control_socket })
+    Ok(Started { host, engine, control_socket, http })
 }
 
 fn group_id(name: &str) -> Result<u32, Error> {
@@ -111,6 +115,14 @@ fn bind_control(control: &ControlConfig, group: Option<u32>) -> Result<OwnedSock
         socket.share_with(group).map_err(Error::failure)?;
     }
     Ok(socket)
+}
+
+fn bind_http(port: u16) -> Result<TcpListener, Error> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|source| {
+        Error::failure(format!(
+            "can't listen on 127.0.0.1:{port} ({source}); choose another --http-port, or none"
+        ))
+    })
 }
 
 fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {

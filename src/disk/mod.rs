@@ -8,12 +8,14 @@
 mod buffers;
 mod counters;
 pub mod lanes;
+mod map;
 mod transfer;
 
 use std::sync::Arc;
 
-pub use buffers::BufCursor;
+pub use buffers::{Ahead, BufCursor};
 pub use counters::Counters;
+pub use map::{CELLS_MAX, DiskMap};
 
 use crate::cache::RootCache;
 use crate::leaf::Leaf;
@@ -148,6 +150,13 @@ impl Disk {
         }
         let block_end = self.root.block_start(self.root.block_of(start) + 1);
         Piece::Root(run.split_at(block_end.0.min(root_sectors) - start.0).0)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let lookups = self.root.cache.cache().lookups();
+        lookups.retire(self.counters.cache_hits.get(), self.counters.cache_misses.get());
     }
 }
 

@@ -240,6 +240,37 @@ impl LiveMap {
         (wanted.unwrap_or(false), sector - range.start().0)
     }
 
+    /// How many sectors of the range are present. Passes over map pages
+    /// without any 64 at a time.
+    pub(super) fn count_in(&self, range: SectorRange) -> u64 {
+        let end = range.end().0;
+        let mut sector = range.start().0;
+        let mut present = 0;
+        while sector < end {
+            let page = Self::page_of(sector);
+            if !self.summary.is_set(page) {
+                let word_empty = self.summary.0.get(page / 64).load(Ordering::Relaxed) == 0;
+                let next = if word_empty { (page / 64 + 1) * 64 } else { page + 1 };
+                sector = next as u64 * PAGE_SECTORS;
+                continue;
+            }
+            let page_end = end.min((page as u64 + 1) * PAGE_SECTORS);
+            while sector < page_end {
+                let (mask, here) = first_word(sector, page_end - sector);
+                let bits = self.word_of(sector).load(Ordering::Relaxed) & mask;
+                present += u64::from(bits.count_ones());
+                sector += here;
+            }
+        }
+        present
+    }
+
+    /// Map pages that have anything in them.
+    pub(super) fn pages_used(&self) -> u64 {
+        let words = 0..self.pages().div_ceil(64);
+        words.map(|i| u64::from(self.summary.0.get(i).load(Ordering::Relaxed).count_ones())).sum()
+    }
+
     /// Marks the range as held; returns how many of its sectors were not.
     ///
     /// # Errors

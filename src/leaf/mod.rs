@@ -20,6 +20,7 @@ mod error;
 mod flush;
 pub mod header;
 mod live_map;
+mod lock;
 pub mod offline;
 mod open;
 mod reset;
@@ -118,6 +119,18 @@ impl Leaf {
     #[inline]
     pub fn next_run(&self, range: SectorRange) -> (bool, u64) {
         self.map.next_run(range)
+    }
+
+    /// How many sectors of the range the leaf holds. Takes time by the part of
+    /// the range that has any: 0.5 µs for each 16 MiB of it.
+    pub fn count_in(&self, range: SectorRange) -> u64 {
+        self.map.count_in(range)
+    }
+
+    /// Bytes of the presence map that a [`Self::count_in`] of the whole disk
+    /// looks at.
+    pub fn map_bytes_used(&self) -> u64 {
+        self.map.pages_used() * live_map::PAGE_LEN as u64
     }
 
     /// Where a sector's data is in the file.

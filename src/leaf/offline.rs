@@ -10,12 +10,10 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-
 use super::copies::read_header;
 use super::header::{self, Header, HeaderError};
 use super::live_map::{LiveMap, Owner};
-use super::{Leaf, LeafError};
+use super::{Leaf, LeafError, lock as flock};
 use crate::io::storage::{FileStorage, read_exact, write_all};
 use crate::units::{Sector, SectorRange};
 
@@ -31,23 +29,14 @@ const OPEN_TRIES: u32 = 8;
 /// [`LeafError::Open`].
 pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
     let open_error = |source| LeafError::Open { path: path.to_owned(), source };
-    let operation = if write {
-        FlockOperation::NonBlockingLockExclusive
-    } else {
-        FlockOperation::NonBlockingLockShared
-    };
     for _ in 0..OPEN_TRIES {
         // Looked at first: opening a FIFO would wait for its other end.
         if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(LeafError::NotALeaf { path: path.to_owned() });
         }
         let file = File::options().read(true).write(write).open(path).map_err(open_error)?;
-        match flock(&file, operation) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LeafError::InUse { path: path.to_owned() });
-            }
-            Err(e) => return Err(open_error(e.into())),
-            Ok(()) => {}
+        if !flock::take(&file, !write).map_err(open_error)? {
+            return Err(LeafError::InUse { path: path.to_owned() });
         }
         // A tool may have put a new file here between opening and locking, and
         // what is written to the old one would be lost.

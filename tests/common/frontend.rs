@@ -49,6 +49,8 @@ pub(crate) const F_RO: u64 = 1 << 5;
 pub(crate) const F_FLUSH: u64 = 1 << 9;
 pub(crate) const F_CONFIG_WCE: u64 = 1 << 11;
 pub(crate) const F_MQ: u64 = 1 << 12;
+pub(crate) const F_DISCARD: u64 = 1 << 13;
+pub(crate) const F_WRITE_ZEROES: u64 = 1 << 14;
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
@@ -153,6 +155,7 @@ impl Vmm {
     /// region, as QEMU does.
     pub(crate) fn tracked(socket: &Path, queues: u16, size: u16) -> Self {
         let features = VERSION_1 | EVENT_IDX | INDIRECT | F_FLUSH | F_MQ;
+        let features = features | F_DISCARD | F_WRITE_ZEROES;
         let mut vmm = Self::negotiated(socket, features);
         let asked = VhostUserInflight::new(0, 0, queues, size);
         vmm.inflight = Some(vmm.frontend.get_inflight_fd(&asked).unwrap());
@@ -363,6 +366,37 @@ impl Vmm {
         self.rings[queue].used_index = seen.wrapping_add(1);
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         Some((word(0), word(4)))
+    }
+
+    /// The next used entry, if there is one already.
+    pub(crate) fn try_used(&mut self, queue: usize) -> Option<(u32, u32)> {
+        let ring = &self.rings[queue];
+        if self.load(ring.used + 2) == ring.used_index {
+            return None;
+        }
+        self.used_within(queue, Duration::ZERO)
+    }
+
+    /// Asks for a call at the next used entry and waits for that, or for the
+    /// backend to go away; whether it is still there.
+    pub(crate) fn wait_for_used(&self, queue: usize) -> bool {
+        let ring = &self.rings[queue];
+        self.store(ring.avail + 4 + 2 * u64::from(ring.size), ring.used_index);
+        fence(Ordering::SeqCst);
+        if self.load(ring.used + 2) != ring.used_index {
+            return true;
+        }
+        #[expect(unsafe_code, reason = "EventFd does not lend its descriptor")]
+        // SAFETY: the eventfd is open as long as the ring is borrowed.
+        let call = unsafe { std::os::fd::BorrowedFd::borrow_raw(ring.call.as_raw_fd()) };
+        let mut fds = [
+            PollFd::from_borrowed_fd(call, PollFlags::IN),
+            PollFd::new(&self.stream, PollFlags::RDHUP),
+        ];
+        let ready = poll(&mut fds, Some(&PATIENCE.try_into().unwrap())).unwrap();
+        assert!(ready > 0, "the device neither answers nor goes away");
+        let _ = ring.call.read();
+        fds[1].revents().is_empty()
     }
 
     /// Writes a request's header; its address.

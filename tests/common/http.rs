@@ -106,7 +106,7 @@ impl Control {
 }
 
 /// Reads until the server closes, and takes the answer apart.
-pub(crate) fn read_answer(mut stream: UnixStream) -> Answer {
+pub(crate) fn read_answer(mut stream: impl Read) -> Answer {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");

@@ -25,6 +25,7 @@ fn every_key_reaches_its_setting() {
         control-socket = "/c"
         control-group = "kvm"
         log = "debug"
+        http-port = 9470
         [[root]]
         name = "d"
         path = "/d.raw"
@@ -64,6 +65,7 @@ fn every_key_reaches_its_setting() {
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
             log: Some("debug".into()),
+            http_port: Some(9470),
         }
     );
 }
