@@ -110,7 +110,7 @@ fn close(vms: &[ListeningVm]) -> Result<(), Error> {
             let mut out = std::io::stdout().lock();
             let _ = writeln!(out, "{}", report::line_at_end(vm));
         }
-        if let Err(e) = vm.close().and_then(|()| vm.discard_ephemeral()) {
+        if let Err(e) = vm.end() {
             log::error!("{e}");
             result = Err(e);
         }

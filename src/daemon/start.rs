@@ -8,12 +8,14 @@ use super::error::HostError;
 use super::host::Host;
 use super::sockets::{self, OwnedSocket};
 use super::state_file::{self, Attached, StateFile};
-use super::table::{Configured, Life, NewVm, Origin, Table};
+use super::table::{Cause, Configured, Life, NewVm, Table};
 use super::vm::{BoundVm, ListeningVm, PlannedVm};
 use crate::cache::{Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
-use crate::config::{Config, ControlConfig, Directories, HugepagesMode, VmEntry};
+use crate::config::{
+    Config, ControlConfig, Directories, HugepagesMode, RootConfig, UsageError, VmConfig, VmEntry,
+};
 use crate::error::Error;
 use crate::reactor::{Mailbox, Reactor, Watchdog};
 use crate::root::Root;
@@ -48,6 +50,9 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
         Some(_) => state_file::read(&config.state_dir).map_err(Error::failure)?,
         None => Attached::default(),
     };
+    let directories =
+        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
+    check_attached(&attached, &directories)?;
     let roots: Vec<Root> = config
         .roots
         .iter()
@@ -76,13 +81,25 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     })?;
     let claim = config.control.as_ref().map(|control| PathClaim::of_control(&control.socket));
     let table = Table::with_paths(claim.as_slice());
-    let directories =
-        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
     let host = Host::new(directories, cache, mailboxes, acceptor, table, state);
     host.table().configured = Configured::of(config);
     host.serve_configured(config, roots, bound)?;
     host.restore(attached);
     Ok(Started { host, engine, control_socket, http })
+}
+
+/// Each entry by itself: it was right when it was written.
+fn check_attached(attached: &Attached, directories: &Directories) -> Result<(), Error> {
+    let file = |error: UsageError| {
+        Error::failure(format!(
+            "the state file in {} was changed: {error}",
+            directories.state.display()
+        ))
+    };
+    attached.roots.iter().try_for_each(|root| RootConfig::resolve(root).map(drop)).map_err(file)?;
+    let vm =
+        |vm: &VmEntry| VmConfig::resolve(vm, vm.root.as_deref().into_iter(), directories).map(drop);
+    attached.vms.iter().try_for_each(vm).map_err(file)
 }
 
 fn group_id(name: &str) -> Result<u32, Error> {
@@ -98,7 +115,7 @@ fn group_id(name: &str) -> Result<u32, Error> {
 }
 
 fn plan(config: &Config, roots: &[Root]) -> Result<Vec<PlannedVm>, Error> {
-    let plan = |vm: &crate::config::VmConfig| {
+    let plan = |vm: &VmConfig| {
         let root = roots.iter().find(|root| root.name() == vm.root);
         let no_root = || Error::failure(format!("there is no root {}", vm.root));
         PlannedVm::new(vm.clone(), root.ok_or_else(no_root)?)
@@ -177,13 +194,13 @@ impl Host {
             let cached = Arc::new(self.cached(root)?);
             let claims = vec![PathClaim::of_root(root_config)];
             let mut table = self.table();
-            table.begin_root(root_config.clone(), Origin::Configuration, claims)?;
+            table.begin_root(root_config.clone(), Cause::Configured, claims)?;
             table.root(&root_config.name)?.life = Life::Serving(cached);
         }
         let opened =
             bound.into_iter().map(|vm| self.open_configured(vm)).collect::<Result<Vec<_>, _>>()?;
         for vm in opened {
-            self.publish(vm, Origin::Configuration)?;
+            self.publish(vm, Cause::Configured)?;
         }
         Ok(())
     }
@@ -193,14 +210,15 @@ impl Host {
         let config = bound.config().clone();
         let entry = VmEntry { name: config.name.clone(), ..VmEntry::default() };
         let claims = PathClaim::of_vm(&config).into();
-        let new = NewVm { config, entry, origin: Origin::Configuration, claims };
+        let new = NewVm { config, entry, cause: Cause::Configured, claims };
         let (root, reactor) = self.table().begin_vm(new, inner.mailboxes.len())?;
         let mailbox = Arc::clone(&inner.mailboxes[reactor]);
         bound.attach(&root, &inner.directories.runtime, mailbox)
     }
 
     /// Attaches what came through the API before. What has a name of the
-    /// configuration gives way to it, and is forgotten.
+    /// configuration gives way to it, and is forgotten. The file is not written
+    /// before everything is in the table again.
     fn restore(&self, attached: Attached) {
         let mut forgotten = false;
         for root in attached.roots {
