@@ -73,13 +73,15 @@ impl Disk {
     }
 
     fn map_with(&self, cells: u32, effort: Effort) -> DiskMap {
-        let cells = u64::from(cells.clamp(1, CELLS_MAX)).min(self.sectors.max(1));
+        // Once: the disk may grow meanwhile.
+        let sectors = self.sectors();
+        let cells = u64::from(cells.clamp(1, CELLS_MAX)).min(sectors.max(1));
         let boundary = |cell: u64| {
-            let sector = u128::from(self.sectors) * u128::from(cell) / u128::from(cells);
-            u64::try_from(sector).unwrap_or(self.sectors)
+            let sector = u128::from(sectors) * u128::from(cell) / u128::from(cells);
+            u64::try_from(sector).unwrap_or(sectors)
         };
         let mut map = DiskMap {
-            size_bytes: self.sectors * 512,
+            size_bytes: sectors * 512,
             sampled: effort.stride > 1 || !effort.count_leaf,
             ..DiskMap::default()
         };
