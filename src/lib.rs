@@ -19,6 +19,7 @@ pub mod io;
 pub mod leaf;
 pub mod logging;
 pub mod metrics;
+mod prefetch;
 pub mod qemu_args;
 pub mod reactor;
 pub mod request;

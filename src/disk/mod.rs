@@ -13,7 +13,7 @@ mod transfer;
 
 use std::sync::Arc;
 
-pub use buffers::BufCursor;
+pub use buffers::{Ahead, BufCursor};
 pub use counters::Counters;
 pub use map::{CELLS_MAX, DiskMap};
 

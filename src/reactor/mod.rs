@@ -13,12 +13,14 @@
 //!   again, and nothing else.
 //! - Steady-state I/O allocates nothing: tasks, parts and lists are kept.
 
+mod batch;
 mod call;
 mod counters;
 mod device;
 mod idle;
 mod interrupt;
 mod mailbox;
+mod pace;
 mod parts;
 mod run;
 mod serve;
