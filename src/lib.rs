@@ -21,6 +21,7 @@ pub mod qemu_args;
 pub mod reactor;
 pub mod request;
 pub mod root;
+mod sync;
 pub mod units;
 pub mod vhost_user;
 pub mod virtqueue;
