@@ -42,13 +42,14 @@ mod waiters;
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use self::core::Core;
 use self::entry::{BlockState, SLOTS_MAX, SlotIndex};
 use self::epoch::Epochs;
 use self::slots::SlotRole;
 use self::table::RootTable;
+use crate::sync::{Mutex, MutexGuard};
 
 pub use self::access::{BlockRef, Lookup, Reader};
 pub use self::arena::{Arena, ArenaPages};

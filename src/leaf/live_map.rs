@@ -18,21 +18,23 @@
 //! that the leaf may become, which is address space and nothing else.
 
 mod owner;
+#[cfg_attr(loom, path = "live_map/words_loom.rs")]
 mod words;
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
 pub(super) use self::owner::Owner;
 use self::words::Words;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::units::SectorRange;
 
-/// Bytes of a map page.
-pub(super) const PAGE_LEN: usize = 4096;
+/// Bytes of a map page. loom tries each access of each word in turn: it gets
+/// pages of two words.
+pub(super) const PAGE_LEN: usize = if cfg!(loom) { 16 } else { 4096 };
 /// Words of a map page.
 pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
 /// Sectors that a map page covers.

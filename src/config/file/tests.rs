@@ -26,7 +26,6 @@ fn every_key_reaches_its_setting() {
         control-group = "kvm"
         http-port = 9750
         log = "debug"
-        http-port = 9470
         [[root]]
         name = "d"
         path = "/d.raw"
@@ -67,7 +66,6 @@ fn every_key_reaches_its_setting() {
             control_group: Some("kvm".into()),
             http_port: Some(9750),
             log: Some("debug".into()),
-            http_port: Some(9470),
         }
     );
 }
