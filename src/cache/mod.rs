@@ -32,6 +32,7 @@ mod entry;
 mod epoch;
 mod fill;
 mod hugepages;
+mod lookups;
 mod policy;
 mod slots;
 mod table;
@@ -53,6 +54,7 @@ pub use self::access::{BlockRef, Lookup, Reader};
 pub use self::arena::{Arena, ArenaPages};
 pub use self::fill::{FillOutcome, FillStart, FillTicket};
 pub use self::hugepages::Shortage;
+pub use self::lookups::Lookups;
 pub use self::waiters::Waiter;
 
 /// The smallest cache block: a page.
@@ -154,6 +156,7 @@ pub struct Cache {
     epochs: Epochs,
     core: Mutex<Core>,
     readers_max: usize,
+    lookups: Lookups,
 }
 
 /// A root's part of the cache. Dropping it evicts the root's blocks.
@@ -243,6 +246,7 @@ impl Cache {
             epochs: Epochs::new(config.readers_max),
             core: Mutex::new(Core::new(slots.min(SLOTS_MAX))),
             readers_max: config.readers_max,
+            lookups: Lookups::default(),
         };
         Ok((Arc::new(cache), warning))
     }
@@ -276,6 +280,11 @@ impl Cache {
     /// Bytes in a cache block: a power of two.
     pub const fn block_bytes(&self) -> u32 {
         self.block_bytes
+    }
+
+    /// How lookups went, counted by those who looked up.
+    pub const fn lookups(&self) -> &Lookups {
+        &self.lookups
     }
 
     /// What the cache is and has done. Takes the lock for a moment.

@@ -165,6 +165,12 @@ impl LiveMap {
         Ok(())
     }
 
+    /// Whether the header that the map fits may not be durable: its writer was
+    /// killed before [`Self::own`].
+    pub(super) fn is_being_replaced(&self) -> io::Result<bool> {
+        Owner::is_being_replaced(&self.file)
+    }
+
     /// Makes the map this owner's, and nobody else's.
     pub(super) fn own(&self, owner: &Owner) -> io::Result<()> {
         owner.write_to(&self.file)
