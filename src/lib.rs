@@ -5,7 +5,7 @@
 //! read-only **root**. [`daemon`] puts the process together; a request then
 //! meets [`vhost_user`] (once, at set-up), [`reactor`] with [`virtqueue`],
 //! [`guest_memory`] and [`request`], then [`disk`] with [`leaf`], [`cache`] and
-//! [`root`], and [`io`]. docs/ARCHITECTURE.md tells the story.
+//! [`root`], and [`io`]. [`tools`] work on a leaf that no VM uses. docs/ARCHITECTURE.md tells the story.
 
 pub mod cache;
 pub mod cli;
@@ -17,10 +17,14 @@ pub mod guest_memory;
 pub mod io;
 pub mod leaf;
 pub mod logging;
+pub mod metrics;
 pub mod qemu_args;
 pub mod reactor;
 pub mod request;
 pub mod root;
+pub mod stats;
+pub mod tools;
+pub mod top;
 pub mod units;
 pub mod vhost_user;
 pub mod virtqueue;

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Err(ParseEnd::Mistake(error)) => return report(&error.into()),
     };
     match run(&cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => report(&error),
     }
 }
@@ -37,16 +37,21 @@ fn report(error: &Error) -> ExitCode {
     ExitCode::from(error.exit_status())
 }
 
-fn run(command: &Command) -> Result<(), Error> {
+fn run(command: &Command) -> Result<ExitCode, Error> {
     let env = Environment::current()?;
     match command {
         Command::Serve(args) => {
             let config = Config::resolve(&args.settings(&env)?, &env)?;
             logging::init();
-            daemon::run(&config)
+            daemon::run(&config)?;
         }
-        Command::QemuArgs(args) => print_options(args, &env),
+        Command::QemuArgs(args) => print_options(args, &env)?,
+        Command::Leaf(args) => {
+            let status = args.run(&env, &mut io::stdout().lock(), &mut io::stderr())?;
+            return Ok(ExitCode::from(status));
+        }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print_options(args: &QemuArgsArgs, env: &Environment) -> Result<(), Error> {

@@ -44,7 +44,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::core::Core;
-use self::entry::{SLOTS_MAX, SlotIndex};
+use self::entry::{BlockState, SLOTS_MAX, SlotIndex};
 use self::epoch::Epochs;
 use self::slots::SlotRole;
 use self::table::RootTable;
@@ -161,6 +161,17 @@ pub struct Cache {
 pub struct RootCache {
     cache: Arc<Cache>,
     table: Arc<RootTable>,
+}
+
+/// What a cache knows of a root's block.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum BlockKind {
+    /// It can be hit.
+    Cached,
+    /// It is known to be all zeros.
+    Zero,
+    /// It has to be read, or is being read.
+    Absent,
 }
 
 /// What a cache is and has done. Hits are not among it: who looks up counts
@@ -323,6 +334,16 @@ impl RootCache {
     /// The cache that the root is part of.
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// What is known of a block at this moment, for people to look at. A look
+    /// is no hit: eviction doesn't see it. Blocks beyond the end are zeros.
+    pub fn kind_of(&self, block: u64) -> BlockKind {
+        match self.table.entry(block).map(|entry| entry.load().state()) {
+            None | Some(BlockState::Zero) => BlockKind::Zero,
+            Some(BlockState::Ready(_)) => BlockKind::Cached,
+            Some(BlockState::Empty(_) | BlockState::Filling(_)) => BlockKind::Absent,
+        }
     }
 
     /// Notes that these blocks are holes: reading them as zeros needs neither a

@@ -21,7 +21,7 @@ use crate::cache::{Cache, CacheConfig, Hugepages};
 use crate::config::{Config, HugepagesMode};
 use crate::disk::CachedRoot;
 use crate::error::Error;
-use crate::reactor::{Mailbox, Reactor};
+use crate::reactor::{Mailbox, Reactor, Watchdog};
 use crate::root::Root;
 use vm::{BoundVm, Vm};
 
@@ -57,7 +57,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             Ok(Arc::new(CachedRoot::new(root, table, config.cache_block_bytes)))
         })
         .collect::<Result<_, Error>>()?;
-    let reactors = start_reactors(config, &cache)?;
+    let (reactors, watchdog) = start_reactors(config, &cache)?;
     let vms = bound
         .into_iter()
         .enumerate()
@@ -72,6 +72,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     log::info!("stopping");
     acceptor.stop();
     drop(reactors);
+    drop(watchdog);
     close(&vms)
 }
 
@@ -106,7 +107,7 @@ fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
     Ok(cache)
 }
 
-fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Vec<Reactor>, Error> {
+fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<(Vec<Reactor>, Watchdog), Error> {
     let failed = |source: std::io::Error| {
         Error::failure(format!(
             "can't start a reactor: {source}; leafblk needs io_uring (Linux 6.1 or newer, \
@@ -118,12 +119,14 @@ fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Vec<Reactor>, E
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?
         .into();
-    (0..u16::try_from(config.reactors).unwrap_or(u16::MAX))
+    let watchdog = Watchdog::start(Arc::clone(&mailboxes)).map_err(failed)?;
+    let reactors = (0..u16::try_from(config.reactors).unwrap_or(u16::MAX))
         .map(|index| {
             Reactor::start(index, Arc::clone(cache), Arc::clone(&mailboxes), config.poll_us)
                 .map_err(failed)
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    Ok((reactors, watchdog))
 }
 
 /// One receiver that hears of the first signal; the second ends the process.

@@ -42,7 +42,7 @@ pub(super) fn line_at_end(vm: &Vm) -> String {
             let _ = write!(line, " and occupies {}", ByteSize::b(allocated));
         }
     }
-    let errors = counters.errors.get();
+    let errors = counters.all_errors();
     if errors > 0 {
         let _ = write!(line, "; {errors} errors");
     }

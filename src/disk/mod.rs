@@ -8,12 +8,14 @@
 mod buffers;
 mod counters;
 pub mod lanes;
+mod map;
 mod transfer;
 
 use std::sync::Arc;
 
 pub use buffers::BufCursor;
-pub use counters::{Counter, Counters};
+pub use counters::Counters;
+pub use map::{CELLS_MAX, DiskMap};
 
 use crate::cache::RootCache;
 use crate::leaf::Leaf;

@@ -4,6 +4,7 @@
 use std::io;
 
 use super::{Leaf, LeafError};
+use crate::io::storage::zero;
 use crate::units::{Sector, SectorRange};
 use crate::virtqueue::GuestBuf;
 
@@ -76,26 +77,8 @@ impl Leaf {
             // fallocate(2) takes no empty range.
             return Ok(());
         }
-        match self.storage.punch_hole(self.data_offset(range.start()), range.byte_len()) {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => self.write_out_zeroes(range)?,
-            Err(source) => return Err(self.io("punch", source)),
-        }
+        let (offset, len) = (self.data_offset(range.start()), range.byte_len());
+        zero(&*self.storage, offset, len).map_err(|source| self.io("write zeroes", source))?;
         self.mark(range)
-    }
-
-    /// For file systems without holes.
-    fn write_out_zeroes(&self, range: SectorRange) -> Result<(), LeafError> {
-        static ZEROES: [u8; 65536] = [0; 65536];
-        let mut done = 0;
-        while done < range.byte_len() {
-            let here = usize::try_from(range.byte_len() - done).unwrap_or(usize::MAX);
-            let offset = self.data_offset(range.start()) + done;
-            let zeroes = &ZEROES[..here.min(ZEROES.len())];
-            crate::io::storage::write_all(&*self.storage, zeroes, offset)
-                .map_err(|source| self.io("write zeroes", source))?;
-            done += zeroes.len() as u64;
-        }
-        Ok(())
     }
 }

@@ -88,13 +88,6 @@ impl Leaf {
             self.io("sync", source)
         })
     }
-
-    fn check_not_poisoned(&self) -> Result<(), LeafError> {
-        if self.is_poisoned() {
-            return Err(LeafError::Poisoned { path: self.path.clone() });
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod fixture;
 mod format;
 mod mem;
 mod model;
+mod sizes;
 
 use std::fs::File;
 

@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Command;
+use super::call::Strikes;
+use super::watchdog::Pulse;
 use crate::disk::lanes::Report;
 use crate::leaf::LeafError;
 use crate::virtqueue::GuestBuf;
@@ -40,6 +42,9 @@ pub struct Mailbox {
     mail: Mutex<Vec<Mail>>,
     has_mail: AtomicBool,
     wake: EventFd,
+    /// What the watchdog sees of the reactor.
+    pub(super) pulse: Pulse,
+    pub(super) strikes: Strikes,
 }
 
 impl std::fmt::Debug for Mailbox {
@@ -55,7 +60,13 @@ impl Mailbox {
     /// As eventfd(2).
     pub fn new() -> io::Result<Arc<Self>> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Arc::new(Self { mail: Mutex::default(), has_mail: AtomicBool::new(false), wake }))
+        Ok(Arc::new(Self {
+            mail: Mutex::default(),
+            has_mail: AtomicBool::new(false),
+            wake,
+            pulse: Pulse::default(),
+            strikes: Strikes::default(),
+        }))
     }
 
     /// Sends a command. It is answered through the sender in it.

@@ -7,18 +7,23 @@
 //!
 //! Invariants:
 //! - Every popped chain is completed exactly once.
-//! - A reactor waits for nothing but epoll.
+//! - A reactor waits for nothing but epoll; a call that a frontend makes wait is
+//!   interrupted by the [`watchdog`].
 //! - An error in a device's ring ends that device until its ring is set up
 //!   again, and nothing else.
 //! - Steady-state I/O allocates nothing: tasks, parts and lists are kept.
 
+mod call;
+mod counters;
 mod device;
 mod idle;
+mod interrupt;
 mod mailbox;
 mod parts;
 mod run;
 mod serve;
 mod task;
+mod watchdog;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -26,7 +31,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+pub use counters::ReactorCounters;
 pub use mailbox::Mailbox;
+pub use watchdog::Watchdog;
 
 use crate::cache::Cache;
 use crate::disk::Disk;
@@ -57,6 +64,8 @@ pub enum Command {
     /// Stop a queue once nothing of it is in flight; the answer is the index of
     /// the next chain that it would have taken.
     Stop(DeviceId, u16, SyncSender<Option<u16>>),
+    /// Nothing but an answer: the reactor lives.
+    Ping(SyncSender<()>),
     /// End the thread. Devices are detached before.
     Shutdown,
 }
@@ -83,6 +92,7 @@ pub struct QueueSetup {
 #[derive(Debug)]
 pub struct Reactor {
     mailbox: Arc<Mailbox>,
+    counters: Arc<ReactorCounters>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -100,14 +110,19 @@ impl Reactor {
         poll_us: u32,
     ) -> io::Result<Self> {
         let mailbox = Arc::clone(&peers[usize::from(index)]);
+        let counters = Arc::new(ReactorCounters::default());
+        let in_thread = Arc::clone(&counters);
         let (ready, started) = sync_channel(1);
         // The io_uring belongs to the thread that makes it.
         let thread =
             std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || {
-                match run::Runner::new(index, &cache, peers, poll_us) {
+                match run::Runner::new(index, &cache, peers, poll_us, in_thread) {
                     Ok(mut runner) => {
                         let _ = ready.send(Ok(()));
+                        let mailbox = Arc::clone(runner.mailbox());
+                        mailbox.pulse.begin();
                         runner.run();
+                        mailbox.pulse.end();
                     }
                     Err(e) => {
                         let _ = ready.send(Err(e));
@@ -115,7 +130,12 @@ impl Reactor {
                 }
             })?;
         started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
-        Ok(Self { mailbox, thread: Some(thread) })
+        Ok(Self { mailbox, counters, thread: Some(thread) })
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> &Arc<ReactorCounters> {
+        &self.counters
     }
 
     /// Where to send commands.

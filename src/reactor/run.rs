@@ -5,14 +5,16 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use super::counters::{ReactorCounters, TurnClock};
 use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
 use super::serve::MEMORY_GONE;
-use super::task::{Part, Slab, Task};
+use super::task::{Answered, Part, Slab, Task};
 use super::{Command, DeviceId, Mailbox, QueueSetup};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
+use crate::metrics::Tally;
 use crate::virtqueue::{Chain, QueueError};
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
@@ -50,6 +52,12 @@ pub(super) struct Runner {
     pub(super) stalled: Vec<u32>,
     /// Queues with something to publish: device place, queue.
     pub(super) unpublished: Vec<(usize, u16)>,
+    /// Deferred requests that were answered in this turn.
+    pub(super) answered: Vec<Answered>,
+    /// What the queue being served has had answered at once.
+    pub(super) tally: Tally,
+    pub(super) clock: TurnClock,
+    pub(super) counters: Arc<ReactorCounters>,
     pub(super) waiters: Vec<Waiter>,
     pub(super) chains: [Chain; 2],
     mail: Vec<Mail>,
@@ -64,6 +72,7 @@ impl Runner {
         cache: &Arc<Cache>,
         peers: Arc<[Arc<Mailbox>]>,
         poll_us: u32,
+        counters: Arc<ReactorCounters>,
     ) -> io::Result<Self> {
         let engine = Engine::new()?;
         let raw = epoll::create(true)?;
@@ -78,6 +87,8 @@ impl Runner {
             let event = epoll::Event::new(epoll::Events::EPOLLIN | edge, token);
             epoll::ctl(raw, epoll::ControlOptions::EPOLL_CTL_ADD, fd, event)?;
         }
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        counters.thread_id.set(u64::from(thread.unsigned_abs()));
         Ok(Self {
             index,
             reader: cache.reader().map_err(io::Error::other)?,
@@ -92,6 +103,10 @@ impl Runner {
             runnable: Vec::new(),
             stalled: Vec::new(),
             unpublished: Vec::new(),
+            answered: Vec::new(),
+            tally: Tally::default(),
+            clock: TurnClock::new(),
+            counters,
             waiters: Vec::new(),
             chains: [Chain::default(), Chain::default()],
             mail: Vec::new(),
@@ -99,6 +114,10 @@ impl Runner {
             window: IdleWindow::new(poll_us),
             stop: false,
         })
+    }
+
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.peers[usize::from(self.index)]
     }
 
     /// Runs until told to stop.
@@ -110,9 +129,13 @@ impl Runner {
             let mut worked = self.read_mail();
             worked |= self.reap();
             worked |= self.run_tasks();
+            if worked {
+                self.lap();
+            }
             worked |= self.serve_hot();
             self.flush_turn();
             turns = turns.wrapping_add(1);
+            self.counters.polls.add(1);
             if turns.is_multiple_of(TURNS_PER_COOLING) {
                 self.cool(false);
             }
@@ -124,6 +147,7 @@ impl Runner {
                 }
                 continue;
             }
+            self.clock.rest();
             idle_turns = idle_turns.wrapping_add(1);
             if idle_turns.is_multiple_of(IDLE_TURNS_PER_LOOK) && self.look(0) {
                 continue;
@@ -142,25 +166,34 @@ impl Runner {
             log::error!("io_uring takes no reads, trying again: {e}");
         }
         while let Some((slot, queue)) = self.unpublished.pop() {
-            let device = self.devices.get_mut(slot).and_then(Option::as_mut);
-            if let Some(queue) =
-                device.and_then(|d| d.queues.get_mut(usize::from(queue))).and_then(Option::as_mut)
+            let Some(device) = self.devices.get_mut(slot).and_then(Option::as_mut) else {
+                continue;
+            };
+            if let Some(queue) = device.queues.get_mut(usize::from(queue)).and_then(Option::as_mut)
             {
-                queue.publish();
+                queue.publish(&self.counters);
             }
+            device.break_if_a_call_waits();
+        }
+        if !self.answered.is_empty() {
+            self.count_answered();
         }
     }
 
     fn sleep(&mut self) {
         let retry = !self.stalled.is_empty() || !self.hot.is_empty();
+        self.counters.sleeps.add(1);
         self.reader.offline();
+        self.mailbox().pulse.sleeps();
         self.look(if retry { RETRY_MS } else { -1 });
+        self.mailbox().pulse.woke();
         self.reader.online();
         self.window.woke();
     }
 
     /// Takes events; whether there were any.
     fn look(&mut self, timeout: i32) -> bool {
+        self.counters.looks.add(1);
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); EVENTS];
         let count = match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
             Ok(count) => count,
@@ -177,6 +210,7 @@ impl Runner {
                 && token != TOKEN_RING
                 && let Ok(slot) = usize::try_from(token)
             {
+                self.counters.kicks.add(1);
                 self.heat(slot);
             }
         }
@@ -240,6 +274,7 @@ impl Runner {
     fn run_tasks(&mut self) -> bool {
         let mut worked = false;
         if !self.stalled.is_empty() {
+            self.clock.begin();
             let mut list = mem::replace(&mut self.stalled, mem::take(&mut self.scratch));
             let before = list.len();
             for part in list.drain(..) {
@@ -250,6 +285,7 @@ impl Runner {
         }
         if !self.runnable.is_empty() {
             worked = true;
+            self.clock.begin();
             let mut list = mem::replace(&mut self.runnable, mem::take(&mut self.scratch));
             for task in list.drain(..) {
                 self.advance(task);
@@ -263,6 +299,9 @@ impl Runner {
         let mut mail = mem::take(&mut self.mail);
         self.peers[usize::from(self.index)].take(&mut mail);
         let any = !mail.is_empty();
+        if any {
+            self.clock.begin();
+        }
         for item in mail.drain(..) {
             match item {
                 Mail::Command(command) => self.command(command),
@@ -288,13 +327,16 @@ impl Runner {
             Command::Attach(disk, answer) => {
                 let id = DeviceId(self.next_id);
                 self.next_id = self.next_id.wrapping_add(1);
-                let device = Device::new(id, disk, &self.peers[usize::from(self.index)]);
+                let device = Device::new(id, disk, self.mailbox());
                 let free = self.devices.iter().position(Option::is_none);
                 let slot = free.unwrap_or_else(|| {
                     self.devices.push(None);
                     self.devices.len() - 1
                 });
+                device.disk.counters().connections.add(1);
+                device.disk.counters().connected.set(1);
                 self.devices[slot] = Some(Box::new(device));
+                self.count_devices();
                 let _ = answer.send(id);
             }
             Command::Detach(id, answer) => {
@@ -331,6 +373,9 @@ impl Runner {
             }
             Command::SetCall(id, queue, call, answer) => {
                 self.with_queue(id, queue, |queue| queue.set_call(call));
+                if let Some(device) = self.device(id) {
+                    device.break_if_a_call_waits();
+                }
                 let _ = answer.send(());
             }
             Command::SetWriteBack(id, write_back, answer) => {
@@ -339,6 +384,7 @@ impl Runner {
                 }
                 let _ = answer.send(());
             }
+            Command::Ping(answer) => drop(answer.send(())),
             Command::Shutdown => self.stop = true,
         }
     }
@@ -365,8 +411,10 @@ impl Runner {
         let Some(device) = self.devices[slot].as_deref_mut() else {
             return;
         };
-        if device.settle(epoll) {
+        if device.settle(epoll, &self.counters) {
+            device.disk.counters().connected.set(0);
             self.devices[slot] = None;
+            self.count_devices();
             self.hot.retain(|hot| *hot != slot);
         } else if device.is_served() {
             // A queue may have been held up by what is settled now.
@@ -388,7 +436,10 @@ impl Runner {
         }
         debug_assert!(device.queues[index].is_none(), "a queue is stopped before it starts");
         forget_kick(epoll, device.queues[index].take());
-        let queue = Queue::new(setup, &device.memory)?;
+        if let Some(left) = device.caller.penalty_left() {
+            return Err(QueueError::Penalty(left.as_secs() + 1));
+        }
+        let queue = Queue::new(setup, &device.memory, &device.caller)?;
         if let Some(kick) = &queue.kick {
             let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
             let event = epoll::Event::new(events, slot as u64);
@@ -405,6 +456,7 @@ impl Runner {
         }
         device.queues[index] = Some(queue);
         device.broken = false;
+        device.break_if_a_call_waits();
         // What came before the kick was watched must be looked for; and a
         // device that is hot already has to disable this queue's kicks too.
         device.hot = false;

@@ -43,6 +43,8 @@ pub enum QueueError {
     Inflight(&'static str),
     #[error("a readable descriptor follows a writable one")]
     ReadableAfterWritable,
+    #[error("its queues may start again in {0} s, since its frontend made a call wait")]
+    Penalty(u64),
 }
 
 #[cfg(test)]

@@ -265,14 +265,19 @@ impl Vmm {
 
     /// Sends all about a ring and enables it.
     pub(crate) fn start_ring(&mut self, ring: Ring) {
+        self.try_start_ring(ring).unwrap();
+    }
+
+    pub(crate) fn try_start_ring(&mut self, ring: Ring) -> vhost::Result<()> {
         let at = ring.index;
-        self.frontend.set_vring_num(at, ring.size).unwrap();
-        self.frontend.set_vring_addr(at, &self.ring_addresses(&ring)).unwrap();
-        self.frontend.set_vring_base(at, ring.avail_index).unwrap();
-        self.frontend.set_vring_call(at, &ring.call).unwrap();
-        self.frontend.set_vring_kick(at, &ring.kick).unwrap();
-        self.frontend.set_vring_enable(at, true).unwrap();
+        self.frontend.set_vring_num(at, ring.size)?;
+        self.frontend.set_vring_addr(at, &self.ring_addresses(&ring))?;
+        self.frontend.set_vring_base(at, ring.avail_index)?;
+        self.frontend.set_vring_call(at, &ring.call)?;
+        self.frontend.set_vring_kick(at, &ring.kick)?;
+        self.frontend.set_vring_enable(at, true)?;
         self.rings.push(ring);
+        Ok(())
     }
 
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) {

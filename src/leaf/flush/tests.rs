@@ -67,6 +67,10 @@ impl Storage for Scripted {
         self.0.write_back(offset, len, wait)
     }
 
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
     fn len_bytes(&self) -> io::Result<u64> {
         self.0.len_bytes()
     }

@@ -17,6 +17,7 @@ pub(super) enum Op {
     /// Offset and length.
     Write(u64, u64),
     Punch(u64, u64),
+    SetLen(u64),
     Sync,
 }
 
@@ -31,6 +32,7 @@ pub(super) struct State {
     /// Errno of the writes and punches from the offset on.
     pub(super) fail_writes: Option<(u64, i32)>,
     pub(super) fail_punch: Option<i32>,
+    pub(super) fail_set_len: Option<i32>,
     pub(super) fail_sync: Option<i32>,
 }
 
@@ -186,6 +188,17 @@ impl Storage for Mem {
     }
 
     fn write_back(&self, _offset: u64, _len: u64, _wait: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        if let Some(errno) = state.fail_set_len {
+            return fail(errno);
+        }
+        state.ops.push(Op::SetLen(len));
+        state.now.retain(|sector, _| *sector < len.div_ceil(512));
+        state.len = len;
         Ok(())
     }
 

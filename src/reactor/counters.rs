@@ -1,0 +1,107 @@
+//! What a reactor did, and the clock that tells how long.
+
+use super::run::Runner;
+use crate::metrics::clock::{Clock, Stamp};
+use crate::metrics::{Counter, Gauge};
+
+/// Counts of one reactor since it started. Its thread writes them.
+#[derive(Debug, Default)]
+pub struct ReactorCounters {
+    /// Turns of the loop: in each, every hot device's rings are looked at.
+    pub polls: Counter,
+    /// Looks at the epoll set, sleeps included.
+    pub looks: Counter,
+    /// Times that it slept.
+    pub sleeps: Counter,
+    /// Kicks that woke it, or that it found in a look. Several of one queue
+    /// between two looks count as one.
+    pub kicks: Counter,
+    /// Drivers called.
+    pub calls: Counter,
+    /// Nanoseconds in which it had requests, completions or mail in hand.
+    pub busy_ns: Counter,
+    /// Requests that could not be answered in the turn that took them.
+    pub deferred: Counter,
+    /// Its thread, as the kernel numbers it.
+    pub thread_id: Gauge,
+    /// Devices that it serves.
+    pub devices: Gauge,
+}
+
+/// A reactor's view of the clock: read once after each stretch of work, and
+/// once more where work begins after none. Work that follows on work begins
+/// where that ended.
+#[derive(Debug)]
+pub(super) struct TurnClock {
+    clock: Clock,
+    last: Stamp,
+    /// Whether `last` is where the current work began.
+    working: bool,
+}
+
+impl TurnClock {
+    pub(super) fn new() -> Self {
+        Self { clock: Clock::shared(), last: Stamp::default(), working: false }
+    }
+
+    /// Work begins, unless it has.
+    #[inline]
+    pub(super) fn begin(&mut self) {
+        if !self.working {
+            self.working = true;
+            self.last = self.clock.now();
+        }
+    }
+
+    /// When the work in hand began.
+    #[inline]
+    pub(super) fn begun(&self) -> Stamp {
+        self.last
+    }
+
+    /// A stretch of work ends; how many nanoseconds it took.
+    #[inline]
+    pub(super) fn lap(&mut self) -> u64 {
+        let begun = std::mem::replace(&mut self.last, self.clock.now());
+        self.clock.nanos(begun, self.last)
+    }
+
+    /// Nanoseconds from `start` to the end of the last stretch.
+    #[inline]
+    pub(super) fn since(&self, start: Stamp) -> u64 {
+        self.clock.nanos(start, self.last)
+    }
+
+    /// There was nothing to do.
+    #[inline]
+    pub(super) fn rest(&mut self) {
+        self.working = false;
+    }
+}
+
+impl Runner {
+    /// A stretch of work ends; how long it took, in nanoseconds.
+    #[inline]
+    pub(super) fn lap(&mut self) -> u64 {
+        let nanos = self.clock.lap();
+        self.counters.busy_ns.add(nanos);
+        nanos
+    }
+
+    /// Counts the deferred requests whose answers were just shown.
+    pub(super) fn count_answered(&mut self) {
+        self.lap();
+        while let Some(request) = self.answered.pop() {
+            if let Some(device) = self.devices.get(request.slot).and_then(Option::as_ref)
+                && device.id == request.device
+            {
+                let nanos = self.clock.since(request.started);
+                device.disk.counters().answered_one(request.operation, nanos);
+            }
+        }
+    }
+
+    pub(super) fn count_devices(&self) {
+        self.counters.devices.set(self.devices.iter().flatten().count() as u64);
+    }
+}

@@ -1,0 +1,35 @@
+//! `leafblk leaf create`: an empty leaf.
+
+use std::path::PathBuf;
+
+use super::{ToolError, human, open_root};
+use crate::config::RootEntry;
+use crate::leaf::{self, LeafError};
+
+/// What is to be created.
+#[derive(Clone, Debug)]
+pub struct Create {
+    /// The new leaf.
+    pub path: PathBuf,
+    /// Its root.
+    pub root: RootEntry,
+    /// The disk's size in bytes; the root's if `None`.
+    pub size: Option<u64>,
+}
+
+/// Creates it; says so.
+///
+/// # Errors
+/// The leaf's and the root's; [`ToolError::Exists`].
+pub fn run(what: &Create) -> Result<String, ToolError> {
+    if std::fs::symlink_metadata(&what.path).is_ok() {
+        return Err(ToolError::Exists { path: what.path.clone() });
+    }
+    let root = open_root(&what.root)?;
+    let size = what.size.unwrap_or(root.len_bytes());
+    if size < root.len_bytes() {
+        return Err(LeafError::BadSize { size }.into());
+    }
+    leaf::create(&what.path, size, root.identity())?;
+    Ok(format!("created {}: {} on root {}", what.path.display(), human(size), root.identity()))
+}
