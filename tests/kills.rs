@@ -5,6 +5,7 @@
 //! its ring and its inflight region as a VMM does, and comes back. Bounded by
 //! time; `LEAFBLK_KILLS=N` asks for so many kills instead, `LEAFBLK_SEED=N`
 //! repeats a run's choices (not its timing).
+#![expect(clippy::print_stdout, reason = "says which lines of the log were not expected")]
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

@@ -249,7 +249,7 @@ impl LiveMap {
         while sector < end {
             let page = Self::page_of(sector);
             if !self.summary.is_set(page) {
-                let word_empty = self.summary.0[page / 64].load(Ordering::Relaxed) == 0;
+                let word_empty = self.summary.0.get(page / 64).load(Ordering::Relaxed) == 0;
                 let next = if word_empty { (page / 64 + 1) * 64 } else { page + 1 };
                 sector = next as u64 * PAGE_SECTORS;
                 continue;
@@ -267,7 +267,8 @@ impl LiveMap {
 
     /// Map pages that have anything in them.
     pub(super) fn pages_used(&self) -> u64 {
-        self.summary.0.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+        let words = 0..self.pages().div_ceil(64);
+        words.map(|i| u64::from(self.summary.0.get(i).load(Ordering::Relaxed).count_ones())).sum()
     }
 
     /// Marks the range as held; returns how many of its sectors were not.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::copies::read_header;
 use super::header::{self, Header, HeaderError};
 use super::live_map::{LiveMap, Owner};
-use super::{Leaf, LeafError, lock};
+use super::{Leaf, LeafError, lock as flock};
 use crate::io::storage::{FileStorage, read_exact, write_all};
 use crate::units::{Sector, SectorRange};
 
@@ -35,7 +35,7 @@ pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
             return Err(LeafError::NotALeaf { path: path.to_owned() });
         }
         let file = File::options().read(true).write(write).open(path).map_err(open_error)?;
-        if !lock::take(&file, !write).map_err(open_error)? {
+        if !flock::take(&file, !write).map_err(open_error)? {
             return Err(LeafError::InUse { path: path.to_owned() });
         }
         // A tool may have put a new file here between opening and locking, and

@@ -84,7 +84,7 @@ impl Leaf {
                 .map_err(io_error("complete the reset"))?;
         }
         let (map, taken_over) = open_map(path, &*storage, &header, options)?;
-        let generation = header.generation + 1;
+        let generation = header.generation + u64::from(!taken_over);
         let leaf = Self {
             path: path.to_owned(),
             live_map_path: options.live_map.clone(),

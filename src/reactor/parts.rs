@@ -158,7 +158,6 @@ impl Runner {
         let mut any = false;
         while let Some((token, result)) = self.engine.reap() {
             any = true;
-            self.clock.begin();
             let Ok(id) = u32::try_from(token) else {
                 continue;
             };

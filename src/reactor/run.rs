@@ -5,7 +5,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use super::counters::{ReactorCounters, TurnClock};
+use super::counters::{DEVICES_PER_CLOCK, ReactorCounters, TurnClock};
 use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
@@ -19,13 +19,11 @@ use crate::virtqueue::{Chain, QueueError};
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
 /// whose notifications are on is only seen by a look.
-const TURNS_PER_LOOK: u32 = 8;
+const TURNS_PER_LOOK: u64 = 8;
 /// Idle turns between looks: a look costs 100 ns, an idle turn a few.
 const IDLE_TURNS_PER_LOOK: u32 = 64;
-/// Idle turns between looks at the clock, which costs more than a turn.
-const TURNS_PER_CLOCK: u32 = 8;
 /// Turns between looks at which devices have cooled down.
-const TURNS_PER_COOLING: u32 = 1 << 14;
+const TURNS_PER_COOLING: u64 = 1 << 14;
 /// Events that one look takes.
 const EVENTS: usize = 64;
 /// How long to sleep while something must be tried again, or a queue has no
@@ -63,6 +61,7 @@ pub(super) struct Runner {
     mail: Vec<Mail>,
     scratch: Vec<u32>,
     window: IdleWindow,
+    turns: u64,
     stop: bool,
 }
 
@@ -112,6 +111,7 @@ impl Runner {
             mail: Vec::new(),
             scratch: Vec::new(),
             window: IdleWindow::new(poll_us),
+            turns: 0,
             stop: false,
         })
     }
@@ -122,7 +122,8 @@ impl Runner {
 
     /// Runs until told to stop.
     pub(super) fn run(&mut self) {
-        let (mut turns, mut idle_turns) = (0u32, 0u32);
+        // Looked at without finding anything since the clock was read.
+        let (mut idle_turns, mut idle_devices) = (0u32, 0);
         while !self.stop {
             // Nothing of the cache is held here.
             self.reader.quiesce();
@@ -134,27 +135,29 @@ impl Runner {
             }
             worked |= self.serve_hot();
             self.flush_turn();
-            turns = turns.wrapping_add(1);
-            self.counters.polls.add(1);
-            if turns.is_multiple_of(TURNS_PER_COOLING) {
+            self.turns = self.turns.wrapping_add(1);
+            if self.turns.is_multiple_of(TURNS_PER_COOLING) {
                 self.cool(false);
             }
             if worked {
-                self.window.worked();
                 idle_turns = 0;
-                if turns.is_multiple_of(TURNS_PER_LOOK) {
+                if self.turns.is_multiple_of(TURNS_PER_LOOK) {
                     self.look(0);
                 }
                 continue;
             }
-            self.clock.rest();
             idle_turns = idle_turns.wrapping_add(1);
             if idle_turns.is_multiple_of(IDLE_TURNS_PER_LOOK) && self.look(0) {
                 continue;
             }
             std::hint::spin_loop();
-            let clock = self.window.is_zero() || idle_turns.is_multiple_of(TURNS_PER_CLOCK);
-            if clock && self.window.is_over() && !self.cool(true) {
+            idle_devices += self.hot.len().max(1);
+            if idle_devices < DEVICES_PER_CLOCK && !self.window.is_zero() {
+                continue;
+            }
+            idle_devices = 0;
+            let idle_ns = self.clock.idle();
+            if self.window.is_over(idle_ns) && !self.cool(true) {
                 self.sleep();
             }
         }
@@ -188,12 +191,13 @@ impl Runner {
         self.look(if retry { RETRY_MS } else { -1 });
         self.mailbox().pulse.woke();
         self.reader.online();
-        self.window.woke();
+        self.window.woke(self.clock.woke());
     }
 
     /// Takes events; whether there were any.
     fn look(&mut self, timeout: i32) -> bool {
         self.counters.looks.add(1);
+        self.counters.polls.set(self.turns);
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); EVENTS];
         let count = match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
             Ok(count) => count,
@@ -274,7 +278,6 @@ impl Runner {
     fn run_tasks(&mut self) -> bool {
         let mut worked = false;
         if !self.stalled.is_empty() {
-            self.clock.begin();
             let mut list = mem::replace(&mut self.stalled, mem::take(&mut self.scratch));
             let before = list.len();
             for part in list.drain(..) {
@@ -285,7 +288,6 @@ impl Runner {
         }
         if !self.runnable.is_empty() {
             worked = true;
-            self.clock.begin();
             let mut list = mem::replace(&mut self.runnable, mem::take(&mut self.scratch));
             for task in list.drain(..) {
                 self.advance(task);
@@ -299,9 +301,6 @@ impl Runner {
         let mut mail = mem::take(&mut self.mail);
         self.peers[usize::from(self.index)].take(&mut mail);
         let any = !mail.is_empty();
-        if any {
-            self.clock.begin();
-        }
         for item in mail.drain(..) {
             match item {
                 Mail::Command(command) => self.command(command),

@@ -73,7 +73,6 @@ impl Runner {
         let Ok(queue) = u16::try_from(index) else {
             return false;
         };
-        self.clock.begin();
         let [mut current, mut next] = std::mem::take(&mut self.chains);
         // One request ahead: while this one's data is copied, the next one's
         // comes from memory.

@@ -38,7 +38,7 @@ pub struct Check {
 
 /// File systems give space back in blocks; smaller leftovers can't be.
 const BLOCK: u64 = 4096;
-/// Leftover ranges that one report counts; more are found by the next run.
+/// Leftover ranges that one run finds and mends; the next one finds more.
 const LEFTOVERS_MAX: usize = 1 << 20;
 
 #[derive(Serialize)]
@@ -89,6 +89,8 @@ pub fn run(what: &Check, out: &mut dyn Write) -> Result<bool, ToolError> {
 fn examine(locked: &Locked, repair: bool, findings: &mut Vec<Finding>) -> Result<(), ToolError> {
     let read_error = |source| ToolError::Read { path: locked.path.clone(), source };
     let write_error = |source| ToolError::Write { path: locked.path.clone(), source };
+    // First of all that the file is as long as it says.
+    drop(locked.read()?);
     let copies = offline::header_copies(&locked.file).map_err(read_error)?;
     for (i, copy) in copies.iter().enumerate() {
         let detail = match copy {
@@ -107,9 +109,9 @@ fn examine(locked: &Locked, repair: bool, findings: &mut Vec<Finding>) -> Result
     }
     if repair {
         // Writes both copies of the header anew, and takes a live map over.
-        locked.write()?.close()?;
+        locked.change(|_| Ok(()))?;
     }
-    let leaf = Locked::read(locked)?;
+    let leaf = locked.read()?;
     let leftovers = leftovers(&locked.file, header, &leaf).map_err(read_error)?;
     // Without the live map, what looks left over may be acknowledged data.
     if let Some(detail) = describe(&leftovers) {
@@ -119,7 +121,8 @@ fn examine(locked: &Locked, repair: bool, findings: &mut Vec<Finding>) -> Result
         }
         let detail =
             if known { detail } else { format!("{detail}, or what the missing live map names") };
-        findings.push(Finding { what: "leftover data", detail, repaired: repair });
+        let repaired = repair && leftovers.len() < LEFTOVERS_MAX;
+        findings.push(Finding { what: "leftover data", detail, repaired });
     }
     Ok(())
 }

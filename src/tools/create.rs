@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::beside::Beside;
 use super::{ToolError, human, open_root};
 use crate::config::RootEntry;
-use crate::leaf::{self, LeafError};
+use crate::io::storage::FileStorage;
+use crate::leaf::{self, LeafError, offline};
 
 /// What is to be created.
 #[derive(Clone, Debug)]
@@ -22,14 +24,14 @@ pub struct Create {
 /// # Errors
 /// The leaf's and the root's; [`ToolError::Exists`].
 pub fn run(what: &Create) -> Result<String, ToolError> {
-    if std::fs::symlink_metadata(&what.path).is_ok() {
-        return Err(ToolError::Exists { path: what.path.clone() });
-    }
+    let beside = Beside::new(&what.path)?;
     let root = open_root(&what.root)?;
     let size = what.size.unwrap_or(root.len_bytes());
     if size < root.len_bytes() {
         return Err(LeafError::BadSize { size }.into());
     }
-    leaf::create(&what.path, size, root.identity())?;
+    let storage = FileStorage(offline::clone(&what.path, beside.file())?);
+    leaf::create_storage(&what.path, &storage, size, root.identity())?;
+    beside.publish()?;
     Ok(format!("created {}: {} on root {}", what.path.display(), human(size), root.identity()))
 }

@@ -20,7 +20,7 @@ pub enum ToolError {
     Usage(#[from] crate::config::UsageError),
     #[error(
         "leaf {} was not closed cleanly and its live map is not in {}: what its daemon \
-         acknowledged last would be missing; start leafblk serve once, or pass the --runtime-dir \
+         acknowledged last may be missing; start leafblk serve once, or pass the --runtime-dir \
          that it had, or, after a loss of power, --flushed-only",
         path.display(), dir.display()
     )]

@@ -15,7 +15,7 @@ use super::{LeafPlace, ToolError};
 use crate::config::{Environment, Settings};
 use crate::io::storage::FileStorage;
 use crate::leaf::header::Header;
-use crate::leaf::{Leaf, OpenOptions, offline};
+use crate::leaf::{Leaf, LeafError, OpenOptions, offline};
 
 /// Where live maps are: looked up only when one is needed.
 #[derive(Clone, Debug)]
@@ -83,9 +83,17 @@ impl Locked {
         self.open(true)
     }
 
-    /// The leaf, to change in place.
-    pub(super) fn write(&self) -> Result<Leaf, ToolError> {
-        self.open(false)
+    /// Opens the leaf to change it in place, and closes it, also where the
+    /// change failed: it is as it was then.
+    pub(super) fn change(
+        &self,
+        change: impl FnOnce(&mut Leaf) -> Result<(), LeafError>,
+    ) -> Result<(), ToolError> {
+        let mut leaf = self.open(false)?;
+        let changed = change(&mut leaf);
+        let closed = leaf.close();
+        changed?;
+        Ok(closed?)
     }
 
     fn open(&self, read_only: bool) -> Result<Leaf, ToolError> {

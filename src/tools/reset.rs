@@ -2,6 +2,7 @@
 
 use super::opened::{Locked, Unclosed};
 use super::{LeafPlace, ToolError, counted, human};
+use crate::leaf::Leaf;
 
 /// Discards every change, durably; says how much that was. A leaf that was not
 /// closed cleanly is no obstacle, since nothing of it is kept.
@@ -10,10 +11,8 @@ use super::{LeafPlace, ToolError, counted, human};
 /// The leaf's: all of its changes are there then, or none.
 pub fn run(place: &LeafPlace) -> Result<String, ToolError> {
     let locked = Locked::new(place, true, Unclosed::Tell)?;
-    let mut leaf = locked.write()?;
-    let held = leaf.present_sectors();
-    leaf.reset()?;
-    leaf.close()?;
+    let held = locked.read()?.present_sectors();
+    locked.change(Leaf::reset)?;
     Ok(format!(
         "reset {}: {} discarded ({})",
         place.path.display(),

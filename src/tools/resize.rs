@@ -35,9 +35,7 @@ pub fn run(what: &Resize) -> Result<String, ToolError> {
     if what.size == have {
         return Ok(format!("{} has {} already", what.leaf.path.display(), human(have)));
     }
-    let mut leaf = locked.write()?;
-    leaf.shrink(what.size)?;
-    leaf.close()?;
+    locked.change(|leaf| leaf.shrink(what.size))?;
     Ok(format!(
         "resized {}: {} instead of {}",
         what.leaf.path.display(),

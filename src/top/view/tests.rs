@@ -44,7 +44,7 @@ fn row<'a>(screen: &'a str, has: &str) -> &'a str {
 fn the_host_and_each_vm_have_their_numbers() {
     let screen = screen(&mut model(5), 140, 30);
     assert!(row(&screen, "leafblk 0.1.0").contains("VMs connected 4 of 5"), "{screen}");
-    assert!(row(&screen, "kicks/s").contains("40.0 % busy 30.0 % polling"), "{screen}");
+    assert!(row(&screen, "polling").contains("40.0 % busy 30.0 % polling"), "{screen}");
     assert!(row(&screen, "used").contains("256 MiB of 1.00 GiB"), "{screen}");
     let busiest = row(&screen, "web5");
     for number in ["5000", "20.5", "100 %", "+20.0 KiB"] {

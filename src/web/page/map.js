@@ -74,7 +74,7 @@ export const COLUMNS = 96;
 export const ROWS = 16;
 
 // The large map, row by row. `changed` says when each cell last changed, in ms;
-// those that did so lately are outlined.
+// those that did so lately are lit up.
 export function drawGrid(canvas, map, changed, now) {
   const size = canvas.clientWidth / COLUMNS;
   const { width, height, ratio } = fit(canvas, size * ROWS);
@@ -90,10 +90,9 @@ export function drawGrid(canvas, map, changed, now) {
     fill(context, map, cell, x, y, wide, tall);
     const age = now - changed[cell];
     if (age < 1500) {
-      context.globalAlpha = 1 - age / 1500;
-      context.strokeStyle = colour("flash");
-      context.lineWidth = gap;
-      context.strokeRect(x + gap / 2, y + gap / 2, wide - gap, tall - gap);
+      context.globalAlpha = 0.45 * (1 - age / 1500);
+      context.fillStyle = colour("flash");
+      context.fillRect(x, y, wide, tall);
       context.globalAlpha = 1;
     }
   }

@@ -42,16 +42,18 @@ function showHost(stats, host, vms) {
   text("vms-note", `connected, on ${stats.roots.length} root${plural}`);
   text("iops", count(host.iops));
   const busiest = vms.reduce((most, vm) => (vm.iops > (most?.iops ?? 0) ? vm : most), null);
-  text("deferred-note", busiest ? `most by ${busiest.name}` : "all idle");
-  text("throughput", `${bytes(host.read)} · ${bytes(host.written)}`);
-  text("sources-note", "a second, all VMs");
+  text("busiest", busiest ? `most by ${busiest.name}` : "all idle");
+  text("read", bytes(host.read));
+  text("read-note", "by all VMs");
+  text("written", bytes(host.written));
+  text("written-note", `leaves grow ${perSecond(vms.reduce((sum, vm) => sum + vm.growth, 0))}`);
   text("cache-used", bytes(stats.cache.used_bytes));
   text("cache-size", `of ${bytes(stats.cache.size_bytes)}`);
   $("cache-meter").style.width = `${(100 * stats.cache.used_bytes) / stats.cache.size_bytes}%`;
-  text("cache-note", `${count(host.fills)} fills/s, ${count(host.evictions)} evictions/s`);
+  text("cache-note", `${count(host.fills)} filled/s, ${count(host.evictions)} evicted/s`);
   const asked = host.hits + host.misses;
   text("hit-ratio", asked > 0 ? share(host.hits, asked) : share(stats.cache.hits, stats.cache.hits + stats.cache.misses));
-  text("hits-note", asked > 0 ? "of cache lookups, this second" : "of cache lookups, since the start");
+  text("hits-note", asked > 0 ? "of lookups, now" : "of lookups, ever");
   showReactors(host.reactors);
 }
 
@@ -230,7 +232,7 @@ function showHistogram(id, counts) {
     bar.title = `${bound}: ${n}`;
   });
   const [p50, p99] = [quantile(counts, 0.5), quantile(counts, 0.99)];
-  text(`${id}-note`, p50 === null ? "none yet" : `since attached: p50 ${micros(p50)}, p99 ${micros(p99)} (1 µs to 8 s, heights by square root)`);
+  text(`${id}-note`, p50 === null ? "none yet" : `p50 ${micros(p50)}, p99 ${micros(p99)} since attached`);
 }
 
 async function showMap() {
@@ -260,7 +262,7 @@ function draw() {
     drawing = false;
     if (!shown) return;
     drawGrid($("map"), shown.map, shown.changed, now);
-    // While an outline fades.
+    // While a light fades.
     if (shown.changed.some((when) => now - when < 1500)) draw();
   });
 }
@@ -305,6 +307,15 @@ async function run() {
       }
     }
     await new Promise((resume) => setTimeout(resume, Math.max(100, EVERY_MS - (performance.now() - begun))));
+  }
+}
+
+// Five buckets of the histogram a label.
+for (const scale of document.querySelectorAll(".scale")) {
+  for (const label of ["1 µs", "32 µs", "1 ms", "33 ms", "1 s"]) {
+    const span = document.createElement("span");
+    span.textContent = label;
+    scale.append(span);
   }
 }
 
