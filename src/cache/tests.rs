@@ -1,5 +1,6 @@
 //! The cache as a whole, on one thread: what a caller sees.
 
+mod kept;
 mod model;
 mod stress;
 

@@ -40,6 +40,7 @@ struct FileForm {
     cache_size: Option<SizeForm>,
     cache_block: Option<SizeForm>,
     hugepages: Option<HugepagesMode>,
+    keep_cache: Option<bool>,
     reactors: Option<u64>,
     poll_us: Option<u64>,
 }
@@ -144,6 +145,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Settings, UsageError> {
         cache_size_bytes: form.cache_size.map(|size| size.0),
         cache_block_bytes: form.cache_block.map(|size| size.0),
         hugepages: form.hugepages,
+        keep_cache: form.keep_cache,
         reactors: form.reactors,
         poll_us: form.poll_us,
         ..Settings::default()

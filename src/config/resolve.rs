@@ -67,6 +67,7 @@ pub(super) fn resolve(settings: &Settings, env: &Environment) -> Result<Config, 
         cache_size_bytes: cache_size(settings, env)?,
         cache_block_bytes: cache_block(settings)?,
         hugepages: settings.hugepages.unwrap_or_default(),
+        keep_cache: settings.keep_cache.unwrap_or(false),
         reactors: reactors(settings, env)?,
         poll_us: poll_us(settings)?,
     })

@@ -14,10 +14,11 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use bytesize::ByteSize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::cache::{Cache, CacheConfig, Hugepages};
+use crate::cache::{self, Cache, CacheConfig, Hugepages, RootKey};
 use crate::config::{Config, HugepagesMode};
 use crate::disk::CachedRoot;
 use crate::error::Error;
@@ -44,19 +45,24 @@ pub fn run(config: &Config) -> Result<(), Error> {
         .map(|root| Root::open(&root.name, &root.path).map_err(Error::failure))
         .collect::<Result<_, _>>()?;
     let planned = vm::plan(config, &roots)?;
-    let cache = make_cache(config)?;
     for directory in [&config.runtime_dir, &config.state_dir] {
         sockets::create_private_dir(directory).map_err(Error::failure)?;
     }
+    let cache = make_cache(config)?;
     // All sockets before any leaf: one that is in use creates nothing.
     let bound = planned.into_iter().map(|plan| plan.bind()).collect::<Result<Vec<_>, _>>()?;
     let roots: Vec<Arc<CachedRoot>> = roots
         .into_iter()
         .map(|root| {
-            let table = cache.add_root(root.sectors()).map_err(Error::failure)?;
+            let key = root.state_key().map(RootKey);
+            let table = cache.add_root_as(root.sectors(), key).map_err(Error::failure)?;
             Ok(Arc::new(CachedRoot::new(root, table, config.cache_block_bytes)))
         })
         .collect::<Result<_, Error>>()?;
+    let kept = cache.stats().kept * u64::from(config.cache_block_bytes);
+    if kept > 0 {
+        log::info!("took over {} of cached blocks from an earlier start", ByteSize::b(kept));
+    }
     let (reactors, watchdog) = start_reactors(config, &cache)?;
     let vms = bound
         .into_iter()
@@ -90,7 +96,7 @@ fn attach(
 }
 
 fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
-    let (cache, warning) = Cache::new(&CacheConfig {
+    let settings = CacheConfig {
         size_bytes: config.cache_size_bytes,
         block_bytes: config.cache_block_bytes,
         hugepages: match config.hugepages {
@@ -99,8 +105,17 @@ fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
             HugepagesMode::Off => Hugepages::Off,
         },
         readers_max: config.reactors,
-    })
-    .map_err(Error::failure)?;
+    };
+    let made = if config.keep_cache {
+        Cache::keeping(&settings, &config.runtime_dir)
+    } else {
+        let bytes = cache::discard(&config.runtime_dir);
+        if bytes > 0 {
+            log::info!("removed the cache that an earlier start kept ({bytes} bytes)");
+        }
+        Cache::new(&settings)
+    };
+    let (cache, warning) = made.map_err(Error::failure)?;
     if let Some(warning) = warning {
         log::warn!("{warning}");
     }

@@ -74,6 +74,9 @@ impl Runner {
         counters: Arc<ReactorCounters>,
     ) -> io::Result<Self> {
         let engine = Engine::new()?;
+        if let Some(file) = cache.lifetime_fd() {
+            engine.keep_open(file)?;
+        }
         let raw = epoll::create(true)?;
         #[expect(unsafe_code, reason = "the epoll crate returns a bare number")]
         // SAFETY: a descriptor that was just made and is nobody else's.
