@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use leafblk::cli::{Cli, Command, ParseEnd, QemuArgsArgs};
+use leafblk::cli::{Cli, Command, ParseEnd, QemuArgsArgs, print_openapi};
 use leafblk::config::name::{NameOf, check_name};
 use leafblk::config::{Config, Environment, Settings};
 use leafblk::daemon::{self, record};
@@ -41,11 +41,19 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
     let env = Environment::current()?;
     match command {
         Command::Serve(args) => {
-            let config = Config::resolve(&args.settings(&env)?, &env)?;
-            logging::init();
-            daemon::run(&config)?;
+            let resolve = || Ok(Config::resolve(&args.settings(&env)?, &env)?);
+            let config = resolve()?;
+            logging::init(config.log.as_deref());
+            daemon::run(&config, resolve)?;
         }
         Command::QemuArgs(args) => print_options(args, &env)?,
+        Command::Vm(command) => command.run(&env)?,
+        Command::Root(command) => command.run(&env)?,
+        Command::Status(args) => args.run(&env)?,
+        Command::Top(args) => args.run(&env)?,
+        Command::Completions(args) => args.run()?,
+        Command::Man(args) => args.run()?,
+        Command::OpenApi => print_openapi()?,
         Command::Leaf(args) => {
             let status = args.run(&env, &mut io::stdout().lock(), &mut io::stderr())?;
             return Ok(ExitCode::from(status));

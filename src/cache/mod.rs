@@ -37,6 +37,7 @@ mod epoch;
 mod fill;
 mod hugepages;
 mod kept;
+mod lookups;
 mod policy;
 mod slots;
 mod table;
@@ -63,6 +64,7 @@ pub use self::directory::RootKey;
 pub use self::fill::{FillOutcome, FillStart, FillTicket};
 pub use self::hugepages::Shortage;
 pub use self::kept::discard;
+pub use self::lookups::Lookups;
 pub use self::waiters::Waiter;
 
 /// The smallest cache block: a page.
@@ -193,6 +195,7 @@ pub struct Cache {
     core: Mutex<Core>,
     readers_max: usize,
     lifetime_fd: Option<RawFd>,
+    lookups: Lookups,
 }
 
 /// A root's part of the cache. Dropping it evicts the root's blocks.
@@ -295,6 +298,7 @@ impl Cache {
             block_shift,
             epochs: Epochs::new(config.readers_max),
             lifetime_fd: directory.as_ref().map(Directory::raw_fd),
+            lookups: Lookups::default(),
             core: Mutex::new(Core::new(slots, directory)),
             readers_max: config.readers_max,
         })
@@ -349,6 +353,11 @@ impl Cache {
     /// Bytes in a cache block: a power of two.
     pub const fn block_bytes(&self) -> u32 {
         self.block_bytes
+    }
+
+    /// How lookups went, counted by those who looked up.
+    pub const fn lookups(&self) -> &Lookups {
+        &self.lookups
     }
 
     /// What the cache is and has done. Takes the lock for a moment.

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::source::SourceArgs;
 use super::values::{number, size};
-use crate::config::{Environment, HugepagesMode, Settings};
+use crate::config::{ControlSocket, Environment, HugepagesMode, Settings};
 use crate::error::Error;
 
 /// The flags of `leafblk serve`.
@@ -36,6 +36,17 @@ pub struct ServeArgs {
     /// [default: 50]
     #[arg(long, value_name = "N")]
     pub poll_us: Option<String>,
+    /// Where the control API listens (docs/control.md), or off
+    /// [default: control.sock in the runtime directory]
+    #[arg(long, value_name = "PATH|off")]
+    pub control_socket: Option<String>,
+    /// A group whose members may use the control API too
+    #[arg(long, value_name = "GROUP")]
+    pub control_group: Option<String>,
+    /// A port on 127.0.0.1 for looking: a page at /, /metrics; whoever has an
+    /// account here may read it (docs/observability.md) [default: none]
+    #[arg(long, value_name = "N")]
+    pub http_port: Option<String>,
 }
 
 impl ServeArgs {
@@ -54,6 +65,9 @@ impl ServeArgs {
             keep_cache: self.keep_cache.then_some(true),
             reactors: number("reactors", "from 1", self.reactors.as_deref())?,
             poll_us: number("poll-us", "from 0", self.poll_us.as_deref())?,
+            control_socket: self.control_socket.clone().map(ControlSocket::from),
+            control_group: self.control_group.clone(),
+            http_port: number("http-port", "from 1 to 65535", self.http_port.as_deref())?,
             ..Settings::default()
         };
         Ok(self.source.settings(env)?.overridden_by(flags))

@@ -11,12 +11,12 @@ pub(super) fn line_at_start(vm: &Vm) -> String {
     let disk = vm.disk();
     let leaf = match disk.leaf() {
         Some(leaf) => leaf.path().display().to_string(),
-        None => format!("none (read-only; {} does not exist)", vm.leaf_path().display()),
+        None => format!("none (read-only; {} does not exist)", vm.config().leaf.display()),
     };
     format!(
         "{}: socket {}, leaf {leaf}, size {}, root {}",
         disk.name(),
-        vm.socket_path().display(),
+        vm.config().socket.display(),
         ByteSize::b(disk.sectors() * 512),
         disk.root().root().name(),
     )

@@ -7,6 +7,7 @@
 //! n-th block speaks for its neighbours.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::Disk;
 use crate::cache::BlockKind;
@@ -26,7 +27,7 @@ const SAMPLE_SECTORS: u64 = 512;
 
 /// A disk cut into cells of (but for rounding) equal size. The lists have one
 /// number a cell: how many of its sectors are of that kind.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct DiskMap {
     /// Bytes of the disk.
     pub size_bytes: u64,
@@ -72,13 +73,15 @@ impl Disk {
     }
 
     fn map_with(&self, cells: u32, effort: Effort) -> DiskMap {
-        let cells = u64::from(cells.clamp(1, CELLS_MAX)).min(self.sectors.max(1));
+        // Read once: a disk may grow meanwhile.
+        let sectors = self.sectors();
+        let cells = u64::from(cells.clamp(1, CELLS_MAX)).min(sectors.max(1));
         let boundary = |cell: u64| {
-            let sector = u128::from(self.sectors) * u128::from(cell) / u128::from(cells);
-            u64::try_from(sector).unwrap_or(self.sectors)
+            let sector = u128::from(sectors) * u128::from(cell) / u128::from(cells);
+            u64::try_from(sector).unwrap_or(sectors)
         };
         let mut map = DiskMap {
-            size_bytes: self.sectors * 512,
+            size_bytes: sectors * 512,
             sampled: effort.stride > 1 || !effort.count_leaf,
             ..DiskMap::default()
         };

@@ -13,7 +13,7 @@ mod transfer;
 
 use std::sync::Arc;
 
-pub use buffers::BufCursor;
+pub use buffers::{Ahead, BufCursor};
 pub use counters::Counters;
 pub use map::{CELLS_MAX, DiskMap};
 
@@ -83,7 +83,6 @@ pub enum Piece {
 #[derive(Debug)]
 pub struct Disk {
     name: String,
-    sectors: u64,
     read_only: bool,
     root: Arc<CachedRoot>,
     leaf: Option<Arc<Leaf>>,
@@ -98,9 +97,8 @@ impl Disk {
         leaf: Option<Arc<Leaf>>,
         read_only: bool,
     ) -> Self {
-        let sectors = leaf.as_ref().map_or(root.root().sectors(), |leaf| leaf.sectors());
         let read_only = read_only || leaf.is_none();
-        Self { name, sectors, read_only, root, leaf, counters: Counters::default() }
+        Self { name, read_only, root, leaf, counters: Counters::default() }
     }
 
     /// The VM's name.
@@ -108,9 +106,10 @@ impl Disk {
         &self.name
     }
 
-    /// Size in sectors.
+    /// Size in sectors. It may grow at any time.
+    #[inline]
     pub fn sectors(&self) -> u64 {
-        self.sectors
+        self.leaf.as_ref().map_or_else(|| self.root.root.sectors(), |leaf| leaf.sectors())
     }
 
     /// Whether writes are refused.
@@ -151,6 +150,13 @@ impl Disk {
         }
         let block_end = self.root.block_start(self.root.block_of(start) + 1);
         Piece::Root(run.split_at(block_end.0.min(root_sectors) - start.0).0)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let lookups = self.root.cache.cache().lookups();
+        lookups.retire(self.counters.cache_hits.get(), self.counters.cache_misses.get());
     }
 }
 

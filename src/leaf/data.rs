@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "passes buffers in guest memory on to the storage")]
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use super::{Leaf, LeafError};
 use crate::io::storage::zero;
@@ -49,9 +50,9 @@ impl Leaf {
                 }
             };
             let mut count = match count {
-                Ok(0) => return Err(self.io("write", io::ErrorKind::WriteZero.into())),
+                Ok(0) => return Err(self.unfinished("write", io::ErrorKind::WriteZero.into())),
                 Ok(count) => count,
-                Err(source) => return Err(self.io("write", source)),
+                Err(source) => return Err(self.unfinished("write", source)),
             };
             done += count as u64;
             let from_first = count.min(first.len());
@@ -78,7 +79,15 @@ impl Leaf {
             return Ok(());
         }
         let (offset, len) = (self.data_offset(range.start()), range.byte_len());
-        zero(&*self.storage, offset, len).map_err(|source| self.io("write zeroes", source))?;
+        zero(&*self.storage, offset, len).map_err(|e| self.unfinished("write zeroes", e))?;
         self.mark(range)
+    }
+
+    /// An error after part of the range may have changed. Sectors that were
+    /// held already show it, so the next flush has something to make durable:
+    /// what a guest read before a flush must not change after a loss of power.
+    fn unfinished(&self, operation: &'static str, source: io::Error) -> LeafError {
+        self.written.fetch_add(1, Ordering::Release);
+        self.io(operation, source)
     }
 }

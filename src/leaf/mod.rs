@@ -201,6 +201,12 @@ impl Leaf {
         }
     }
 
+    /// Lets others open the file, though this value may live on for a while.
+    /// Nothing may be read from or written to the leaf afterwards.
+    pub fn release(&self) {
+        self.storage.unlock();
+    }
+
     fn check_writable(&self, operation: &'static str, range: SectorRange) -> Result<(), LeafError> {
         if range.end().0 > self.sectors() {
             return Err(self.io(operation, io::ErrorKind::InvalidInput.into()));

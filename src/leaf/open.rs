@@ -1,8 +1,8 @@
 //! Opening and closing a leaf.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Mutex, OnceLock};
 
 use super::copies::read_header;
 use super::header::Header;
@@ -21,10 +21,14 @@ pub struct OpenOptions {
     pub read_only: bool,
 }
 
+/// The kernel's id of this boot: read once, it doesn't change.
 fn boot_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    // Without one, a random id: then nothing is ever taken over.
-    *uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).as_bytes()
+    static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
+    *BOOT_ID.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        // Without one, a random id: then no other daemon takes anything over.
+        *uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).as_bytes()
+    })
 }
 
 impl Owner {

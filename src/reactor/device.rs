@@ -3,36 +3,15 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant};
 
 use super::call::{CALL_WAITS, Call, Called, Caller};
+use super::pace::WritePace;
 use super::{DeviceId, Mailbox, QueueSetup, ReactorCounters};
 use crate::disk::Disk;
 use crate::disk::lanes::Lanes;
 use crate::guest_memory::GuestMemory;
 use crate::request::Limits;
 use crate::virtqueue::{InflightRegion, QueueError, SplitQueue};
-
-/// A write of at most this many sectors is done at once, if it can be expected
-/// to be quick: the copy of 128 KiB takes tens of microseconds.
-const INLINE_SECTORS: u64 = 256;
-/// A write that took longer than this, and in which the thread gave the CPU up
-/// of its own accord, was not quick: the kernel made it wait. A thread that was
-/// only preempted says nothing of the disk (on a busy host that mistook most
-/// slow writes, and a lane costs several times an inline write).
-const SLOW: Duration = Duration::from_millis(1);
-/// For so many times a slow write's duration the device's writes go to its
-/// lane, where waiting harms nobody else.
-const PENALTY: u32 = 20;
-const PENALTY_MAX: Duration = Duration::from_secs(1);
-
-/// Bytes after which write-back is asked for, so that a flush finds little to
-/// do however much was written before it. Less would take the CPU from short
-/// bursts of writes, which then wait for their own write-back.
-pub(super) const WRITE_BACK_BYTES: u64 = 96 << 20;
-/// Bytes written during one write-back after which writes go to the lane: the
-/// disk doesn't keep up, and the kernel will soon make writers wait.
-const BEHIND_BYTES: u64 = 1 << 30;
 
 /// A running queue.
 pub(super) struct Queue {
@@ -128,66 +107,6 @@ impl Queue {
     }
 }
 
-/// The state of things when a write began.
-pub(super) struct WriteBegun {
-    at: Instant,
-    waits: i64,
-}
-
-/// How often this thread has waited, as getrusage(2) counts it.
-fn waits_so_far() -> i64 {
-    #[expect(unsafe_code, reason = "getrusage(2) of a thread has no safe form here")]
-    // SAFETY: a plain C struct for which zero is valid, filled by the call.
-    unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
-        usage.ru_nvcsw
-    }
-}
-
-/// Decides which writes are done at once.
-#[derive(Debug, Default)]
-pub(super) struct WritePace {
-    /// Until then, writes go to the lane.
-    lane_until: Option<Instant>,
-    pub(super) write_back_running: bool,
-}
-
-impl WritePace {
-    /// Whether a write of `sectors` from `start` may be done at once. Only
-    /// whole pages: for a part of one the kernel may have to read the rest.
-    pub(super) fn is_inline(&mut self, start: u64, sectors: u64, unsynced: u64) -> bool {
-        let pages = start.is_multiple_of(8) && sectors.is_multiple_of(8);
-        if !pages || sectors > INLINE_SECTORS {
-            return false;
-        }
-        if self.write_back_running && unsynced > BEHIND_BYTES {
-            return false;
-        }
-        match self.lane_until {
-            None => true,
-            Some(until) if Instant::now() >= until => {
-                self.lane_until = None;
-                true
-            }
-            Some(_) => false,
-        }
-    }
-
-    /// A write begins.
-    pub(super) fn begin(&mut self) -> WriteBegun {
-        WriteBegun { at: Instant::now(), waits: waits_so_far() }
-    }
-
-    /// Learns from a write that is done.
-    pub(super) fn wrote(&mut self, begun: &WriteBegun) {
-        let took = begun.at.elapsed();
-        if took > SLOW && waits_so_far() != begun.waits {
-            self.lane_until = Some(Instant::now() + (took * PENALTY).min(PENALTY_MAX));
-        }
-    }
-}
-
 /// A memory table that waits for the requests that use the old one.
 pub(super) type PendingMemory = (Arc<GuestMemory>, SyncSender<Result<(), QueueError>>);
 
@@ -197,7 +116,6 @@ pub(super) struct Device {
     pub(super) disk: Arc<Disk>,
     pub(super) caller: Caller,
     pub(super) lanes: Option<Lanes>,
-    pub(super) limits: Limits,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) queues: Vec<Option<Queue>>,
     pub(super) write_back: bool,
@@ -218,13 +136,11 @@ impl Device {
             let report = Arc::clone(mailbox);
             Lanes::new(Arc::clone(leaf), report)
         });
-        let limits = Limits { capacity_sectors: disk.sectors(), read_only: disk.is_read_only() };
         Self {
             id,
             caller: Caller::new(mailbox, &disk),
             disk,
             lanes,
-            limits,
             memory: Arc::default(),
             queues: Vec::new(),
             write_back: true,
@@ -236,6 +152,12 @@ impl Device {
             pending_memory: None,
             detaching: None,
         }
+    }
+
+    /// What requests are checked against: a disk may grow at any time.
+    #[inline]
+    pub(super) fn limits(&self) -> Limits {
+        Limits { capacity_sectors: self.disk.sectors(), read_only: self.disk.is_read_only() }
     }
 
     /// Whether chains may be popped.

@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Command;
 use super::call::Strikes;
 use super::watchdog::Pulse;
+use super::{Command, ReactorCounters};
 use crate::disk::lanes::Report;
 use crate::leaf::LeafError;
 use crate::virtqueue::GuestBuf;
@@ -45,6 +45,7 @@ pub struct Mailbox {
     /// What the watchdog sees of the reactor.
     pub(super) pulse: Pulse,
     pub(super) strikes: Strikes,
+    counters: Arc<ReactorCounters>,
 }
 
 impl std::fmt::Debug for Mailbox {
@@ -66,7 +67,13 @@ impl Mailbox {
             wake,
             pulse: Pulse::default(),
             strikes: Strikes::default(),
+            counters: Arc::default(),
         }))
+    }
+
+    /// What the reactor did so far.
+    pub fn counters(&self) -> &Arc<ReactorCounters> {
+        &self.counters
     }
 
     /// Sends a command. It is answered through the sender in it.

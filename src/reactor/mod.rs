@@ -13,12 +13,14 @@
 //!   again, and nothing else.
 //! - Steady-state I/O allocates nothing: tasks, parts and lists are kept.
 
+mod batch;
 mod call;
 mod counters;
 mod device;
 mod idle;
 mod interrupt;
 mod mailbox;
+mod pace;
 mod parts;
 mod run;
 mod serve;
@@ -92,7 +94,6 @@ pub struct QueueSetup {
 #[derive(Debug)]
 pub struct Reactor {
     mailbox: Arc<Mailbox>,
-    counters: Arc<ReactorCounters>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -110,13 +111,11 @@ impl Reactor {
         poll_us: u32,
     ) -> io::Result<Self> {
         let mailbox = Arc::clone(&peers[usize::from(index)]);
-        let counters = Arc::new(ReactorCounters::default());
-        let in_thread = Arc::clone(&counters);
         let (ready, started) = sync_channel(1);
         // The io_uring belongs to the thread that makes it.
         let thread =
             std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || {
-                match run::Runner::new(index, &cache, peers, poll_us, in_thread) {
+                match run::Runner::new(index, &cache, peers, poll_us) {
                     Ok(mut runner) => {
                         let _ = ready.send(Ok(()));
                         let mailbox = Arc::clone(runner.mailbox());
@@ -130,12 +129,7 @@ impl Reactor {
                 }
             })?;
         started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
-        Ok(Self { mailbox, counters, thread: Some(thread) })
-    }
-
-    /// What it did so far.
-    pub fn counters(&self) -> &Arc<ReactorCounters> {
-        &self.counters
+        Ok(Self { mailbox, thread: Some(thread) })
     }
 
     /// Where to send commands.

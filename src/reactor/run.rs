@@ -5,17 +5,19 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use super::batch::Batch;
 use super::counters::{DEVICES_PER_CLOCK, ReactorCounters, TurnClock};
 use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
+use super::pace::Waits;
 use super::serve::MEMORY_GONE;
 use super::task::{Answered, Part, Slab, Task};
 use super::{Command, DeviceId, Mailbox, QueueSetup};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
 use crate::metrics::Tally;
-use crate::virtqueue::{Chain, QueueError};
+use crate::virtqueue::QueueError;
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
 /// whose notifications are on is only seen by a look.
@@ -57,11 +59,12 @@ pub(super) struct Runner {
     pub(super) clock: TurnClock,
     pub(super) counters: Arc<ReactorCounters>,
     pub(super) waiters: Vec<Waiter>,
-    pub(super) chains: [Chain; 2],
+    pub(super) batch: Batch,
     mail: Vec<Mail>,
     scratch: Vec<u32>,
     window: IdleWindow,
     turns: u64,
+    pub(super) waits: Waits,
     stop: bool,
 }
 
@@ -71,7 +74,6 @@ impl Runner {
         cache: &Arc<Cache>,
         peers: Arc<[Arc<Mailbox>]>,
         poll_us: u32,
-        counters: Arc<ReactorCounters>,
     ) -> io::Result<Self> {
         let engine = Engine::new()?;
         if let Some(file) = cache.lifetime_fd() {
@@ -89,6 +91,7 @@ impl Runner {
             let event = epoll::Event::new(epoll::Events::EPOLLIN | edge, token);
             epoll::ctl(raw, epoll::ControlOptions::EPOLL_CTL_ADD, fd, event)?;
         }
+        let counters = Arc::clone(mailbox.counters());
         let thread = rustix::thread::gettid().as_raw_nonzero().get();
         counters.thread_id.set(u64::from(thread.unsigned_abs()));
         Ok(Self {
@@ -110,11 +113,12 @@ impl Runner {
             clock: TurnClock::new(),
             counters,
             waiters: Vec::new(),
-            chains: [Chain::default(), Chain::default()],
+            batch: Batch::default(),
             mail: Vec::new(),
             scratch: Vec::new(),
             window: IdleWindow::new(poll_us),
             turns: 0,
+            waits: Waits::default(),
             stop: false,
         })
     }
@@ -195,6 +199,7 @@ impl Runner {
         self.mailbox().pulse.woke();
         self.reader.online();
         self.window.woke(self.clock.woke());
+        self.waits.look();
     }
 
     /// Takes events; whether there were any.

@@ -13,9 +13,10 @@ mod read;
 pub(crate) mod sample;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The whole host at one moment.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct HostStats {
     /// leafblk's version.
     pub version: String,
@@ -32,7 +33,7 @@ pub struct HostStats {
 }
 
 /// The cache that all VMs share.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct CacheStats {
     /// Bytes of memory set aside for blocks.
     pub size_bytes: u64,
@@ -65,7 +66,7 @@ pub struct CacheStats {
 }
 
 /// One reactor.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct ReactorStats {
     /// Its number, from 0.
     pub reactor: u64,
@@ -90,7 +91,7 @@ pub struct ReactorStats {
 }
 
 /// One root.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct RootStats {
     /// Its name.
     pub root: String,
@@ -101,7 +102,7 @@ pub struct RootStats {
 }
 
 /// One VM.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct VmStats {
     /// Its name.
     pub vm: String,
@@ -141,7 +142,7 @@ pub struct VmStats {
 }
 
 /// One VM's leaf.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct LeafStats {
     /// Bytes of the disk that it holds.
     pub present_bytes: u64,
@@ -154,7 +155,7 @@ pub struct LeafStats {
 }
 
 /// Sectors by where they came from.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SourceSectors {
     /// The VM's leaf.
     pub leaf: u64,
@@ -167,7 +168,7 @@ pub struct SourceSectors {
 }
 
 /// One kind of request.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct OperationStats {
     /// Its name: `read`, `write`, `flush`, `discard`, `write_zeroes`, `other`.
     pub operation: String,

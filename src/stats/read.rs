@@ -71,9 +71,13 @@ impl RootStats {
 }
 
 impl CacheStats {
-    /// The cache's values. `hits` and `misses` are counted by the disks: those
-    /// of all that are and were attached.
-    pub fn read(cache: &cache::Cache, hits: u64, misses: u64) -> Self {
+    /// The cache's values. Lookups are counted by `disks`: all that are
+    /// attached.
+    pub fn read<'a>(cache: &cache::Cache, disks: impl Iterator<Item = &'a Disk>) -> Self {
+        let (hits, misses) =
+            cache.lookups().total(disks.map(|disk| {
+                (disk.counters().cache_hits.get(), disk.counters().cache_misses.get())
+            }));
         let stats = cache.stats();
         let pages = match stats.pages {
             ArenaPages::Hugetlb => "hugetlb",

@@ -133,6 +133,24 @@ fn diff_compares_content_across_roots_and_sizes() {
 }
 
 #[test]
+fn diff_finds_where_two_roots_differ_under_leaves_that_hold_nothing() {
+    let scene = Scene::new();
+    let root = root_content(1);
+    let other = scene.other_root("other.raw");
+    scene.line(&["create", "a.leaf", "--root", "root.raw"]);
+    scene.line(&["create", "b.leaf", "--root", "other.raw"]);
+    let roots = ["--root", "root.raw", "--root", "other.raw"];
+    let rows = scene.json(&[&["diff", "a.leaf", "b.leaf", "--json"][..], &roots].concat());
+    let found: u64 =
+        rows.as_array().unwrap().iter().map(|row| row["length"].as_u64().unwrap() / 512).sum();
+    let differ = root.chunks(512).zip(other.chunks(512)).filter(|(a, b)| a != b).count();
+    assert_eq!(found, differ as u64);
+    assert!(differ > 1000);
+    let refused = scene.refusal(&["diff", "a.leaf", "b.leaf", "--root", "root.raw"], 1);
+    assert!(refused.contains("leaf") && refused.contains("pass --root with that one too"));
+}
+
+#[test]
 fn diff_ends_with_1_for_a_difference_if_asked_to() {
     let scene = Scene::new();
     scene.leaf("a.leaf");

@@ -131,6 +131,23 @@ fn a_full_disk_fails_the_write_and_the_leaf_works_on() {
 }
 
 #[test]
+fn what_a_failed_write_has_changed_is_made_durable_by_the_next_flush() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 2, 1).unwrap();
+    leaf.flush().unwrap();
+    let second = leaf.data_offset(Sector(1));
+    mem.state().write_max = Some(512);
+    mem.state().fail_writes = Some((second, libc::ENOSPC));
+    assert_eq!(errno(write(&leaf, 0, 2, 2)), Some(libc::ENOSPC));
+    (mem.state().write_max, mem.state().fail_writes) = (None, None);
+    assert!(is_all(&read(&leaf, 0, 1), 2) && is_all(&read(&leaf, 1, 1), 1), "half of it");
+    assert!(!leaf.is_flushed());
+    leaf.flush().unwrap();
+    mem.lose_power(|| false);
+    assert!(is_all(&read(&leaf, 0, 1), 2), "what was read before the flush");
+}
+
+#[test]
 fn a_full_disk_under_the_map_fails_the_flush_and_the_next_one_repeats_it() {
     let (leaf, mem) = faulty();
     write(&leaf, 7, 1, 1).unwrap();

@@ -48,9 +48,8 @@ function showHost(stats, host, vms) {
   text("written", bytes(host.written));
   text("written-note", `leaves grow ${perSecond(vms.reduce((sum, vm) => sum + vm.growth, 0))}`);
   text("cache-used", bytes(stats.cache.used_bytes));
-  text("cache-size", `of ${bytes(stats.cache.size_bytes)}`);
   $("cache-meter").style.width = `${(100 * stats.cache.used_bytes) / stats.cache.size_bytes}%`;
-  text("cache-note", `${count(host.fills)} filled/s, ${count(host.evictions)} evicted/s`);
+  text("cache-note", `of ${bytes(stats.cache.size_bytes)}; ${count(host.fills)} filled/s, ${count(host.evictions)} evicted/s`);
   const asked = host.hits + host.misses;
   text("hit-ratio", asked > 0 ? share(host.hits, asked) : share(stats.cache.hits, stats.cache.hits + stats.cache.misses));
   text("hits-note", asked > 0 ? "of lookups, now" : "of lookups, ever");
