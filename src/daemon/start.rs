@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 
+use bytesize::ByteSize;
+
 use super::acceptor::Acceptor;
 use super::error::HostError;
 use super::host::Host;
@@ -10,7 +12,7 @@ use super::sockets::{self, OwnedSocket};
 use super::state_file::{self, Attached, StateFile};
 use super::table::{Configured, Life, NewVm, Origin, Table};
 use super::vm::{BoundVm, ListeningVm, PlannedVm};
-use crate::cache::{Cache, CacheConfig, Hugepages};
+use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{Config, ControlConfig, Directories, HugepagesMode, VmEntry};
@@ -55,11 +57,11 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
         .collect::<Result<_, _>>()?;
     let planned = plan(config, &roots)?;
     let http = config.http_port.map(bind_http).transpose()?;
-    let cache = make_cache(config)?;
     let runtime_dir_is_new = !config.runtime_dir.exists();
     for directory in [&config.runtime_dir, &config.state_dir] {
         sockets::create_private_dir(directory).map_err(Error::failure)?;
     }
+    let cache = make_cache(config)?;
     // All sockets before any leaf: one that is in use creates nothing.
     let bound = planned.into_iter().map(PlannedVm::bind).collect::<Result<Vec<_>, _>>()?;
     let control_socket =
@@ -82,6 +84,10 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     host.table().configured = Configured::of(config);
     host.serve_configured(config, roots, bound)?;
     host.restore(attached);
+    let kept = host.cache().stats().kept * u64::from(config.cache_block_bytes);
+    if kept > 0 {
+        log::info!("took over {} of cached blocks from an earlier start", ByteSize::b(kept));
+    }
     Ok(Started { host, engine, control_socket, http })
 }
 
@@ -126,7 +132,7 @@ fn bind_http(port: u16) -> Result<TcpListener, Error> {
 }
 
 fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
-    let (cache, warning) = Cache::new(&CacheConfig {
+    let settings = CacheConfig {
         size_bytes: config.cache_size_bytes,
         block_bytes: config.cache_block_bytes,
         hugepages: match config.hugepages {
@@ -135,8 +141,17 @@ fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
             HugepagesMode::Off => Hugepages::Off,
         },
         readers_max: config.reactors,
-    })
-    .map_err(Error::failure)?;
+    };
+    let made = if config.keep_cache {
+        Cache::keeping(&settings, &config.runtime_dir)
+    } else {
+        let bytes = cache::discard(&config.runtime_dir);
+        if bytes > 0 {
+            log::info!("removed {} of cache that an earlier start left", ByteSize::b(bytes));
+        }
+        Cache::new(&settings)
+    };
+    let (cache, warning) = made.map_err(Error::failure)?;
     if let Some(warning) = warning {
         log::warn!("{warning}");
     }

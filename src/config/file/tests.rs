@@ -61,6 +61,7 @@ fn every_key_reaches_its_setting() {
             cache_block_bytes: Some(4096),
             hugepages: Some(HugepagesMode::Off),
             reactors: Some(3),
+            keep_cache: None,
             poll_us: Some(0),
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
