@@ -63,6 +63,7 @@ fn every_key_reaches_its_setting() {
             reactors: Some(3),
             keep_cache: None,
             poll_us: Some(0),
+            socket_group: None,
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
             http_port: Some(9750),
