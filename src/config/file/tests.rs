@@ -24,7 +24,6 @@ fn every_key_reaches_its_setting() {
         poll-us = 0
         control-socket = "/c"
         control-group = "kvm"
-        http-port = 9750
         log = "debug"
         [[root]]
         name = "d"
@@ -66,7 +65,6 @@ fn every_key_reaches_its_setting() {
             socket_group: None,
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
-            http_port: Some(9750),
             log: Some("debug".into()),
         }
     );
