@@ -75,8 +75,7 @@ fn a_mistake_in_the_flags_is_one_sentence_and_status_2() {
     let place = Place::new();
     let long = format!("w,socket=/{}", "s".repeat(107));
     for (args, part) in [
-        (&["serve"][..], "there is no VM to serve; add one with --vm"),
-        (&["serve", "--root", "d.raw"], "there is no VM to serve"),
+        (&["serve", "--vm", "w"][..], "VM w has no root; give one with --root"),
         (&["serve", "--vm", "w"], "VM w has no root; give one with --root"),
         (&["serve", "--root", "d.raw", "--vm", "w,root=x"], "the roots are d"),
         (&["serve", "--root", "d.raw", "--root", "e.raw", "--vm", "w"], "one of d, e"),

@@ -62,7 +62,14 @@ impl Backend {
         let dir = builder.tempdir_in(work).context(|| "cannot make a directory".to_owned())?;
         let dirs = Dirs { files: dir, runtime: runtime_dir()? };
         match daemon {
-            Daemon::Leafblk => start_leafblk(cli, dirs, setup),
+            Daemon::Leafblk => {
+                let built = || PathBuf::from(env!("CARGO_BIN_EXE_leafblk"));
+                start_leafblk(&cli.leafblk.clone().unwrap_or_else(built), cli, dirs, setup)
+            }
+            Daemon::LeafblkB => {
+                let program = cli.leafblk_b.clone().ok_or("leafblk-b needs --leafblk-b FILE")?;
+                start_leafblk(&program, cli, dirs, setup)
+            }
             Daemon::Qsd => start_qsd(dirs, setup),
         }
     }
@@ -135,10 +142,8 @@ fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
     command.spawn().context(|| format!("cannot start {program}"))
 }
 
-fn start_leafblk(cli: &Cli, dirs: Dirs, setup: &Setup) -> Result<Backend> {
-    let program =
-        cli.leafblk.clone().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_leafblk")));
-    let mut command = Command::new(&program);
+fn start_leafblk(program: &Path, cli: &Cli, dirs: Dirs, setup: &Setup) -> Result<Backend> {
+    let mut command = Command::new(program);
     command
         .arg("serve")
         .arg("--state-dir")

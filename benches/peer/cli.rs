@@ -11,6 +11,8 @@ use crate::util::{Error, Result};
 pub(crate) enum Daemon {
     /// The binary that this package builds.
     Leafblk,
+    /// Another build of it, `--leafblk-b`.
+    LeafblkB,
     /// qemu-storage-daemon.
     Qsd,
 }
@@ -20,6 +22,7 @@ impl Daemon {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Leafblk => "leafblk",
+            Self::LeafblkB => "leafblk B",
             Self::Qsd => "qemu-storage-daemon",
         }
     }
@@ -68,6 +71,9 @@ pub(crate) struct Cli {
     /// The leafblk binary [default: the one that cargo built for this benchmark]
     #[arg(long, value_name = "FILE")]
     pub leafblk: Option<PathBuf>,
+    /// The binary of `--backend-b leafblk-b`, to compare two builds
+    #[arg(long, value_name = "FILE")]
+    pub leafblk_b: Option<PathBuf>,
     /// Another option for `leafblk serve`, such as --poll-us=0 (may be repeated)
     #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
     pub leafblk_arg: Vec<String>,

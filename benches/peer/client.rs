@@ -8,7 +8,7 @@
 //! the caller otherwise, never to both.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -151,18 +151,6 @@ impl Client {
         self.queue
             .get_completion_fd()
             .ok_or_else(|| Error::from("libblkio gives this queue no completion fd"))
-    }
-
-    /// Takes the notifications out of the completion eventfd, which does not
-    /// block.
-    pub(crate) fn clear_completion_fd(&self) -> Result<()> {
-        let fd = self.completion_fd()?;
-        // SAFETY: the fd belongs to `self.queue`, which outlives this borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        match rustix::io::read(fd, &mut [0_u8; 8]) {
-            Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
-            Err(error) => Err(error).context(|| "cannot read a completion eventfd".to_owned()),
-        }
     }
 
     /// The buffer of a slot that is not in flight.

@@ -16,19 +16,38 @@ pub(crate) const WRITTEN: u64 = 1000;
 
 const WORD: usize = 8;
 
-/// The word at byte `offset`, a multiple of 8. Never zero, so a hole is noticed.
+/// Words that share one hash.
+const LINE: usize = 8 * WORD;
+
+/// What the words of the line at byte `offset`, a multiple of 64, are made of.
 #[inline]
-const fn word(seed: u64, offset: u64) -> u64 {
-    mix((offset >> 3) ^ (seed << 48)) | 1
+const fn line(seed: u64, offset: u64) -> u64 {
+    mix((offset >> 6) ^ (seed << 48))
 }
 
-/// Fills `buffer` with what belongs at `offset`.
+/// The word at `index` of a line. Never zero, so a hole is noticed.
+#[inline]
+const fn word_of(line: u64, index: u64) -> u64 {
+    line.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1
+}
+
+/// The word at byte `offset`, a multiple of 8.
+#[inline]
+const fn word(seed: u64, offset: u64) -> u64 {
+    word_of(line(seed, offset), (offset >> 3) & 7)
+}
+
+/// Fills `buffer` with what belongs at `offset`; both multiples of 64. One hash
+/// a line, as the time that this takes is part of every write's in the table.
 #[inline]
 pub(crate) fn fill(buffer: &mut [u8], seed: u64, offset: u64) {
     let mut at = offset;
-    for chunk in buffer.chunks_exact_mut(WORD) {
-        chunk.copy_from_slice(&word(seed, at).to_le_bytes());
-        at += 8;
+    for bytes in buffer.as_chunks_mut::<LINE>().0 {
+        let line = line(seed, at);
+        for (index, chunk) in (0..).zip(bytes.as_chunks_mut::<WORD>().0) {
+            *chunk = word_of(line, index).to_le_bytes();
+        }
+        at += to_u64(LINE);
     }
 }
 

@@ -127,7 +127,7 @@ fn raise_file_limit() -> Result<()> {
 
 /// Hugepages for each leafblk that runs at once.
 fn reserve_hugepages(bench: &Bench) -> Result<Option<hugepages::Reservation>> {
-    let arenas = bench.daemons().into_iter().filter(|&daemon| daemon == Daemon::Leafblk).count();
+    let arenas = bench.daemons().into_iter().filter(|&daemon| daemon != Daemon::Qsd).count();
     if arenas == 0 {
         return Ok(None);
     }

@@ -6,19 +6,29 @@
 //! sector which is being written, or writes one in flight, waits: a guest's
 //! page cache does the same.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::client::{Client, Kind, Load, Op, Wait};
 use crate::data;
 use crate::trace::{Content, Trace};
-use crate::util::{Context, Error, Result, check_signals, to_u64};
+use crate::util::{Context, Error, Result, check_signals, to_u64, to_usize};
 
 /// Requests that a VM keeps in flight.
 pub(crate) const DEPTH: usize = 4;
 const HANG: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
+
+/// What one replay took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replayed {
+    pub wall: Duration,
+    /// CPU of the thread that plays the guests.
+    pub client_cpu: Duration,
+}
 
 /// One VM on its way through the trace.
 struct Vm<'a> {
@@ -88,15 +98,22 @@ impl Load for Vm<'_> {
     }
 }
 
-/// Replays `trace` on all clients at once and says how long it took. Client `n`
+/// Replays `trace` on all clients at once and says what it took. Client `n`
 /// writes the pattern of `first_seed + n`.
-pub(crate) fn replay(clients: &mut [Client], trace: &Trace, first_seed: u64) -> Result<Duration> {
+pub(crate) fn replay(clients: &mut [Client], trace: &Trace, first_seed: u64) -> Result<Replayed> {
     let mut vms = Vec::with_capacity(clients.len());
     let mut free: Vec<Vec<usize>> = Vec::with_capacity(clients.len());
-    let mut fds: Vec<RawFd> = Vec::with_capacity(clients.len());
+    let waiting = || "waiting for backends".to_owned();
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context(waiting)?;
     for (index, client) in clients.iter_mut().enumerate() {
         client.set_wait(Wait::Sleep);
-        fds.push(client.completion_fd()?);
+        // SAFETY: the fd belongs to the client, which is borrowed until this
+        // function returns.
+        let fd = unsafe { BorrowedFd::borrow_raw(client.completion_fd()?) };
+        // By edges: an eventfd then needs no reading, and a wake-up costs the
+        // same however many VMs there are.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, fd, epoll::EventData::new_u64(to_u64(index)), flags).context(waiting)?;
         vms.push(Vm {
             trace,
             next: 0,
@@ -106,39 +123,33 @@ pub(crate) fn replay(clients: &mut [Client], trace: &Trace, first_seed: u64) -> 
         });
         free.push((0..DEPTH).collect());
     }
-    let mut waiting: Vec<PollFd> = fds
-        .iter()
-        .map(|&fd| {
-            // SAFETY: the fds belong to `clients`, which are borrowed until this
-            // function returns.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            PollFd::from_borrowed_fd(fd, PollFlags::IN)
-        })
-        .collect();
-    let started = Instant::now();
+    let mut events = Vec::with_capacity(clients.len());
+    let (started, cpu) = (Instant::now(), thread_cpu());
     let mut running = vms.len();
     for ((client, vm), free) in clients.iter_mut().zip(&mut vms).zip(&mut free) {
         advance(client, vm, free)?;
     }
     while running > 0 {
         check_signals()?;
+        events.clear();
         let ready =
-            poll(&mut waiting, Some(&HANG)).context(|| "waiting for backends".to_owned())?;
+            epoll::wait(&epoll, spare_capacity(&mut events), Some(&HANG)).context(waiting)?;
         if ready == 0 {
             return Err(Error::from("no VM made progress for two minutes"));
         }
-        for (index, fd) in waiting.iter_mut().enumerate() {
-            if fd.revents().is_empty() {
-                continue;
-            }
-            fd.clear_revents();
+        for event in &events {
+            let index = to_usize(event.data.u64());
             let was_running = !vms[index].finished();
-            clients[index].clear_completion_fd()?;
             advance(&mut clients[index], &mut vms[index], &mut free[index])?;
             running -= usize::from(was_running && vms[index].finished());
         }
     }
-    Ok(started.elapsed())
+    Ok(Replayed { wall: started.elapsed(), client_cpu: thread_cpu().saturating_sub(cpu) })
+}
+
+/// CPU that this thread has used.
+fn thread_cpu() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// Takes what completed and submits what may go, until neither is left.

@@ -32,6 +32,7 @@ mod entry;
 mod epoch;
 mod fill;
 mod hugepages;
+mod lookups;
 mod policy;
 mod slots;
 mod table;
@@ -44,7 +45,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use self::core::Core;
-use self::entry::{SLOTS_MAX, SlotIndex};
+use self::entry::{BlockState, SLOTS_MAX, SlotIndex};
 use self::epoch::Epochs;
 use self::slots::SlotRole;
 use self::table::RootTable;
@@ -54,6 +55,7 @@ pub use self::access::{BlockRef, Lookup, Reader};
 pub use self::arena::{Arena, ArenaPages};
 pub use self::fill::{FillOutcome, FillStart, FillTicket};
 pub use self::hugepages::Shortage;
+pub use self::lookups::Lookups;
 pub use self::waiters::Waiter;
 
 /// The smallest cache block: a page.
@@ -155,6 +157,7 @@ pub struct Cache {
     epochs: Epochs,
     core: Mutex<Core>,
     readers_max: usize,
+    lookups: Lookups,
 }
 
 /// A root's part of the cache. Dropping it evicts the root's blocks.
@@ -162,6 +165,17 @@ pub struct Cache {
 pub struct RootCache {
     cache: Arc<Cache>,
     table: Arc<RootTable>,
+}
+
+/// What a cache knows of a root's block.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum BlockKind {
+    /// It can be hit.
+    Cached,
+    /// It is known to be all zeros.
+    Zero,
+    /// It has to be read, or is being read.
+    Absent,
 }
 
 /// What a cache is and has done. Hits are not among it: who looks up counts
@@ -233,6 +247,7 @@ impl Cache {
             epochs: Epochs::new(config.readers_max),
             core: Mutex::new(Core::new(slots.min(SLOTS_MAX))),
             readers_max: config.readers_max,
+            lookups: Lookups::default(),
         };
         Ok((Arc::new(cache), warning))
     }
@@ -266,6 +281,11 @@ impl Cache {
     /// Bytes in a cache block: a power of two.
     pub const fn block_bytes(&self) -> u32 {
         self.block_bytes
+    }
+
+    /// How lookups went, counted by those who looked up.
+    pub const fn lookups(&self) -> &Lookups {
+        &self.lookups
     }
 
     /// What the cache is and has done. Takes the lock for a moment.
@@ -324,6 +344,16 @@ impl RootCache {
     /// The cache that the root is part of.
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// What is known of a block at this moment, for people to look at. A look
+    /// is no hit: eviction doesn't see it. Blocks beyond the end are zeros.
+    pub fn kind_of(&self, block: u64) -> BlockKind {
+        match self.table.entry(block).map(|entry| entry.load().state()) {
+            None | Some(BlockState::Zero) => BlockKind::Zero,
+            Some(BlockState::Ready(_)) => BlockKind::Cached,
+            Some(BlockState::Empty(_) | BlockState::Filling(_)) => BlockKind::Absent,
+        }
     }
 
     /// Notes that these blocks are holes: reading them as zeros needs neither a

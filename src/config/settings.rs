@@ -34,6 +34,30 @@ pub struct Settings {
     pub reactors: Option<u64>,
     /// Polling after the last work, in microseconds.
     pub poll_us: Option<u64>,
+    /// Where the control socket is, or that there is none.
+    pub control_socket: Option<ControlSocket>,
+    /// The group that may use the control socket.
+    pub control_group: Option<String>,
+    /// The loopback port for looking.
+    pub http_port: Option<u64>,
+    /// What is logged, in env_logger's syntax.
+    pub log: Option<String>,
+}
+
+/// Where the control API is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// Nowhere.
+    Off,
+    /// At this path, as given.
+    At(PathBuf),
+}
+
+impl From<String> for ControlSocket {
+    /// `off`, or a path (`./off` for a file of that name).
+    fn from(text: String) -> Self {
+        if text == "off" { Self::Off } else { Self::At(text.into()) }
+    }
 }
 
 /// One root image; its name is checked.
@@ -214,6 +238,10 @@ impl Settings {
             hugepages: flags.hugepages.or(self.hugepages),
             reactors: flags.reactors.or(self.reactors),
             poll_us: flags.poll_us.or(self.poll_us),
+            control_socket: flags.control_socket.or(self.control_socket),
+            control_group: flags.control_group.or(self.control_group),
+            http_port: flags.http_port.or(self.http_port),
+            log: flags.log.or(self.log),
         }
     }
 
@@ -228,6 +256,9 @@ impl Settings {
         };
         self.state_dir.as_mut().into_iter().for_each(place);
         self.runtime_dir.as_mut().into_iter().for_each(place);
+        if let Some(ControlSocket::At(path)) = &mut self.control_socket {
+            place(path);
+        }
         self.roots.iter_mut().map(|root| &mut root.path).for_each(place);
         for vm in &mut self.vms {
             vm.leaf.as_mut().into_iter().for_each(place);

@@ -3,6 +3,7 @@
 
 use std::ptr;
 
+use crate::prefetch;
 use crate::virtqueue::GuestBuf;
 
 /// A place in a list of buffers. The list is passed to each call, since its
@@ -81,20 +82,27 @@ impl BufCursor {
     }
 }
 
-/// Asks the CPU for `bytes` ahead of a copy: random blocks of a large arena
-/// miss every cache, and the copy of the request before hides the wait
-/// (375 → 249 ns a random 4 KiB, docs/BENCHMARKS.md).
-#[inline]
-pub(super) fn prefetch(bytes: &[u8]) {
+/// Data that will be copied soon: an address for hints, not to be read from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ahead {
+    address: usize,
+    len: usize,
+}
+
+impl Ahead {
     /// The rest comes by the CPU's own stream detection.
     const MOST: usize = 4096;
-    let bytes = &bytes[..bytes.len().min(MOST)];
-    #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch is a hint and touches nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+
+    pub(super) fn new(bytes: &[u8]) -> Self {
+        Self { address: bytes.as_ptr().addr(), len: bytes.len().min(Self::MOST) }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = bytes;
+
+    /// Asks the CPU for it: random blocks of a large arena miss every cache,
+    /// and the copies of the requests before hide the wait.
+    #[inline]
+    pub fn fetch(self) {
+        for offset in (0..self.len).step_by(64) {
+            prefetch::line(std::ptr::without_provenance(self.address.wrapping_add(offset)));
+        }
+    }
 }

@@ -1,8 +1,7 @@
 //! What can be read and written at once, without waiting for a disk.
 #![expect(unsafe_code, reason = "hands guest buffers to copies and system calls")]
 
-use super::buffers::prefetch;
-use super::{BufCursor, Disk, Piece};
+use super::{Ahead, BufCursor, Disk, Piece};
 use crate::cache::{Lookup, Reader};
 use crate::leaf::LeafError;
 use crate::units::SectorRange;
@@ -13,18 +12,19 @@ use crate::virtqueue::GuestBuf;
 const INLINE_SECTORS: u64 = 2048;
 
 impl Disk {
-    /// Fetches what a later read of the range will copy towards the CPU.
+    /// Where the first data is that a read of the range will copy.
     #[inline]
-    pub fn prefetch(&self, reader: &Reader, range: SectorRange) {
+    pub fn ahead(&self, reader: &Reader, range: SectorRange) -> Ahead {
         if range.is_empty() {
-            return;
+            return Ahead::default();
         }
         if let Piece::Root(piece) = self.piece(range) {
             let block = self.root.block_of(piece.start());
             if let Lookup::Hit(bytes) = self.root.cache.lookup(reader, block) {
-                prefetch(self.within(&bytes, piece));
+                return Ahead::new(self.within(&bytes, piece));
             }
         }
+        Ahead::default()
     }
 
     /// The part of a cache block's bytes that `piece` is.
@@ -80,6 +80,7 @@ impl Disk {
                     Lookup::Hit(bytes) => unsafe {
                         cursor.write(bufs, self.within(&bytes, piece));
                         self.counters.read_sectors_cache.add(piece.count());
+                        self.counters.cache_hits.add(1);
                     },
                     // SAFETY: see above.
                     Lookup::Zero => unsafe { self.write_zeroes_to(piece, bufs, cursor) },

@@ -78,6 +78,10 @@ pub trait Storage: Send + Sync + Debug {
 
     /// The descriptor for reads by io_uring, if there is one.
     fn raw_fd(&self) -> Option<RawFd>;
+
+    /// Gives up the lock that keeps others from opening the file, if there is
+    /// one.
+    fn unlock(&self) {}
 }
 
 /// Reads exactly `into.len()` bytes.
@@ -214,6 +218,11 @@ impl Storage for FileStorage {
 
     fn allocated(&self) -> io::Result<u64> {
         Ok(std::os::unix::fs::MetadataExt::blocks(&self.0.metadata()?) * 512)
+    }
+
+    fn unlock(&self) {
+        // Closing the file gives it up in any case.
+        let _ = self.0.unlock();
     }
 
     fn raw_fd(&self) -> Option<RawFd> {

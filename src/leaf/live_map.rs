@@ -18,6 +18,7 @@
 //! that the leaf may become, which is address space and nothing else.
 
 mod owner;
+mod pages;
 #[cfg_attr(loom, path = "live_map/words_loom.rs")]
 mod words;
 
@@ -119,8 +120,7 @@ impl LiveMap {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        // Longer, if it grew for a header that was never written.
-        if !owner.is_in(&file, sectors) || file.metadata()?.len() < file_len(sectors) {
+        if !Self::is_owned(&file, owner, sectors)? {
             return Ok(None);
         }
         let map = Self::map(file, sectors, pages_max)?;
@@ -129,6 +129,12 @@ impl LiveMap {
             map.adopt_page(page)?;
         }
         Ok(Some(map))
+    }
+
+    /// Whether the file is a live map of `owner`'s.
+    pub(super) fn is_owned(file: &File, owner: &Owner, sectors: u64) -> io::Result<bool> {
+        // Longer, if it grew for a header that was never written.
+        Ok(owner.is_in(file, sectors) && file.metadata()?.len() >= file_len(sectors))
     }
 
     fn map(file: File, sectors: u64, pages_max: usize) -> io::Result<Self> {
@@ -162,6 +168,12 @@ impl LiveMap {
         Ok(())
     }
 
+    /// Whether the map is this owner's for good, and not by an announcement of
+    /// a header that may not be durable yet.
+    pub(super) fn is_settled(&self, owner: &Owner) -> bool {
+        owner.is_settled_in(&self.file)
+    }
+
     /// Makes the map this owner's, and nobody else's.
     pub(super) fn own(&self, owner: &Owner) -> io::Result<()> {
         owner.write_to(&self.file)
@@ -171,21 +183,6 @@ impl LiveMap {
     /// written, for so many sectors.
     pub(super) fn announce(&self, owner: &Owner, sectors: u64) -> io::Result<()> {
         owner.announce_in(&self.file, sectors)
-    }
-
-    /// Puts a page that has bits into the summary, as changed.
-    fn adopt_page(&self, page: usize) -> io::Result<()> {
-        let offset = (page + 1) as u64 * PAGE_LEN as u64;
-        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
-            Ok(data) if data < offset + PAGE_LEN as u64 => {}
-            Ok(_) | Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(e) => return Err(e.into()),
-        }
-        if (0..PAGE_WORDS).any(|i| self.word(page * PAGE_WORDS + i).load(Ordering::Relaxed) != 0) {
-            self.summary.set(page);
-            self.changed.set(page);
-        }
-        Ok(())
     }
 
     #[inline]
@@ -276,11 +273,6 @@ impl LiveMap {
         self.pages.load(Ordering::Acquire)
     }
 
-    /// Whether anything is in the page.
-    pub(super) fn has_bits(&self, page: usize) -> bool {
-        self.summary.is_set(page)
-    }
-
     /// Takes up to `most` (at least 64) pages that changed, clearing their
     /// marks, from the place `from` on; returns the place to go on from. A
     /// pass from 0 to the end visits each page once, however many of them
@@ -315,34 +307,6 @@ impl LiveMap {
     /// Marks a page as changed again: its copy did not get to the disk.
     pub(super) fn mark_changed(&self, page: usize) {
         self.changed.set(page);
-    }
-
-    /// Copies a page out, little-endian.
-    pub(super) fn copy_page(&self, page: usize, into: &mut Vec<u8>) {
-        for i in 0..PAGE_WORDS {
-            let word = self.word(page * PAGE_WORDS + i).load(Ordering::Acquire);
-            into.extend_from_slice(&word.to_le_bytes());
-        }
-    }
-
-    /// Fills a page of a new map with what the durable map has.
-    pub(super) fn load_page(&self, page: usize, bytes: &[u8]) -> io::Result<()> {
-        let offset = (page + 1) as u64 * PAGE_LEN as u64;
-        allocate(&self.file, offset)?;
-        for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            self.word(page * PAGE_WORDS + i).store(u64::from_le_bytes(*word), Ordering::Relaxed);
-        }
-        self.summary.set(page);
-        Ok(())
-    }
-
-    /// Sectors present in all.
-    pub(super) fn count(&self) -> u64 {
-        let page_count = |page: usize| {
-            let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
-            words.map(|i| u64::from(self.word(i).load(Ordering::Relaxed).count_ones())).sum::<u64>()
-        };
-        (0..self.pages()).filter(|page| self.has_bits(*page)).map(page_count).sum()
     }
 }
 

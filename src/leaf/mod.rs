@@ -20,6 +20,8 @@ mod error;
 mod flush;
 pub mod header;
 mod live_map;
+mod lock;
+pub mod offline;
 mod open;
 mod reset;
 mod resize;
@@ -120,6 +122,18 @@ impl Leaf {
         self.map.next_run(range)
     }
 
+    /// How many sectors of the range the leaf holds. Takes time by the part of
+    /// the range that has any: 0.5 µs for each 16 MiB of it.
+    pub fn count_in(&self, range: SectorRange) -> u64 {
+        self.map.count_in(range)
+    }
+
+    /// Bytes of the presence map that a [`Self::count_in`] of the whole disk
+    /// looks at.
+    pub fn map_bytes_used(&self) -> u64 {
+        self.map.pages_used() * live_map::PAGE_LEN as u64
+    }
+
     /// Where a sector's data is in the file.
     #[inline]
     pub fn data_offset(&self, sector: Sector) -> u64 {
@@ -190,6 +204,12 @@ impl Leaf {
         if let Err(error) = self.map.disown() {
             log::error!("leaf {}: can't disown its live map: {error}", self.path.display());
         }
+    }
+
+    /// Lets others open the file, though this value may live on for a while.
+    /// Nothing may be read from or written to the leaf afterwards.
+    pub fn release(&self) {
+        self.storage.unlock();
     }
 
     fn check_writable(&self, operation: &'static str, range: SectorRange) -> Result<(), LeafError> {

@@ -1,15 +1,12 @@
 //! Opening and closing a leaf.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::copies::read_header;
 use super::header::Header;
 use super::live_map::{LiveMap, Owner, PAGE_LEN};
-use super::{Leaf, LeafError, durable_map};
+use super::{Leaf, LeafError, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
@@ -56,29 +53,7 @@ impl Leaf {
         root: &RootIdentity,
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
-        // Looked at first: opening a FIFO would wait for its other end.
-        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(LeafError::NotALeaf { path: path.to_owned() });
-        }
-        let file = File::options()
-            .read(true)
-            .write(!options.read_only)
-            .open(path)
-            .map_err(|source| LeafError::Open { path: path.to_owned(), source })?;
-        let operation = if options.read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match flock(&file, operation) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LeafError::InUse { path: path.to_owned() });
-            }
-            Err(e) => {
-                return Err(LeafError::Open { path: path.to_owned(), source: e.into() });
-            }
-            Ok(()) => {}
-        }
+        let file = offline::lock(path, !options.read_only)?;
         Self::open_storage(path, Box::new(FileStorage(file)), root, options)
     }
 
@@ -134,7 +109,9 @@ impl Leaf {
             storage,
             header: Mutex::new(header),
         };
-        if !leaf.read_only {
+        // After a take-over the header says so already; writing it would sync
+        // whatever the killed daemon left unwritten, while the guest waits.
+        if !leaf.read_only && !taken_over {
             leaf.write_header(|header| {
                 header.generation = generation;
                 (header.clean, header.map_void) = (false, false);
@@ -193,6 +170,13 @@ fn open_map(
         if let Some(map) = found.map_err(map_error)? {
             log::info!("leaf {}: took over the live map of an earlier run", path.display());
             if !options.read_only {
+                if !map.is_settled(&owner) {
+                    // Killed while it grew: the size must be durable before
+                    // anybody is told of it.
+                    let io_error =
+                        |source| LeafError::Io { path: path.to_owned(), operation: "sync", source };
+                    storage.sync_data().map_err(io_error)?;
+                }
                 map.own(&owner).map_err(map_error)?;
             }
             return Ok((map, true));

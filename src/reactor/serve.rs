@@ -1,20 +1,33 @@
 //! From a popped chain to its answer: at once, or as a task.
 #![expect(unsafe_code, reason = "status bytes and data in guest memory")]
 
-use super::device::{Device, WRITE_BACK_BYTES};
+use std::time::Instant;
+
+use super::device::Device;
+use super::pace::WRITE_BACK_BYTES;
 use super::run::Runner;
-use super::task::TaskKind;
+use super::task::{Answered, TaskKind};
 use crate::disk::lanes::Work;
 use crate::disk::{self, BufCursor};
 use crate::leaf::LeafError;
-use crate::request::{self, Command, ID_LEN, ParsedRequest, Ranges, RequestError, Status};
+use crate::metrics::Operation;
+use crate::request::{Command, ID_LEN, ParsedRequest, Ranges, RequestError, Status};
 use crate::units::SectorRange;
 use crate::virtqueue::Chain;
 
 /// Chains that one queue gets served before the next queue's turn.
 const TURN_CHAINS: usize = 64;
-/// Bytes after which a turn ends early.
-const TURN_BYTES: u64 = 1 << 20;
+/// What a turn may cost, in bytes read (see [`super::batch`]), where other
+/// devices wait for theirs: about 30 µs.
+const SHARED_TURN_COST: u64 = 256 << 10;
+/// The same where no other device is polled.
+const ALONE_TURN_COST: u64 = 1 << 20;
+/// Chains after which the driver is shown the first of a turn. A driver that
+/// sleeps wakes while the others are served: it takes longer than they do.
+const FIRST_PUBLISH: usize = 4;
+/// Chains after which it is shown more: a driver that polls has something to do
+/// meanwhile. Eight used elements are one cache line.
+const PUBLISH: usize = 8;
 /// Why a device ends whose frontend truncated the guest's memory.
 pub(super) const MEMORY_GONE: &str = "the frontend took away memory that was in use";
 
@@ -29,13 +42,15 @@ struct Asker {
     status: *mut u8,
     /// Bytes that the answer writes, status included.
     used_len: u32,
+    operation: Operation,
 }
 
 impl Asker {
     fn new(slot: usize, queue: u16, head: u16, parsed: &ParsedRequest) -> Self {
         let used_len = u32::try_from(parsed.data_len + 1).unwrap_or(u32::MAX);
         let used_len = if parsed.status.is_null() { 0 } else { used_len };
-        Self { slot, queue, head, status: parsed.status, used_len }
+        let (status, operation) = (parsed.status, parsed.operation);
+        Self { slot, queue, head, status, used_len, operation }
     }
 }
 
@@ -51,7 +66,7 @@ impl Runner {
             for queue in 0..device.queues.len() {
                 worked |= self.serve_queue(&mut device, slot, queue);
             }
-            if worked && device.memory.is_faulted() {
+            if worked && device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
         }
@@ -70,51 +85,44 @@ impl Runner {
         let Ok(queue) = u16::try_from(index) else {
             return false;
         };
-        let [mut current, mut next] = std::mem::take(&mut self.chains);
-        // One request ahead: while this one's data is copied, the next one's
-        // comes from memory.
-        let mut waiting = None;
-        let mut bytes = 0;
-        for _ in 0..TURN_CHAINS {
-            let Some(ring) = device.queues[index].as_mut().map(|q| &mut q.ring) else {
-                break;
-            };
-            match ring.pop(&device.memory, &mut next) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(e) => {
-                    device.disk.counters().errors.add(1);
-                    // A ring that is gone reads as zeros: name the cause.
-                    if device.memory.is_faulted() {
-                        device.break_with(&MEMORY_GONE);
-                    }
-                    device.break_with(&e);
-                    break;
+        let most = if self.hot.len() > 1 { SHARED_TURN_COST } else { ALONE_TURN_COST };
+        let mut batch = std::mem::take(&mut self.batch);
+        let (mut served, mut cost) = (0, 0);
+        let mut until_publish = FIRST_PUBLISH;
+        while served < TURN_CHAINS && cost < most {
+            let count = batch.fill(device, index, most - cost);
+            batch.parse(device, &self.reader);
+            for at in 0..count {
+                batch.fetch_ahead(at);
+                let Some((chain, parsed)) = batch.take(at) else { break };
+                let asker = Asker::new(slot, queue, chain.head, &parsed);
+                self.execute(device, asker, chain, parsed.command);
+                until_publish -= 1;
+                if until_publish == 0 {
+                    until_publish = PUBLISH;
+                    self.publish_queue(device, index);
                 }
             }
-            let parsed = request::parse(&mut next, &device.limits);
-            if let Ok(Command::Read(range)) = &parsed.command {
-                device.disk.prefetch(&self.reader, *range);
-                bytes += range.byte_len();
-            }
-            if let Some(previous) = waiting.replace(parsed) {
-                let asker = Asker::new(slot, queue, current.head, &previous);
-                self.execute(device, asker, &mut current, previous.command);
-            }
-            std::mem::swap(&mut current, &mut next);
-            if bytes >= TURN_BYTES {
+            served += count;
+            cost += batch.cost();
+            if !batch.is_full() {
                 break;
             }
         }
-        if let Some(last) = waiting {
-            let asker = Asker::new(slot, queue, current.head, &last);
-            self.execute(device, asker, &mut current, last.command);
-        }
-        self.chains = [current, next];
-        if let Some(queue) = device.queues[index].as_mut().filter(|q| q.unpublished) {
-            queue.publish();
-        }
+        self.batch = batch;
+        self.publish_queue(device, index);
+        device.break_if_a_call_waits();
+        // After the driver was shown the answers: it need not wait for this.
+        let nanos = self.lap();
+        device.disk.counters().answered(&mut self.tally, nanos);
         true
+    }
+
+    /// Shows the driver what was given back of a queue since the last time.
+    fn publish_queue(&self, device: &mut Device, index: usize) {
+        if let Some(queue) = device.queues[index].as_mut().filter(|q| q.unpublished) {
+            queue.publish(&self.counters);
+        }
     }
 
     fn execute(
@@ -127,7 +135,6 @@ impl Runner {
         let counters = device.disk.counters();
         let status = match command {
             Ok(Command::Read(range)) => {
-                counters.reads.add(1);
                 let mut cursor = BufCursor::default();
                 // SAFETY: the chain's buffers lie in the device's memory,
                 // which stays mapped while it is attached; `parse` took the
@@ -147,23 +154,19 @@ impl Runner {
                 }
             }
             Ok(Command::Write(range)) => {
-                counters.writes.add(1);
                 counters.written_sectors.add(range.count());
                 match self.write(device, asker, chain, range) {
                     Some(status) => status,
                     None => return,
                 }
             }
-            Ok(Command::Flush) => {
-                counters.flushes.add(1);
-                match device.disk.leaf() {
-                    Some(leaf) if !device.disk.is_read_only() && !leaf.is_flushed() => {
-                        self.hand_over(device, asker, Work::Flush);
-                        return;
-                    }
-                    _ => Status::Ok,
+            Ok(Command::Flush) => match device.disk.leaf() {
+                Some(leaf) if !device.disk.is_read_only() && !leaf.is_flushed() => {
+                    self.hand_over(device, asker, Work::Flush);
+                    return;
                 }
-            }
+                _ => Status::Ok,
+            },
             Ok(Command::GetId) => {
                 let mut id = [0; ID_LEN];
                 let name = device.disk.name().as_bytes();
@@ -174,18 +177,22 @@ impl Runner {
                 Status::Ok
             }
             Ok(Command::Discard(ranges) | Command::WriteZeroes(ranges)) => {
-                counters.discards.add(1);
+                let sectors = ranges.as_slice().iter().map(|range| range.count()).sum();
+                match asker.operation {
+                    Operation::Discard => counters.discarded_sectors.add(sectors),
+                    _ => counters.zeroed_sectors.add(sectors),
+                }
                 if self.zero(device, asker, ranges) {
                     return;
                 }
                 Status::Ok
             }
             Err(error) => {
-                counters.errors.add(1);
                 log::debug!("VM {}: {error}", device.disk.name());
                 error.status().unwrap_or(Status::IoError)
             }
         };
+        self.tally.note(asker.operation);
         finish_in(device, asker, status);
     }
 
@@ -215,11 +222,12 @@ impl Runner {
             self.hand_over(device, asker, Work::Write(range, bufs));
             return None;
         }
-        let begun = device.pace.begin();
+        let begun = Instant::now();
         // SAFETY: the chain's buffers lie in the device's memory, and `parse`
         // took the range's length from them.
         let result = unsafe { device.disk.write_now(range, &chain.readable) };
-        device.pace.wrote(&begun);
+        let alone = self.hot.len() == 1;
+        device.pace.wrote(begun, alone, &mut self.waits);
         match result {
             Ok(()) if device.write_back => {}
             Ok(()) => {
@@ -261,7 +269,9 @@ impl Runner {
         task.kind = kind;
         (task.slot, task.queue, task.head) = (asker.slot, asker.queue, asker.head);
         (task.status, task.used_len) = (asker.status, asker.used_len);
+        (task.operation, task.started) = (asker.operation, self.clock.begun());
         (task.pending, task.failed, task.scheduled) = (0, false, false);
+        self.counters.deferred.add(1);
         device.in_flight += 1;
         if let Some(queue) = device.queues[usize::from(asker.queue)].as_mut() {
             queue.in_flight += 1;
@@ -302,6 +312,9 @@ impl Runner {
             if let Some(device) = self.devices[slot].as_deref_mut() {
                 device.in_flight -= 1;
                 device.pace.write_back_running = false;
+                if result.is_err() {
+                    device.disk.counters().write_back_errors.add(1);
+                }
             }
             self.settle_if_waiting(slot);
             return;
@@ -321,7 +334,8 @@ impl Runner {
         task.bufs.clear();
         let (slot, queue, head) = (task.slot, task.queue, task.head);
         let (place, used_len) = (task.status, task.used_len);
-        let asker = Asker { slot, queue, head, status: place, used_len };
+        let (operation, started) = (task.operation, task.started);
+        let asker = Asker { slot, queue, head, status: place, used_len, operation };
         self.tasks.give_back(id);
         let Some(device) = self.devices[slot].as_deref_mut() else {
             return;
@@ -333,8 +347,9 @@ impl Runner {
                 self.unpublished.push((slot, queue));
             }
         }
+        self.answered.push(Answered { slot, device: device.id, operation, started });
         finish_in(device, asker, status);
-        if device.memory.is_faulted() {
+        if device.is_faulted() {
             device.break_with(&MEMORY_GONE);
         }
         self.settle_if_waiting(slot);
@@ -354,6 +369,9 @@ impl Runner {
 /// Gives a chain back with its status.
 #[inline]
 fn finish_in(device: &mut Device, asker: Asker, status: Status) {
+    if status != Status::Ok {
+        device.disk.counters().failed(asker.operation);
+    }
     if !asker.status.is_null() {
         // SAFETY: the byte is the chain's last writable one, in the device's
         // memory, which is mapped while a request is in flight.
@@ -366,7 +384,6 @@ fn finish_in(device: &mut Device, asker: Asker, status: Status) {
 }
 
 fn note_error(device: &mut Device, error: &LeafError) {
-    device.disk.counters().errors.add(1);
     match error {
         LeafError::Io { source, .. } if is_memory_gone(source) => device.break_with(&MEMORY_GONE),
         _ => disk::log_seldom(&format_args!("VM {}: {error}", device.disk.name())),

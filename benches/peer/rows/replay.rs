@@ -28,6 +28,7 @@ pub(crate) const GROUP: Group = Group {
 struct Sample {
     wall: Duration,
     cpu: Duration,
+    client_cpu: Duration,
     disk_bytes: u64,
 }
 
@@ -41,6 +42,10 @@ struct Side {
 impl Side {
     fn column(&self, figure: impl Fn(&Sample) -> f64) -> Vec<f64> {
         self.samples.iter().map(figure).collect()
+    }
+
+    fn median_client_cpu(&self) -> f64 {
+        median(&self.column(|sample| sample.client_cpu.as_secs_f64())).unwrap_or_default()
     }
 
     fn median_wall(&self) -> f64 {
@@ -98,8 +103,12 @@ fn wall_row(id: &'static str, title: String, sides: &[Side; 2]) -> Row {
     row.a = sides[0].column(|sample| sample.wall.as_secs_f64());
     row.b = sides[1].column(|sample| sample.wall.as_secs_f64());
     row.notes.push(format!(
-        "each VM keeps {DEPTH} requests in flight; threads: {} and {}",
-        sides[0].threads, sides[1].threads
+        "each VM keeps {DEPTH} requests in flight; threads: {} and {}; CPU of the client, which \
+         shares the machine: {:.2} and {:.2} s",
+        sides[0].threads,
+        sides[1].threads,
+        sides[0].median_client_cpu(),
+        sides[1].median_client_cpu()
     ));
     row
 }
@@ -118,7 +127,7 @@ fn measure(bench: &Bench, trace: &Trace, root: &Path, cold: bool) -> Result<[Sid
         .into_iter()
         .map(|daemon| {
             let threads: &[usize] = match daemon {
-                Daemon::Leafblk => &[1],
+                Daemon::Leafblk | Daemon::LeafblkB => &[1],
                 Daemon::Qsd => &[1, 2],
             };
             threads.iter().map(|&threads| Side { daemon, threads, samples: Vec::new() }).collect()
@@ -128,12 +137,14 @@ fn measure(bench: &Bench, trace: &Trace, root: &Path, cold: bool) -> Result<[Sid
         for side in sides.iter_mut().flatten() {
             let sample = once(bench, trace, root, side, cold)?;
             progress(&format!(
-                "boot {} {:?} with {} threads: {:.2} s, CPU {:.2} s, {} MiB from disk",
+                "boot {} {:?} with {} threads: {:.2} s, CPU {:.2} s, \
+                 the client's {:.2} s, {} MiB from disk",
                 if cold { "cold" } else { "warm" },
                 side.daemon,
                 side.threads,
                 sample.wall.as_secs_f64(),
                 sample.cpu.as_secs_f64(),
+                sample.client_cpu.as_secs_f64(),
                 sample.disk_bytes >> 20
             ));
             side.samples.push(sample);
@@ -176,9 +187,10 @@ fn once(bench: &Bench, trace: &Trace, root: &Path, side: &Side, cold: bool) -> R
     }
     let process = backend.process();
     let (cpu, disk_bytes) = (process.cpu()?, process.read_bytes()?);
-    let wall = replay(&mut clients, trace, data::WRITTEN)?;
+    let replayed = replay(&mut clients, trace, data::WRITTEN)?;
     Ok(Sample {
-        wall,
+        wall: replayed.wall,
+        client_cpu: replayed.client_cpu,
         cpu: process.cpu()?.saturating_sub(cpu),
         disk_bytes: process.read_bytes()?.saturating_sub(disk_bytes),
     })

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::{RootEntry, VmEntry};
 
 fn parse_text(text: &str) -> Result<Settings, UsageError> {
     parse(Path::new("/etc/x.toml"), text)
@@ -21,6 +22,10 @@ fn every_key_reaches_its_setting() {
         hugepages = "off"
         reactors = 3
         poll-us = 0
+        control-socket = "/c"
+        control-group = "kvm"
+        log = "debug"
+        http-port = 9470
         [[root]]
         name = "d"
         path = "/d.raw"
@@ -57,6 +62,10 @@ fn every_key_reaches_its_setting() {
             hugepages: Some(HugepagesMode::Off),
             reactors: Some(3),
             poll_us: Some(0),
+            control_socket: Some(ControlSocket::At("/c".into())),
+            control_group: Some("kvm".into()),
+            log: Some("debug".into()),
+            http_port: Some(9470),
         }
     );
 }

@@ -61,6 +61,12 @@ impl Owner {
                 || found[NEXT_OFFSET..] == self.encode_next(sectors))
     }
 
+    /// Whether the first record is this owner's: its header was durable then.
+    pub(super) fn is_settled_in(&self, file: &File) -> bool {
+        let mut found = [0; OWNER_LEN];
+        file.read_exact_at(&mut found, 0).is_ok() && found == self.encode()
+    }
+
     /// Makes the file this owner's, and nobody else's.
     pub(super) fn write_to(&self, file: &File) -> io::Result<()> {
         file.write_all_at(&self.encode(), 0)?;

@@ -1,0 +1,31 @@
+//! The flags of `leafblk qemu-args`.
+
+use clap::Args;
+
+use super::source::SourceArgs;
+use crate::config::UsageError;
+use crate::qemu_args::Hypervisor;
+
+/// The flags of `leafblk qemu-args`.
+#[derive(Debug, Args)]
+pub struct QemuArgsArgs {
+    /// The VM
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The hypervisor: qemu, cloud-hypervisor or firecracker [default: qemu]
+    #[arg(long = "for", value_name = "HYPERVISOR")]
+    pub hypervisor: Option<String>,
+    /// Where VMs and roots are described.
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+impl QemuArgsArgs {
+    /// The hypervisor asked for.
+    ///
+    /// # Errors
+    /// [`UsageError::Choice`].
+    pub fn hypervisor(&self) -> Result<Hypervisor, UsageError> {
+        self.hypervisor.as_deref().map_or(Ok(Hypervisor::Qemu), str::parse)
+    }
+}

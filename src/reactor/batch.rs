@@ -1,0 +1,127 @@
+//! Chains on their way from the ring to being served, a few at a time.
+//!
+//! Each request's parts come from memory that another CPU wrote last, or that
+//! nobody has touched for long: its descriptors, its header, the place of its
+//! status, its data. One after the other these waits add up; so all chains of
+//! a batch are popped first, then all are parsed, then each is served while the
+//! data of those behind it is on its way (docs/BENCHMARKS.md).
+
+use super::device::Device;
+use super::serve::MEMORY_GONE;
+use crate::cache::Reader;
+use crate::disk::Ahead;
+use crate::prefetch;
+use crate::request::{self, Command, ParsedRequest};
+use crate::virtqueue::{Chain, GuestBuf};
+
+/// Chains of a batch: enough for their waits to overlap, few enough for what
+/// they fetch to stay in the CPU's first cache.
+const BATCH: usize = 8;
+/// The data of so many requests behind the one that is served is on its way.
+const AHEAD: usize = 2;
+/// What a byte written costs in bytes read: 4 KiB are copied from the cache in
+/// half a microsecond and written to a leaf in 5 to 8.
+const WRITE_COST: u64 = 16;
+
+/// One chain.
+#[derive(Debug, Default)]
+struct Popped {
+    chain: Chain,
+    request: Option<ParsedRequest>,
+    data: Ahead,
+}
+
+/// Some chains of one queue. Kept and refilled.
+#[derive(Debug)]
+pub(super) struct Batch {
+    list: [Popped; BATCH],
+    count: usize,
+    cost: u64,
+    full: bool,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { list: std::array::from_fn(|_| Popped::default()), count: 0, cost: 0, full: false }
+    }
+}
+
+impl Batch {
+    /// Pops until the batch is full, the queue is empty, or what was popped
+    /// costs `most`; how many. An error ends the device, after these.
+    pub(super) fn fill(&mut self, device: &mut Device, index: usize, most: u64) -> usize {
+        (self.count, self.cost, self.full) = (0, 0, false);
+        let Some(ring) = device.queues[index].as_mut().map(|queue| &mut queue.ring) else {
+            return 0;
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
+        ring.fetch_descriptors(BATCH as u16);
+        while self.count < BATCH && self.cost < most {
+            let popped = &mut self.list[self.count];
+            match ring.pop(&device.memory, &mut popped.chain) {
+                Ok(true) => {}
+                Ok(false) => return self.count,
+                Err(e) => {
+                    // A ring that is gone reads as zeros: name the cause.
+                    if device.is_faulted() {
+                        device.break_with(&MEMORY_GONE);
+                    }
+                    device.break_with(&e);
+                    return self.count;
+                }
+            }
+            let chain = &popped.chain;
+            self.cost += total(&chain.readable) * WRITE_COST + total(&chain.writable);
+            if let Some(header) = chain.readable.first() {
+                prefetch::line(header.ptr());
+            }
+            self.count += 1;
+        }
+        self.full = true;
+        self.count
+    }
+
+    /// Parses all and finds where their data is.
+    pub(super) fn parse(&mut self, device: &Device, reader: &Reader) {
+        let limits = device.limits();
+        for popped in &mut self.list[..self.count] {
+            let parsed = request::parse(&mut popped.chain, &limits);
+            popped.data = match &parsed.command {
+                Ok(Command::Read(range)) => device.disk.ahead(reader, *range),
+                _ => Ahead::default(),
+            };
+            popped.request = Some(parsed);
+        }
+        self.list[..self.count.min(AHEAD)].iter().for_each(|popped| popped.data.fetch());
+    }
+
+    /// Fetches the data of a chain that is served a little after `at`.
+    #[inline]
+    pub(super) fn fetch_ahead(&self, at: usize) {
+        if at + AHEAD < self.count {
+            self.list[at + AHEAD].data.fetch();
+        }
+    }
+
+    /// A chain that is to be served now.
+    #[inline]
+    pub(super) fn take(&mut self, at: usize) -> Option<(&mut Chain, ParsedRequest)> {
+        let popped = &mut self.list[at];
+        let request = popped.request.take()?;
+        Some((&mut popped.chain, request))
+    }
+
+    /// What the chains cost, in bytes read.
+    pub(super) fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// Whether there may be more in the queue.
+    pub(super) fn is_full(&self) -> bool {
+        self.full
+    }
+}
+
+fn total(list: &[GuestBuf]) -> u64 {
+    list.iter().map(|buf| buf.len() as u64).sum()
+}

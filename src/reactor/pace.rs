@@ -1,0 +1,93 @@
+//! Which writes a reactor does itself, and when write-back is asked for.
+//!
+//! A write into the page cache takes microseconds, a hand-over to a lane several
+//! times that. But it may wait: for memory, or for what write-back has locked.
+//! So a device writes at once for as long as that turns out to be quick.
+#![expect(unsafe_code, reason = "getrusage(2) of a thread has no safe form here")]
+
+use std::time::{Duration, Instant};
+
+/// A write of at most this many sectors is done at once, if it can be expected
+/// to be quick: the copy of 128 KiB takes tens of microseconds.
+const INLINE_SECTORS: u64 = 256;
+/// A write that took longer than this, and in which the thread gave the CPU up
+/// of its own accord, was not quick: the kernel made it wait. A thread that was
+/// only preempted says nothing of the disk (on a busy host that mistook most
+/// slow writes, and a lane costs several times an inline write).
+const SLOW: Duration = Duration::from_millis(1);
+/// Waits up to this harm nobody on a reactor that has nobody else to serve: the
+/// guest would wait for the lane as well, and longer.
+const SLOW_ALONE: Duration = Duration::from_millis(4);
+/// For so many times a slow write's duration the device's writes go to its
+/// lane, where waiting harms nobody else.
+const PENALTY: u32 = 20;
+const PENALTY_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes after which write-back is asked for, so that a flush finds little to
+/// do however much was written before it. Less would take the CPU from short
+/// bursts of writes, which then wait for their own write-back.
+pub(super) const WRITE_BACK_BYTES: u64 = 96 << 20;
+/// Bytes written during one write-back after which writes go to the lane: the
+/// disk doesn't keep up, and the kernel will soon make writers wait.
+const BEHIND_BYTES: u64 = 1 << 30;
+
+/// How often a thread has given the CPU up of its own accord, as getrusage(2)
+/// counts it: looked at after each sleep and each slow write only, as a look
+/// costs 150 ns. Between two looks at most a contended lock waits otherwise.
+#[derive(Debug, Default)]
+pub(super) struct Waits(i64);
+
+impl Waits {
+    /// Looks; whether there were any since the last look.
+    pub(super) fn look(&mut self) -> bool {
+        // SAFETY: a plain C struct for which zero is valid, filled by the call.
+        let now = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+            usage.ru_nvcsw
+        };
+        now != std::mem::replace(&mut self.0, now)
+    }
+}
+
+/// Decides which writes of one device are done at once.
+#[derive(Debug, Default)]
+pub(super) struct WritePace {
+    /// Until then, writes go to the lane.
+    lane_until: Option<Instant>,
+    pub(super) write_back_running: bool,
+}
+
+impl WritePace {
+    /// Whether a write of `sectors` from `start` may be done at once. Only
+    /// whole pages: for a part of one the kernel may have to read the rest.
+    pub(super) fn is_inline(&mut self, start: u64, sectors: u64, unsynced: u64) -> bool {
+        let pages = start.is_multiple_of(8) && sectors.is_multiple_of(8);
+        if !pages || sectors > INLINE_SECTORS {
+            return false;
+        }
+        if self.write_back_running && unsynced > BEHIND_BYTES {
+            return false;
+        }
+        match self.lane_until {
+            None => true,
+            Some(until) if Instant::now() >= until => {
+                self.lane_until = None;
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// Learns from a write that began at `begun` and is done; `alone` if the
+    /// reactor has no other device to serve.
+    pub(super) fn wrote(&mut self, begun: Instant, alone: bool, waits: &mut Waits) {
+        let took = begun.elapsed();
+        if took > SLOW {
+            let limit = if alone { SLOW_ALONE } else { SLOW };
+            if waits.look() && took > limit {
+                self.lane_until = Some(Instant::now() + (took * PENALTY).min(PENALTY_MAX));
+            }
+        }
+    }
+}
