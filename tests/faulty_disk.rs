@@ -34,7 +34,7 @@ use leafblk::io::storage::{FileStorage, Storage};
 use leafblk::leaf::{Leaf, OpenOptions, create};
 use leafblk::reactor::{Mailbox, Reactor};
 use leafblk::root::Root;
-use leafblk::vhost_user;
+use leafblk::vhost_user::{self, FrontendLink};
 use leafblk::virtqueue::GuestBuf;
 
 /// What the disk does wrong; errnos, or 0.
@@ -197,7 +197,7 @@ impl Host {
         let listener = self.listener.try_clone().unwrap();
         let thread = std::thread::spawn(move || {
             let (stream, _) = listener.accept().map_err(|e| e.to_string())?;
-            vhost_user::serve(stream, &disk, 1, &mailbox)
+            vhost_user::serve(stream, &disk, 1, &mailbox, &FrontendLink::default())
         });
         let features = VERSION_1 | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
         Attached { vmm: Vmm::running_with(&self.socket, features, 256), leaf, thread }

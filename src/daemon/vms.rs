@@ -50,8 +50,10 @@ impl Host {
             config.size = None;
         }
         let attached = self.attach_resolved(config.clone(), entry.clone(), Origin::Api);
-        if let Err(error) = &attached {
-            self.table().fail_vm(config, entry, Origin::Api, error.to_string());
+        match &attached {
+            // There is one by that name, which is not to be touched.
+            Ok(()) | Err(HostError::Exists { .. }) => {}
+            Err(error) => self.table().fail_vm(config, entry, Origin::Api, error.to_string()),
         }
         attached
     }

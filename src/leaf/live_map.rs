@@ -168,10 +168,10 @@ impl LiveMap {
         Ok(())
     }
 
-    /// Whether the map is this owner's for good, and not by an announcement of
-    /// a header that may not be durable yet.
-    pub(super) fn is_settled(&self, owner: &Owner) -> bool {
-        owner.is_settled_in(&self.file)
+    /// Whether the header that the map fits may not be durable: its writer was
+    /// killed before [`Self::own`].
+    pub(super) fn is_being_replaced(&self) -> io::Result<bool> {
+        Owner::is_being_replaced(&self.file)
     }
 
     /// Makes the map this owner's, and nobody else's.

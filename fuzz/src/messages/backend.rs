@@ -57,7 +57,8 @@ impl Backend {
     }
 
     pub(super) fn serve(&self, stream: UnixStream) -> Result<(), String> {
-        leafblk::vhost_user::serve(stream, &self.disk, 2, &self.mailbox)
+        let link = leafblk::vhost_user::FrontendLink::default();
+        leafblk::vhost_user::serve(stream, &self.disk, 2, &self.mailbox, &link)
     }
 
     /// Panics unless the reactor answers.

@@ -24,6 +24,7 @@ fn every_key_reaches_its_setting() {
         poll-us = 0
         control-socket = "/c"
         control-group = "kvm"
+        http-port = 9750
         log = "debug"
         http-port = 9470
         [[root]]
@@ -64,6 +65,7 @@ fn every_key_reaches_its_setting() {
             poll_us: Some(0),
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
+            http_port: Some(9750),
             log: Some("debug".into()),
             http_port: Some(9470),
         }

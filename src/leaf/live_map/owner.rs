@@ -61,10 +61,12 @@ impl Owner {
                 || found[NEXT_OFFSET..] == self.encode_next(sectors))
     }
 
-    /// Whether the first record is this owner's: its header was durable then.
-    pub(super) fn is_settled_in(&self, file: &File) -> bool {
-        let mut found = [0; OWNER_LEN];
-        file.read_exact_at(&mut found, 0).is_ok() && found == self.encode()
+    /// Whether the file's second record says anything: a header was being
+    /// replaced, and may not be durable.
+    pub(super) fn is_being_replaced(file: &File) -> io::Result<bool> {
+        let mut next = [0; NEXT_LEN];
+        file.read_exact_at(&mut next, NEXT_OFFSET as u64)?;
+        Ok(next != [0; NEXT_LEN])
     }
 
     /// Makes the file this owner's, and nobody else's.
