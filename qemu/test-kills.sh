@@ -64,7 +64,7 @@ backend_start "$ROOT" "${VMS[@]}"
 
 say "a guest under at least $KILLS kills"
 under_fire kills "$KILLS" backend_kill
-resubmitted=$(grep -o 'resubmitting [0-9]*' "$BACKEND_LOG.err" | awk '{n += $2} END {print n + 0}')
+resubmitted=$(sed -n 's|.*resubmitting \([0-9]*\) .*|\1|p' "$BACKEND_LOG.err" | awk '{n += $1} END {print n + 0}')
 check "kills: $resubmitted requests in flight were taken up" [ "$resubmitted" -gt 0 ]
 
 say "a guest under at least $RESTARTS planned restarts"

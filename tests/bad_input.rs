@@ -386,6 +386,25 @@ fn a_stale_socket_is_replaced_with_one_for_its_owner_only() {
 }
 
 #[test]
+fn a_group_is_let_in_where_it_is_asked_for_and_must_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), 64);
+    let args = ["--root", text(&root), "--vm", "web1", "--socket-group"];
+    let unknown = [&args[..], &["no-such-group-here"]].concat();
+    refuses(dir.path(), &unknown, 1, &["there is no group no-such-group-here", "socket-group"]);
+    // A group that everybody is a member of: one's own.
+    let own = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
+    let daemon = Daemon::start(dir.path(), &[&args[..], &[&own.name]].concat());
+    let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&daemon.socket("web1")), 0o660);
+    assert_eq!(mode(&dir.path().join("run")), 0o711);
+    let mut client = Client::connect(&daemon.socket("web1"));
+    client.read(0, 512);
+    drop(client);
+    daemon.stop();
+}
+
+#[test]
 fn a_file_in_the_place_of_a_socket_is_left_alone() {
     let temp = tempfile::tempdir().unwrap();
     let root = make_root(temp.path(), ROOT_SECTORS);

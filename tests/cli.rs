@@ -204,10 +204,13 @@ fn the_help_of_serve_names_the_flags_that_scripts_rely_on_and_those_of_the_contr
             "--cache-size",
             "--cache-block",
             "--hugepages",
+            "--keep-cache",
             "--reactors",
             "--poll-us",
+            "--socket-group",
             "--control-socket",
-            "--control-group"
+            "--control-group",
+            "--http-port"
         ]
     );
 }

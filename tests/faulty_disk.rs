@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -324,12 +324,12 @@ fn a_full_runtime_directory_reaches_that_guest_and_goes_away_with_its_cause() {
     let host = Host::with(tempfile::tempdir().unwrap(), memory.path().join("vm.map"));
     let mut vm = host.attach();
     vm.vmm.write_sectors(0, &[0x11; 4096]);
-    let filler = memory.fill();
+    let filler: &Path = &memory.fill();
     // A page of the map that the live map has not got yet.
     const FAR: u64 = 40 << 11;
     assert_eq!(vm.vmm.request(T_OUT, FAR, 4096).0, IOERR);
     assert_eq!(vm.flush(), OK, "what was acknowledged can be flushed");
-    memory.make_room(&filler);
+    memory.make_room(filler);
     vm.vmm.write_sectors(FAR, &[0x22; 4096]);
     vm.works();
     assert!(vm.vmm.read_sectors(FAR, 8) == [0x22; 4096]);

@@ -2,6 +2,7 @@
 
 #[cfg(loom)]
 mod interleavings;
+mod kept;
 mod model;
 mod stress;
 

@@ -20,7 +20,6 @@ mod error;
 mod flush;
 pub mod header;
 mod live_map;
-mod lock;
 pub mod offline;
 mod open;
 mod reset;

@@ -26,7 +26,6 @@ fn every_key_reaches_its_setting() {
         control-group = "kvm"
         http-port = 9750
         log = "debug"
-        http-port = 9470
         [[root]]
         name = "d"
         path = "/d.raw"
@@ -62,12 +61,13 @@ fn every_key_reaches_its_setting() {
             cache_block_bytes: Some(4096),
             hugepages: Some(HugepagesMode::Off),
             reactors: Some(3),
+            keep_cache: None,
             poll_us: Some(0),
+            socket_group: None,
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
             http_port: Some(9750),
             log: Some("debug".into()),
-            http_port: Some(9470),
         }
     );
 }
