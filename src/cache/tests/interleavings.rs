@@ -40,6 +40,7 @@ impl Scene {
             epochs: Epochs::new(2),
             core: Mutex::new(Core::new(2)),
             readers_max: 2,
+            lookups: Lookups::default(),
         });
         let root = cache.add_root(4 * u64::from(SMALL) / 512).unwrap();
         let scene = Arc::new(Self { cache, root, shadow: [0, 0].map(UnsafeCell::new) });
@@ -73,70 +74,62 @@ impl Scene {
     }
 }
 
-#[test]
-fn loom_a_slot_is_reused_only_when_its_readers_have_let_go() {
-    model(|| {
+/// Blocks are filled by one thread while another, whose reader is online or
+/// not, does what it does.
+fn while_blocks_are_filled(
+    blocks: &'static [u64],
+    online: bool,
+    reads: impl Fn(&Scene, &mut Reader) + Send + Sync + 'static,
+) {
+    model(move || {
         let scene = Scene::new();
         let mut reader = scene.cache.reader().unwrap();
+        if !online {
+            reader.offline();
+        }
         let filler = {
             let scene = Arc::clone(&scene);
-            thread::spawn(move || (scene.fill(2), scene.fill(3)))
+            thread::spawn(move || blocks.iter().for_each(|block| _ = scene.fill(*block)))
         };
-        scene.read(&reader, 0);
-        reader.quiesce();
-        scene.read(&reader, 0);
-        reader.quiesce();
-        scene.read(&reader, 2);
+        reads(&scene, &mut reader);
         filler.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_a_slot_is_reused_only_when_its_readers_have_let_go() {
+    while_blocks_are_filled(&[2, 3], true, |scene, reader| {
+        scene.read(reader, 0);
+        reader.quiesce();
+        scene.read(reader, 0);
+        reader.quiesce();
+        scene.read(reader, 2);
     });
 }
 
 #[test]
 fn loom_a_reader_that_wakes_up_finds_no_slot_that_is_being_refilled() {
-    model(|| {
-        let scene = Scene::new();
-        let mut reader = scene.cache.reader().unwrap();
-        reader.offline();
-        let filler = {
-            let scene = Arc::clone(&scene);
-            thread::spawn(move || scene.fill(2))
-        };
+    while_blocks_are_filled(&[2], false, |scene, reader| {
         reader.online();
-        scene.read(&reader, 0);
+        scene.read(reader, 0);
         reader.offline();
-        filler.join().unwrap();
     });
 }
 
 #[test]
 fn loom_a_reader_that_goes_to_sleep_has_done_with_its_slot() {
-    model(|| {
-        let scene = Scene::new();
-        let mut reader = scene.cache.reader().unwrap();
-        let filler = {
-            let scene = Arc::clone(&scene);
-            thread::spawn(move || scene.fill(2))
-        };
-        scene.read(&reader, 0);
+    while_blocks_are_filled(&[2], true, |scene, reader| {
+        scene.read(reader, 0);
         reader.offline();
-        filler.join().unwrap();
     });
 }
 
 #[test]
 fn loom_a_published_block_is_complete() {
-    model(|| {
-        let scene = Scene::new();
-        let mut reader = scene.cache.reader().unwrap();
-        reader.offline();
-        let filler = {
-            let scene = Arc::clone(&scene);
-            thread::spawn(move || scene.fill(2))
-        };
+    while_blocks_are_filled(&[2], false, |scene, reader| {
         reader.online();
-        scene.read(&reader, 2);
-        scene.read(&reader, 2);
-        filler.join().unwrap();
+        scene.read(reader, 2);
+        scene.read(reader, 2);
     });
 }
 
