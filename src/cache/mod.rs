@@ -49,7 +49,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use self::core::Core;
 use self::directory::Directory;
@@ -57,6 +57,7 @@ use self::entry::{BlockState, SLOTS_MAX, SlotIndex};
 use self::epoch::Epochs;
 use self::slots::SlotRole;
 use self::table::RootTable;
+use crate::sync::{Mutex, MutexGuard};
 
 pub use self::access::{BlockRef, Lookup, Reader};
 pub use self::arena::{Arena, ArenaPages};

@@ -36,6 +36,10 @@ pub struct ServeArgs {
     /// [default: 50]
     #[arg(long, value_name = "N")]
     pub poll_us: Option<String>,
+    /// A group whose members may connect to the VMs' sockets, such as that of
+    /// the hypervisor's user [default: none]
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
     /// Where the control API listens (docs/control.md), or off
     /// [default: control.sock in the runtime directory]
     #[arg(long, value_name = "PATH|off")]
@@ -65,6 +69,7 @@ impl ServeArgs {
             keep_cache: self.keep_cache.then_some(true),
             reactors: number("reactors", "from 1", self.reactors.as_deref())?,
             poll_us: number("poll-us", "from 0", self.poll_us.as_deref())?,
+            socket_group: self.socket_group.clone(),
             control_socket: self.control_socket.clone().map(ControlSocket::from),
             control_group: self.control_group.clone(),
             http_port: number("http-port", "from 1 to 65535", self.http_port.as_deref())?,

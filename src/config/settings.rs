@@ -36,6 +36,8 @@ pub struct Settings {
     pub reactors: Option<u64>,
     /// Polling after the last work, in microseconds.
     pub poll_us: Option<u64>,
+    /// The group that may connect to the VMs' sockets.
+    pub socket_group: Option<String>,
     /// Where the control socket is, or that there is none.
     pub control_socket: Option<ControlSocket>,
     /// The group that may use the control socket.
@@ -241,6 +243,7 @@ impl Settings {
             keep_cache: flags.keep_cache.or(self.keep_cache),
             reactors: flags.reactors.or(self.reactors),
             poll_us: flags.poll_us.or(self.poll_us),
+            socket_group: flags.socket_group.or(self.socket_group),
             control_socket: flags.control_socket.or(self.control_socket),
             control_group: flags.control_group.or(self.control_group),
             http_port: flags.http_port.or(self.http_port),

@@ -51,6 +51,7 @@ fn defaults_fill_what_nobody_said() {
             reactors: 4,
             keep_cache: false,
             poll_us: 50,
+            socket_group: None,
             http_port: None,
             control: Some(ControlConfig {
                 socket: "/run/leafblk/control.sock".into(),

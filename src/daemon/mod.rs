@@ -7,12 +7,14 @@
 
 mod acceptor;
 mod error;
+mod group;
 mod host;
 pub mod record;
 mod reload;
 mod report;
 mod resize;
 mod roots;
+mod service;
 mod signals;
 pub mod sockets;
 mod start;
@@ -28,6 +30,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::config::Config;
 use crate::control::{self, Access, Listener};
 use crate::error::Error;
+use service::Service;
 use signals::Wish;
 use start::Engine;
 use vm::ListeningVm;
@@ -60,17 +63,35 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
             return Err(error);
         }
     };
+    let service = match Service::start(&host.inner().mailboxes) {
+        Ok(service) => service,
+        Err(source) => {
+            server.stop();
+            let _ = stop(&host, engine);
+            let what = "can't start the thread that gives signs of life";
+            return Err(Error::failure(format!("{what}: {source}; check the limits")));
+        }
+    };
     announce(&host);
+    service.ready(&status(&host));
     while let Ok(Wish::Reload) = wishes.recv() {
+        service.reloading();
         match reload() {
             Ok(new) => host.reload(config, &new),
             Err(error) => log::error!("the configuration stays as it is: {error}"),
         }
+        service.ready(&status(&host));
     }
     log::info!("stopping");
+    service.stopping();
     server.stop();
     flush_ahead(&host);
     stop(&host, engine)
+}
+
+fn status(host: &Host) -> String {
+    let count = host.vms().iter().filter(|view| view.vm.is_some()).count();
+    format!("serving {count} VM{}", if count == 1 { "" } else { "s" })
 }
 
 fn stop(host: &Host, engine: Engine) -> Result<(), Error> {

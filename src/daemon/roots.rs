@@ -30,8 +30,10 @@ impl Host {
     pub(super) fn restore_root(&self, entry: &RootEntry) -> Result<(), HostError> {
         let config = RootConfig::resolve(entry)?;
         let added = self.add_resolved(config.clone(), Origin::Api);
-        if let Err(error) = &added {
-            self.table().fail_root(config, Origin::Api, error.to_string());
+        match &added {
+            // There is one by that name, which is not to be touched.
+            Ok(()) | Err(HostError::Exists { .. }) => {}
+            Err(error) => self.table().fail_root(config, Origin::Api, error.to_string()),
         }
         added
     }

@@ -1,14 +1,16 @@
 //! The start: everything is looked at, then something is changed.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytesize::ByteSize;
 
 use super::acceptor::Acceptor;
 use super::error::HostError;
+use super::group;
 use super::host::Host;
-use super::sockets::{self, OwnedSocket};
+use super::sockets::{self, OwnedSocket, SocketError};
 use super::state_file::{self, Attached, StateFile};
 use super::table::{Configured, Life, NewVm, Origin, Table};
 use super::vm::{BoundVm, ListeningVm, PlannedVm};
@@ -45,7 +47,9 @@ pub(super) struct Engine {
 /// error: it is in the log and stays known as failed.
 pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let group = config.control.as_ref().and_then(|control| control.group.as_deref());
-    let group = group.map(group_id).transpose()?;
+    let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
+    let socket_group = config.socket_group.as_deref();
+    let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
     let attached = match config.control {
         Some(_) => state_file::read(&config.state_dir).map_err(Error::failure)?,
         None => Attached::default(),
@@ -63,13 +67,14 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     }
     let cache = make_cache(config)?;
     // All sockets before any leaf: one that is in use creates nothing.
-    let bound = planned.into_iter().map(PlannedVm::bind).collect::<Result<Vec<_>, _>>()?;
+    let bound =
+        planned.into_iter().map(|plan| plan.bind(socket_group)).collect::<Result<Vec<_>, _>>()?;
     let control_socket =
         config.control.as_ref().map(|control| bind_control(control, group)).transpose()?;
     let state = config.control.as_ref().map(|_| StateFile::take(&config.state_dir));
     let state = state.transpose().map_err(Error::failure)?;
-    if let Some(group) = group.filter(|_| runtime_dir_is_new) {
-        sockets::let_pass(&config.runtime_dir, group).map_err(Error::failure)?;
+    if runtime_dir_is_new {
+        let_groups_pass(&config.runtime_dir, group, socket_group).map_err(Error::failure)?;
     }
     let engine = start_reactors(config, &cache)?;
     let mailboxes = engine.reactors.iter().map(|reactor| Arc::clone(reactor.mailbox())).collect();
@@ -80,7 +85,7 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let table = Table::with_paths(claim.as_slice());
     let directories =
         Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
-    let host = Host::new(directories, cache, mailboxes, acceptor, table, state);
+    let host = Host::new(directories, cache, mailboxes, acceptor, table, state, socket_group);
     host.table().configured = Configured::of(config);
     host.serve_configured(config, roots, bound)?;
     host.restore(attached);
@@ -91,16 +96,19 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     Ok(Started { host, engine, control_socket, http })
 }
 
-fn group_id(name: &str) -> Result<u32, Error> {
-    let known = nix::unistd::Group::from_name(name).map_err(|source| {
-        Error::failure(format!("the group {name} can't be looked up ({source}); try again"))
-    })?;
-    let group = known.ok_or_else(|| {
-        Error::failure(format!(
-            "there is no group {name}; make it (groupadd), or choose another control-group"
-        ))
-    })?;
-    Ok(group.gid.as_raw())
+/// Lets those groups reach the sockets that may use some; two groups can't both
+/// own the directory.
+fn let_groups_pass(
+    runtime_dir: &Path,
+    control: Option<u32>,
+    vms: Option<u32>,
+) -> Result<(), SocketError> {
+    match (control, vms) {
+        (None, None) => Ok(()),
+        (Some(group), None) | (None, Some(group)) => sockets::let_pass(runtime_dir, group),
+        (Some(one), Some(other)) if one == other => sockets::let_pass(runtime_dir, one),
+        (Some(_), Some(_)) => sockets::let_all_pass(runtime_dir),
+    }
 }
 
 fn plan(config: &Config, roots: &[Root]) -> Result<Vec<PlannedVm>, Error> {

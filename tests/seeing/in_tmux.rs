@@ -148,6 +148,9 @@ fn top_shows_the_load_and_obeys_its_keys_and_gives_the_terminal_back() {
         .until("the detail's end", |s| !s.contains("web1: 128 MiB") && !s.contains("sort by the"));
     terminal.tmux(&["resize-window", "-x", "80", "-y", "24"]);
     terminal.until("80 columns", |s| s.contains("IOPS") && !s.contains("p50"));
+    // Wide again, for a shell that is asked for its modes in one line.
+    terminal.tmux(&["resize-window", "-x", "140", "-y", "40"]);
+    terminal.shows("p50");
     terminal.types(&["q"]);
     terminal.is_as_before(&modes);
 }

@@ -25,7 +25,6 @@ fn every_key_reaches_its_setting() {
         control-socket = "/c"
         control-group = "kvm"
         log = "debug"
-        http-port = 9470
         [[root]]
         name = "d"
         path = "/d.raw"
@@ -63,10 +62,10 @@ fn every_key_reaches_its_setting() {
             reactors: Some(3),
             keep_cache: None,
             poll_us: Some(0),
+            socket_group: None,
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
             log: Some("debug".into()),
-            http_port: Some(9470),
         }
     );
 }
