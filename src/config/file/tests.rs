@@ -61,6 +61,7 @@ fn every_key_reaches_its_setting() {
             hugepages: Some(HugepagesMode::Off),
             reactors: Some(3),
             keep_cache: None,
+            http_port: None,
             poll_us: Some(0),
             socket_group: None,
             control_socket: Some(ControlSocket::At("/c".into())),
