@@ -4,7 +4,7 @@
 # orderly restarts (SIGTERM), as for a new binary. One line per check, status 1
 # if one failed.
 #
-# KILLS=N: so many kills (default 24). Each takes about 2 s of the guest's time.
+# KILLS=N: so many kills (default 24). Each takes 3 to 4 s of the guest's time.
 set -euo pipefail
 # shellcheck source=lib/guest.sh
 . "$(dirname "$0")/lib/guest.sh"
@@ -57,8 +57,8 @@ both_are_back() {
 # and started again, COUNT times at least.
 under_fire() {
   local name=$1 count=$2 command=$3 log=$WORK/$1.log done=0 before
-  { echo "RUNTIME=$((count * 5 / 2 + 6))" && cat "$QEMU_DIR/guest/kills.job"; } >"$WORK/$name.job"
-  guest_start -t $((count * 6 + 180)) -e "$ARCHIVE" "$name" "$log" "$WORK/$name.job" \
+  { echo "RUNTIME=$((count * 4 + 8))" && cat "$QEMU_DIR/guest/kills.job"; } >"$WORK/$name.job"
+  guest_start -t $((count * 8 + 180)) -e "$ARCHIVE" "$name" "$log" "$WORK/$name.job" \
     "$(socket_of "$name-raw")" "$(socket_of "$name-ext4")"
   until guest_said "$log" "ok mkfs" || ! guest_works "$log"; do moment; done
   while guest_works "$log"; do
