@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::error::HostError;
 use super::host::{Host, RootView};
 use super::table::{Cause, Life, Origin};
+use crate::cache::RootKey;
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{RootConfig, RootEntry};
@@ -56,7 +57,8 @@ impl Host {
     /// Gives a root its part of the cache.
     pub(super) fn cached(&self, root: Root) -> Result<CachedRoot, HostError> {
         let cache = self.cache();
-        let table = cache.add_root(root.sectors()).map_err(HostError::failed)?;
+        let key = root.state_key().map(RootKey);
+        let table = cache.add_root_as(root.sectors(), key).map_err(HostError::failed)?;
         Ok(CachedRoot::new(root, table, cache.block_bytes()))
     }
 

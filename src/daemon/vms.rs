@@ -96,7 +96,7 @@ impl Host {
     ) -> Result<ListeningVm, HostError> {
         let inner = self.inner();
         let plan = PlannedVm::new(config, root.root()).map_err(HostError::Unfit)?;
-        let bound = plan.bind().map_err(HostError::Unfit)?;
+        let bound = plan.bind(self.inner().socket_group).map_err(HostError::Unfit)?;
         let mailbox = Arc::clone(&inner.mailboxes[reactor]);
         bound.attach(root, &inner.directories.runtime, mailbox).map_err(HostError::Failed)
     }
