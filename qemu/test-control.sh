@@ -21,8 +21,8 @@ control() { "$LEAFBLK" "$@" --runtime-dir "$WORK/run"; }
 
 # guest_reaches LOG TEXT: returns when the guest has reported this, or has ended.
 guest_reaches() {
-  timeout 120 tail -n +1 --pid="$GUEST_PID" -F "$1" 2>/dev/null | tr -d '\r' |
-    grep -qx -m1 "LEAFBLK-GUEST: $2"
+  grep -q -m1 "^LEAFBLK-GUEST: $2"$'\r''\?$' \
+    < <(timeout 120 tail -n +1 --pid="$GUEST_PID" -F "$1" 2>/dev/null || true)
 }
 
 say "an empty host, a VM attached to it, and a disk that grows"

@@ -184,7 +184,7 @@ fn no_command_at_all_gets_the_help_on_stderr() {
 }
 
 #[test]
-fn the_help_of_serve_names_the_flags_that_scripts_rely_on_and_those_of_the_control_api() {
+fn the_help_of_serve_names_the_flags_that_scripts_rely_on_first() {
     let text = stdout(&Place::new().run(&["serve", "--help"]));
     let options = text.split("Options:").nth(1).unwrap();
     let options = options.split("Examples:").next().unwrap();

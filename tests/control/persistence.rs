@@ -138,6 +138,38 @@ fn a_kill_in_the_middle_of_an_attach_loses_no_vm_that_was_answered_for() {
 }
 
 #[test]
+fn a_kill_in_the_middle_of_a_start_forgets_nothing() {
+    const VMS: usize = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, control) = served(dir.path());
+    for number in 0..VMS {
+        control.post("/v1/vms", &json!({"name": format!("vm{number}")})).expect(201);
+    }
+    daemon.stop();
+    let before = std::fs::read(state_file(dir.path())).unwrap();
+    let socket = dir.path().join("run/vm7.sock");
+    for _ in 0..6 {
+        let _ = std::fs::remove_file(&socket);
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_leafblk"))
+            .args(["serve", "--cache-size", "16MiB", "--hugepages", "off", "--state-dir"])
+            .arg(dir.path().join("state"))
+            .arg("--runtime-dir")
+            .arg(dir.path().join("run"))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Some are attached again by then, and some are not.
+        wait_until("the start is under way", || socket.exists());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(std::fs::read(state_file(dir.path())).unwrap() == before);
+    }
+    let daemon = Daemon::start(dir.path(), &[]);
+    assert_eq!(names(&daemon.control().get("/v1/vms").expect(200)).len(), VMS + 1);
+    daemon.stop();
+}
+
+#[test]
 fn a_vm_of_the_configuration_wins_over_an_attached_one() {
     let dir = tempfile::tempdir().unwrap();
     let (daemon, control) = served(dir.path());
@@ -218,6 +250,26 @@ fn what_cannot_be_had_again_is_shown_as_failed_and_tried_again_at_a_reload() {
 }
 
 #[test]
+fn a_vm_whose_root_has_left_the_configuration_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let args = ["--root", root.to_str().unwrap()];
+    let daemon = Daemon::start(dir.path(), &args);
+    daemon.control().post("/v1/vms", &json!({"name": "web1"})).expect(201);
+    daemon.stop();
+    let daemon = Daemon::start(dir.path(), &[]);
+    let web1 = daemon.control().get("/v1/vms/web1").expect(200);
+    assert_eq!(web1["state"], "failed");
+    assert!(web1["reason"].as_str().unwrap().contains("root \"root\", which is not given"));
+    // What else is attached doesn't make the daemon forget it.
+    daemon.control().post("/v1/roots", &json!({"name": "other", "path": root})).expect(201);
+    daemon.stop();
+    let daemon = Daemon::start(dir.path(), &args);
+    assert_eq!(daemon.control().get("/v1/vms/web1").expect(200)["state"], "serving");
+    daemon.stop();
+}
+
+#[test]
 fn an_ephemeral_leaf_goes_with_its_vm() {
     let dir = tempfile::tempdir().unwrap();
     let (daemon, control) = served(dir.path());
@@ -234,8 +286,11 @@ fn a_state_file_that_cannot_be_understood_stops_the_start_and_stays() {
     let dir = tempfile::tempdir().unwrap();
     let (daemon, _) = served(dir.path());
     daemon.stop();
-    for (text, part) in [("version = 7\n", "has version 7"), ("version = \n", "is damaged (line 1")]
-    {
+    for (text, part) in [
+        ("version = 7\n", "has version 7"),
+        ("version = \n", "is damaged (line 1"),
+        ("version = 1\n[[vm]]\nname = \"w\"\nroot = \"d\"\nqueues = 99\n", "queues is 99"),
+    ] {
         std::fs::write(state_file(dir.path()), text).unwrap();
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_leafblk"))
             .args(["serve", "--cache-size", "16MiB", "--hugepages", "off", "--state-dir"])
@@ -246,7 +301,7 @@ fn a_state_file_that_cannot_be_understood_stops_the_start_and_stays() {
             .unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains(part) && stderr.contains("attached.toml"), "{stderr}");
+        assert!(stderr.contains(part) && stderr.contains("the state file"), "{stderr}");
         assert_eq!(std::fs::read_to_string(state_file(dir.path())).unwrap(), text);
     }
 }
