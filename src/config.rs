@@ -107,11 +107,15 @@ pub struct Config {
     pub cache_block_bytes: u32,
     /// Which pages the arena is made of.
     pub hugepages: HugepagesMode,
+    /// The cache outlives the process, for the next start.
+    pub keep_cache: bool,
     /// Reactor threads, at least one.
     pub reactors: usize,
     /// How long a reactor may poll after its last work, in microseconds; 0
     /// sleeps at once.
     pub poll_us: u32,
+    /// The group that may connect to the VMs' sockets beside their owner.
+    pub socket_group: Option<String>,
     /// The control API; `None` where it is switched off.
     pub control: Option<ControlConfig>,
     /// The port on 127.0.0.1 for looking, if there is to be one.

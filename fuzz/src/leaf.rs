@@ -78,13 +78,25 @@ fn seal(file: &Sparse, offset: u64) {
     file.put(offset + LEN as u64 - 4, &crc.to_le_bytes());
 }
 
-/// CRC-32C, bit by bit: an oracle of its own.
+/// CRC-32C by a table: an oracle of its own.
 fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 }
-        })
-    })
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let mut crc = byte as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+                bit += 1;
+            }
+            table[byte] = crc;
+            byte += 1;
+        }
+        table
+    };
+    let step = |crc: u32, byte: &u8| (crc >> 8) ^ TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize];
+    !bytes.iter().fold(u32::MAX, step)
 }
 
 fn decode(file: &Sparse, offset: u64) -> Option<Header> {
@@ -124,13 +136,13 @@ impl Life {
                 &self.root,
                 &self.options,
             );
-            let Ok(leaf) = opened else {
+            let Ok(mut leaf) = opened else {
                 assert!(self.written.is_empty(), "a leaf that was open opens no more");
                 return;
             };
             assert!(leaf.present_sectors() <= leaf.sectors() || !self.options.read_only);
             self.check(&leaf);
-            let end = self.steps(&leaf, input);
+            let end = self.steps(&mut leaf, input);
             drop(leaf);
             match end {
                 End::Closed => {}
@@ -163,9 +175,9 @@ impl Life {
         }
     }
 
-    fn steps(&mut self, leaf: &Leaf, input: &mut Input<'_>) -> End {
+    fn steps(&mut self, leaf: &mut Leaf, input: &mut Input<'_>) -> End {
         for _ in 0..STEPS_MAX {
-            let kind = input.u8() % 8;
+            let kind = input.u8() % 9;
             let (start, count) = (u64::from(input.u32()) % leaf.sectors(), u64::from(input.u8()));
             let count = count.min(leaf.sectors() - start);
             let range = SectorRange::new(Sector(start), count).expect("inside");
@@ -183,6 +195,12 @@ impl Life {
                     Ok(())
                 }
                 6 => return leaf.close().map_or(End::Failed, |()| End::Closed),
+                7 => {
+                    let done = leaf.reset();
+                    self.written.clear();
+                    assert!(done.is_err() || leaf.present_sectors() == 0, "a reset leaves nothing");
+                    done
+                }
                 _ => return End::Died,
             };
             if done.is_err() {
@@ -239,12 +257,12 @@ impl Life {
 /// Inputs that reach deep.
 pub fn seeds() -> Seeds {
     let virtual_size = 64 << 10;
-    let header = |generation: u64, clean: bool| {
+    let header = |generation: u64, clean: bool, map_void: bool| {
         let root =
             RootIdentity { len_bytes: virtual_size, fingerprint: [7; 32], name: "debian".into() };
         let header = Header {
             clean,
-            map_void: false,
+            map_void,
             compatible: 0,
             uuid: [3; 16],
             generation,
@@ -277,12 +295,15 @@ pub fn seeds() -> Seeds {
         step(6, 0, 0),
         step(0, 9, 1),
         vec![0xcc],
-        step(7, 0, 0),
+        step(8, 0, 0),
     ]
     .concat();
-    let both = [piece(0, &header(2, true)), piece(4096, &header(1, true))];
+    let reset_too =
+        [step(0, 3, 2), vec![0xdd], step(7, 0, 0), step(0, 4, 1), vec![0xee], step(6, 0, 0)];
+    let both = [piece(0, &header(2, true, false)), piece(4096, &header(1, true, false))];
     let map = piece(8192, &[0xff, 0, 0, 1, 0x80]);
-    let used = [piece(4096, &header(5, false)), map];
+    let used = [piece(4096, &header(5, false, false)), map.clone()];
+    let reset = [piece(4096, &header(5, false, true)), map];
     vec![
         ("clean", begin(FIX_FIRST | FIX_SECOND, sectors, &both).bytes(&work).0),
         ("one-header", begin(FIX_SECOND, sectors, &used).bytes(&work).0),
@@ -300,6 +321,8 @@ pub fn seeds() -> Seeds {
                 .0,
         ),
         ("read-only", begin(FIX_SECOND | READ_ONLY, sectors, &used).bytes(&work).0),
+        ("resets", begin(FIX_SECOND, sectors, &used).bytes(&reset_too.concat()).0),
+        ("reset-cut-off", begin(FIX_SECOND, sectors, &reset).bytes(&work).0),
         ("cut-short", begin(FIX_FIRST, sectors - 1, &both).0),
         ("unsealed", begin(0, sectors, &both).0),
     ]

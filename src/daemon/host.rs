@@ -29,6 +29,8 @@ pub(super) struct Inner {
     pub(super) cache: Arc<Cache>,
     pub(super) mailboxes: Arc<[Arc<Mailbox>]>,
     pub(super) acceptor: Acceptor,
+    /// Who may use VMs' sockets beside their owner.
+    pub(super) socket_group: Option<u32>,
     table: Mutex<Table>,
     /// Held while the state file is written. `None` inside: nothing is kept.
     state: Mutex<Option<StateFile>>,
@@ -128,12 +130,14 @@ impl Host {
         acceptor: Acceptor,
         table: Table,
         state: Option<StateFile>,
+        socket_group: Option<u32>,
     ) -> Self {
         Self(Arc::new(Inner {
             directories,
             cache,
             mailboxes,
             acceptor,
+            socket_group,
             table: Mutex::new(table),
             state: Mutex::new(state),
             started: (Instant::now(), SystemTime::now()),

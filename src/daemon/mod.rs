@@ -7,12 +7,14 @@
 
 mod acceptor;
 mod error;
+mod group;
 mod host;
 pub mod record;
 mod reload;
 mod report;
 mod resize;
 mod roots;
+mod service;
 mod signals;
 pub mod sockets;
 mod start;
@@ -22,10 +24,13 @@ mod vm;
 mod vms;
 
 use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::config::Config;
 use crate::control::{self, Access, Listener};
 use crate::error::Error;
+use service::Service;
 use signals::Wish;
 use start::Engine;
 use vm::ListeningVm;
@@ -58,16 +63,35 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
             return Err(error);
         }
     };
+    let service = match Service::start(&host.inner().mailboxes) {
+        Ok(service) => service,
+        Err(source) => {
+            server.stop();
+            let _ = stop(&host, engine);
+            let what = "can't start the thread that gives signs of life";
+            return Err(Error::failure(format!("{what}: {source}; check the limits")));
+        }
+    };
     announce(&host);
+    service.ready(&status(&host));
     while let Ok(Wish::Reload) = wishes.recv() {
+        service.reloading();
         match reload() {
             Ok(new) => host.reload(config, &new),
             Err(error) => log::error!("the configuration stays as it is: {error}"),
         }
+        service.ready(&status(&host));
     }
     log::info!("stopping");
+    service.stopping();
     server.stop();
+    flush_ahead(&host);
     stop(&host, engine)
+}
+
+fn status(host: &Host) -> String {
+    let count = host.vms().iter().filter(|view| view.vm.is_some()).count();
+    format!("serving {count} VM{}", if count == 1 { "" } else { "s" })
 }
 
 fn stop(host: &Host, engine: Engine) -> Result<(), Error> {
@@ -101,19 +125,49 @@ fn announce(host: &Host) {
     let _ = out.flush();
 }
 
+/// Flushes every leaf while its guest is still served: what is written up to
+/// here, none of them has to wait for when it is cut off.
+fn flush_ahead(host: &Host) {
+    let vms: Vec<_> = host.vms().into_iter().filter_map(|view| view.vm).collect();
+    side_by_side(&vms, |vm| {
+        let leaf = vm.disk().leaf().filter(|_| !vm.disk().is_read_only());
+        if let Some(Err(e)) = leaf.map(|leaf| leaf.flush()) {
+            log::warn!("VM {}: {e}", vm.disk().name());
+        }
+    });
+}
+
 /// Flushes and closes every leaf, whatever becomes of the others.
 fn close(vms: &[ListeningVm]) -> Result<(), Error> {
-    let mut result = Ok(());
+    let mut out = std::io::stdout().lock();
     for vm in vms {
+        let _ = writeln!(out, "{}", report::line_at_end(vm.vm()));
+    }
+    drop(out);
+    let failure = Mutex::new(Ok(()));
+    side_by_side(vms, |vm| {
         let vm = vm.vm();
-        {
-            let mut out = std::io::stdout().lock();
-            let _ = writeln!(out, "{}", report::line_at_end(vm));
-        }
         if let Err(e) = vm.close().and_then(|()| vm.discard_ephemeral()) {
             log::error!("{e}");
-            result = Err(e);
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Err(e);
         }
-    }
-    result
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Syncs that disks can do together: one after the other, a hundred VMs wait
+/// for a hundred of them.
+const SYNCS_AT_ONCE: usize = 16;
+
+fn side_by_side<T: Sync>(items: &[T], act: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..items.len().min(SYNCS_AT_ONCE) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    act(item);
+                }
+            });
+        }
+    });
 }

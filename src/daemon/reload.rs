@@ -183,7 +183,9 @@ fn fixed_settings(running: &Config, new: &Config) -> Vec<&'static str> {
         ("cache-block", running.cache_block_bytes == new.cache_block_bytes),
         ("hugepages", running.hugepages == new.hugepages),
         ("reactors", running.reactors == new.reactors),
+        ("keep-cache", running.keep_cache == new.keep_cache),
         ("poll-us", running.poll_us == new.poll_us),
+        ("socket-group", running.socket_group == new.socket_group),
         ("http-port", running.http_port == new.http_port),
         ("control-socket or control-group", running.control == new.control),
     ];

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::error::HostError;
 use super::host::{Host, RootView};
 use super::table::{Life, Origin};
+use crate::cache::RootKey;
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{RootConfig, RootEntry};
@@ -29,8 +30,10 @@ impl Host {
     pub(super) fn restore_root(&self, entry: &RootEntry) -> Result<(), HostError> {
         let config = RootConfig::resolve(entry)?;
         let added = self.add_resolved(config.clone(), Origin::Api);
-        if let Err(error) = &added {
-            self.table().fail_root(config, Origin::Api, error.to_string());
+        match &added {
+            // There is one by that name, which is not to be touched.
+            Ok(()) | Err(HostError::Exists { .. }) => {}
+            Err(error) => self.table().fail_root(config, Origin::Api, error.to_string()),
         }
         added
     }
@@ -55,7 +58,8 @@ impl Host {
     /// Gives a root its part of the cache.
     pub(super) fn cached(&self, root: Root) -> Result<CachedRoot, HostError> {
         let cache = self.cache();
-        let table = cache.add_root(root.sectors()).map_err(HostError::failed)?;
+        let key = root.state_key().map(RootKey);
+        let table = cache.add_root_as(root.sectors(), key).map_err(HostError::failed)?;
         Ok(CachedRoot::new(root, table, cache.block_bytes()))
     }
 

@@ -12,7 +12,8 @@
 //!
 //! Invariants:
 //! 1. The socket is mode 0600 from its first moment: the mode is set on the
-//!    socket before bind(2), which gives it to the file.
+//!    socket before bind(2), which gives it to the file. A group is let in
+//!    afterwards.
 //! 2. Nothing but a socket that nobody listens on is ever unlinked.
 
 use std::ffi::OsString;
@@ -97,6 +98,16 @@ pub fn let_pass(directory: &Path, group: u32) -> Result<(), SocketError> {
     std::os::unix::fs::chown(directory, None, Some(group))
         .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o710)))
         .map_err(system(directory, "given to its group"))
+}
+
+/// Lets everybody reach what is in a directory, not list it: mode 0711. What
+/// they may do there is said by the modes of what they reach.
+///
+/// # Errors
+/// As chmod(2), with the path.
+pub fn let_all_pass(directory: &Path) -> Result<(), SocketError> {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o711))
+        .map_err(system(directory, "opened for the sockets' group"))
 }
 
 /// A listening socket at a path that belongs to this value: dropping it removes

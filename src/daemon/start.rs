@@ -1,16 +1,20 @@
 //! The start: everything is looked at, then something is changed.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
+
+use bytesize::ByteSize;
 
 use super::acceptor::Acceptor;
 use super::error::HostError;
+use super::group;
 use super::host::Host;
-use super::sockets::{self, OwnedSocket};
+use super::sockets::{self, OwnedSocket, SocketError};
 use super::state_file::{self, Attached, StateFile};
 use super::table::{Configured, Life, NewVm, Origin, Table};
 use super::vm::{BoundVm, ListeningVm, PlannedVm};
-use crate::cache::{Cache, CacheConfig, Hugepages};
+use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{Config, ControlConfig, Directories, HugepagesMode, VmEntry};
@@ -43,7 +47,9 @@ pub(super) struct Engine {
 /// error: it is in the log and stays known as failed.
 pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let group = config.control.as_ref().and_then(|control| control.group.as_deref());
-    let group = group.map(group_id).transpose()?;
+    let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
+    let socket_group = config.socket_group.as_deref();
+    let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
     let attached = match config.control {
         Some(_) => state_file::read(&config.state_dir).map_err(Error::failure)?,
         None => Attached::default(),
@@ -55,19 +61,20 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
         .collect::<Result<_, _>>()?;
     let planned = plan(config, &roots)?;
     let http = config.http_port.map(bind_http).transpose()?;
-    let cache = make_cache(config)?;
     let runtime_dir_is_new = !config.runtime_dir.exists();
     for directory in [&config.runtime_dir, &config.state_dir] {
         sockets::create_private_dir(directory).map_err(Error::failure)?;
     }
+    let cache = make_cache(config)?;
     // All sockets before any leaf: one that is in use creates nothing.
-    let bound = planned.into_iter().map(PlannedVm::bind).collect::<Result<Vec<_>, _>>()?;
+    let bound =
+        planned.into_iter().map(|plan| plan.bind(socket_group)).collect::<Result<Vec<_>, _>>()?;
     let control_socket =
         config.control.as_ref().map(|control| bind_control(control, group)).transpose()?;
     let state = config.control.as_ref().map(|_| StateFile::take(&config.state_dir));
     let state = state.transpose().map_err(Error::failure)?;
-    if let Some(group) = group.filter(|_| runtime_dir_is_new) {
-        sockets::let_pass(&config.runtime_dir, group).map_err(Error::failure)?;
+    if runtime_dir_is_new {
+        let_groups_pass(&config.runtime_dir, group, socket_group).map_err(Error::failure)?;
     }
     let engine = start_reactors(config, &cache)?;
     let mailboxes = engine.reactors.iter().map(|reactor| Arc::clone(reactor.mailbox())).collect();
@@ -78,23 +85,30 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let table = Table::with_paths(claim.as_slice());
     let directories =
         Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
-    let host = Host::new(directories, cache, mailboxes, acceptor, table, state);
+    let host = Host::new(directories, cache, mailboxes, acceptor, table, state, socket_group);
     host.table().configured = Configured::of(config);
     host.serve_configured(config, roots, bound)?;
     host.restore(attached);
+    let kept = host.cache().stats().kept * u64::from(config.cache_block_bytes);
+    if kept > 0 {
+        log::info!("took over {} of cached blocks from an earlier start", ByteSize::b(kept));
+    }
     Ok(Started { host, engine, control_socket, http })
 }
 
-fn group_id(name: &str) -> Result<u32, Error> {
-    let known = nix::unistd::Group::from_name(name).map_err(|source| {
-        Error::failure(format!("the group {name} can't be looked up ({source}); try again"))
-    })?;
-    let group = known.ok_or_else(|| {
-        Error::failure(format!(
-            "there is no group {name}; make it (groupadd), or choose another control-group"
-        ))
-    })?;
-    Ok(group.gid.as_raw())
+/// Lets those groups reach the sockets that may use some; two groups can't both
+/// own the directory.
+fn let_groups_pass(
+    runtime_dir: &Path,
+    control: Option<u32>,
+    vms: Option<u32>,
+) -> Result<(), SocketError> {
+    match (control, vms) {
+        (None, None) => Ok(()),
+        (Some(group), None) | (None, Some(group)) => sockets::let_pass(runtime_dir, group),
+        (Some(one), Some(other)) if one == other => sockets::let_pass(runtime_dir, one),
+        (Some(_), Some(_)) => sockets::let_all_pass(runtime_dir),
+    }
 }
 
 fn plan(config: &Config, roots: &[Root]) -> Result<Vec<PlannedVm>, Error> {
@@ -126,7 +140,7 @@ fn bind_http(port: u16) -> Result<TcpListener, Error> {
 }
 
 fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
-    let (cache, warning) = Cache::new(&CacheConfig {
+    let settings = CacheConfig {
         size_bytes: config.cache_size_bytes,
         block_bytes: config.cache_block_bytes,
         hugepages: match config.hugepages {
@@ -135,8 +149,17 @@ fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
             HugepagesMode::Off => Hugepages::Off,
         },
         readers_max: config.reactors,
-    })
-    .map_err(Error::failure)?;
+    };
+    let made = if config.keep_cache {
+        Cache::keeping(&settings, &config.runtime_dir)
+    } else {
+        let bytes = cache::discard(&config.runtime_dir);
+        if bytes > 0 {
+            log::info!("removed {} of cache that an earlier start left", ByteSize::b(bytes));
+        }
+        Cache::new(&settings)
+    };
+    let (cache, warning) = made.map_err(Error::failure)?;
     if let Some(warning) = warning {
         log::warn!("{warning}");
     }

@@ -55,12 +55,18 @@ impl PlannedVm {
         Ok(Self { config, size_bytes })
     }
 
-    /// Binds the socket.
+    /// Binds the socket, and lets `group` use it.
     ///
     /// # Errors
     /// The socket's.
-    pub(super) fn bind(self) -> Result<BoundVm, Error> {
+    pub(super) fn bind(self, group: Option<u32>) -> Result<BoundVm, Error> {
         let socket = OwnedSocket::bind(&self.config.socket).map_err(Error::failure)?;
+        if let Some(group) = group {
+            socket.share_with(group).map_err(|error| {
+                let hint = "the user of leafblk must be a member of the socket-group";
+                Error::failure(format!("{error}; {hint}"))
+            })?;
+        }
         Ok(BoundVm { plan: self, socket })
     }
 

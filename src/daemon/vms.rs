@@ -50,8 +50,10 @@ impl Host {
             config.size = None;
         }
         let attached = self.attach_resolved(config.clone(), entry.clone(), Origin::Api);
-        if let Err(error) = &attached {
-            self.table().fail_vm(config, entry, Origin::Api, error.to_string());
+        match &attached {
+            // There is one by that name, which is not to be touched.
+            Ok(()) | Err(HostError::Exists { .. }) => {}
+            Err(error) => self.table().fail_vm(config, entry, Origin::Api, error.to_string()),
         }
         attached
     }
@@ -83,7 +85,7 @@ impl Host {
     ) -> Result<ListeningVm, HostError> {
         let inner = self.inner();
         let plan = PlannedVm::new(config, root.root()).map_err(HostError::Unfit)?;
-        let bound = plan.bind().map_err(HostError::Unfit)?;
+        let bound = plan.bind(self.inner().socket_group).map_err(HostError::Unfit)?;
         let mailbox = Arc::clone(&inner.mailboxes[reactor]);
         bound.attach(root, &inner.directories.runtime, mailbox).map_err(HostError::Failed)
     }

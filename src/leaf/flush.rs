@@ -1,11 +1,11 @@
 //! Making writes durable: data, then map.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::live_map::PAGE_LEN;
 use super::{Leaf, LeafError};
 use crate::io::storage::write_all;
+use crate::sync::atomic::Ordering;
 
 /// Map pages that one round copies: 4 MiB, 16 GiB of disk. A flush that has
 /// more goes several rounds.

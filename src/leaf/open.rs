@@ -1,8 +1,7 @@
 //! Opening and closing a leaf.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use super::copies::read_header;
 use super::header::Header;
@@ -10,6 +9,8 @@ use super::live_map::{LiveMap, Owner, PAGE_LEN};
 use super::{Leaf, LeafError, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How a leaf is opened.
 #[derive(Clone, Debug, Default)]
@@ -87,7 +88,8 @@ impl Leaf {
                 .and_then(|()| storage.sync_data())
                 .map_err(io_error("complete the reset"))?;
         }
-        let (map, taken_over) = open_map(path, &*storage, &header, options)?;
+        let (map, origin) = open_map(path, &*storage, &header, options)?;
+        let taken_over = origin != Origin::Durable;
         let generation = header.generation + u64::from(!taken_over);
         let leaf = Self {
             path: path.to_owned(),
@@ -110,11 +112,16 @@ impl Leaf {
         };
         // After a take-over the header says so already; writing it would sync
         // whatever the killed daemon left unwritten, while the guest waits.
-        if !leaf.read_only && !taken_over {
+        if !leaf.read_only && origin != Origin::TakenOver {
             leaf.write_header(|header| {
                 header.generation = generation;
                 (header.clean, header.map_void) = (false, false);
             })?;
+        }
+        if !leaf.read_only && origin == Origin::TakenOverUnsynced {
+            leaf.map
+                .own(&Owner::of(&leaf.header()))
+                .map_err(|source| leaf.io("own the live map", source))?;
         }
         Ok(leaf)
     }
@@ -123,8 +130,8 @@ impl Leaf {
     pub(super) fn reload_map(&mut self) -> Result<(), LeafError> {
         let header = self.header();
         let map = new_map(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
-        *self.present.get_mut() = map.count();
-        *self.sectors.get_mut() = header.virtual_size / 512;
+        self.present.store(map.count(), Ordering::Relaxed);
+        self.sectors.store(header.virtual_size / 512, Ordering::Release);
         self.map = map;
         Ok(())
     }
@@ -150,14 +157,26 @@ impl Leaf {
     }
 }
 
+/// Where a live map comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Origin {
+    /// From the durable map.
+    Durable,
+    /// An earlier daemon's, with its header.
+    TakenOver,
+    /// The same, and the daemon was killed while it replaced the header: what
+    /// that says, such as the disk's size, may not be durable.
+    TakenOverUnsynced,
+}
+
 /// The live map: an earlier daemon's, or a new one from the durable map, of the
-/// next generation. Whether it was taken over.
+/// next generation.
 fn open_map(
     path: &Path,
     storage: &dyn Storage,
     header: &Header,
     options: &OpenOptions,
-) -> Result<(LiveMap, bool), LeafError> {
+) -> Result<(LiveMap, Origin), LeafError> {
     // A reader takes a crashed daemon's map over as well, or it would not
     // see what that one acknowledged; but it leaves no map of its own.
     let found_path = options.live_map.as_deref().filter(|_| !header.clean && !header.map_void);
@@ -168,16 +187,18 @@ fn open_map(
         let found = LiveMap::take_over(found_path, &owner, sectors, pages_max(header));
         if let Some(map) = found.map_err(map_error)? {
             log::info!("leaf {}: took over the live map of an earlier run", path.display());
-            if !options.read_only {
+            let replaced = map.is_being_replaced().map_err(map_error)?;
+            if !options.read_only && !replaced {
                 map.own(&owner).map_err(map_error)?;
             }
-            return Ok((map, true));
+            let origin = if replaced { Origin::TakenOverUnsynced } else { Origin::TakenOver };
+            return Ok((map, origin));
         }
     }
     // A new generation: a live map that this one does not know about must
     // never be taken for current later.
     let next = Header { generation: header.generation + 1, ..header.clone() };
-    Ok((new_map(path, storage, &next, live_path)?, false))
+    Ok((new_map(path, storage, &next, live_path)?, Origin::Durable))
 }
 
 /// A live map of the header's generation, from the durable map.

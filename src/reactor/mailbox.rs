@@ -109,6 +109,12 @@ impl Mailbox {
         }
     }
 
+    /// How many messages wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     pub(super) fn poll_fd(&self) -> RawFd {
         self.wake.as_raw_fd()
     }

@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use super::list::JsonArray;
 use super::opened::{Locked, Unclosed};
+use super::pieces::{Buffer, PIECE_SECTORS};
 use super::progress::Progress;
 use super::root_reader::{RootPart, RootReader, read_root};
 use super::view::{ExtentsOfView, View};
-use super::{CHUNK_BYTES, CHUNK_SECTORS, LeafPlace, ToolError, counted, human, open_root};
+use super::{LeafPlace, ToolError, counted, human, open_root};
 use crate::config::RootEntry;
 use crate::root::Root;
 use crate::units::{Sector, SectorRange};
@@ -210,7 +211,7 @@ fn compare(
     let sectors = sides[0].sectors().max(sides[1].sectors());
     let same_root = sides[0].root.identity().same_content(sides[1].root.identity());
     let progress = Progress::new("comparing", sectors * 512);
-    let mut buffers = [(); 2].map(|()| vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)]);
+    let mut buffers = [Buffer::new(), Buffer::new()];
     let mut at = 0;
     while let Some(range) = SectorRange::new(Sector(at), sectors - at).filter(|r| !r.is_empty()) {
         let (known_a, count_a) = sides[0].piece(range)?;
@@ -218,19 +219,17 @@ fn compare(
         let same =
             known_a == known_b && (known_a == Known::Zero || (known_a == Known::Root && same_root));
         let count = count_a.min(count_b);
-        let range = range.split_at(if same { count } else { count.min(CHUNK_SECTORS) }).0;
+        let range = range.split_at(if same { count } else { count.min(PIECE_SECTORS) }).0;
         if !same {
-            let len = usize::try_from(range.byte_len()).unwrap_or(usize::MAX);
             let [a, b] = &mut buffers;
-            sides[0].read(known_a, range, &mut a[..len])?;
-            sides[1].read(known_b, range, &mut b[..len])?;
-            if a[..len] != b[..len] {
-                for (i, (x, y)) in (0..).zip(a[..len].chunks(512).zip(b[..len].chunks(512))) {
-                    if x != y
-                        && let Some(row) = found.add(at + i)
-                    {
-                        print(row)?;
-                    }
+            let (a, b) = (a.of(range), b.of(range));
+            sides[0].read(known_a, range, a)?;
+            sides[1].read(known_b, range, b)?;
+            for (i, (x, y)) in (0..).zip(a.chunks(512).zip(b.chunks(512))) {
+                if x != y
+                    && let Some(row) = found.add(at + i)
+                {
+                    print(row)?;
                 }
             }
         }

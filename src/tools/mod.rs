@@ -24,6 +24,7 @@ pub mod info;
 mod list;
 pub mod map;
 mod opened;
+mod pieces;
 mod progress;
 mod qcow2;
 mod raw_writer;
@@ -53,10 +54,6 @@ pub struct LeafPlace {
     /// live map.
     pub flushed_only: bool,
 }
-
-/// Bytes that are copied or compared at a time.
-const CHUNK_BYTES: u64 = 1 << 20;
-const CHUNK_SECTORS: u64 = CHUNK_BYTES / 512;
 
 /// A root as the tools read it, locked against writers.
 fn open_root(entry: &RootEntry) -> Result<Root, RootError> {
@@ -94,7 +91,8 @@ mod tests {
             (4096, "4KiB"),
             (1 << 30, "1GiB"),
             ((1 << 30) + 512, "1.0GiB"),
-            ((5 << 30) + (300 << 20), "5.3GiB"),
+            ((5 << 30) + (300 << 20), "5420MiB"),
+            ((5 << 30) + (300 << 20) + 512, "5.3GiB"),
         ] {
             assert_eq!(human(bytes), shown, "{bytes}");
         }

@@ -20,11 +20,12 @@ use imago::{
     StorageOpenOptions,
 };
 
+use super::ToolError;
 use super::beside::Beside;
+use super::pieces::{Buffer, pieces};
 use super::progress::Progress;
 use super::rewrite::LeafWriter;
 use super::view::{Source, View};
-use super::{CHUNK_BYTES, CHUNK_SECTORS, ToolError};
 use crate::root::{Root, lock};
 use crate::units::{Sector, SectorRange};
 
@@ -68,20 +69,16 @@ pub(super) fn write_overlay(view: &View, beside: &Beside) -> Result<String, Tool
         .map_err(write_error)?;
     let image = FormatAccess::new(image);
     let progress = Progress::new("exporting", view.leaf.present_sectors() * 512);
-    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)];
+    let mut buffer = Buffer::new();
     let mut extents = view.extents();
     while let Some(extent) = extents.next()? {
         match extent.source {
             Source::Leaf => {
-                let mut rest = extent.range;
-                while !rest.is_empty() {
-                    let (run, more) = rest.split_at(CHUNK_SECTORS);
-                    let len = usize::try_from(run.byte_len()).unwrap_or(usize::MAX);
-                    let content = &mut buffer[..len];
-                    view.read(run, content)?;
-                    image.write(&*content, run.byte_offset()).map_err(write_error)?;
-                    progress.advance(run.byte_len());
-                    rest = more;
+                for piece in pieces(extent.range) {
+                    let content = buffer.of(piece);
+                    view.read(piece, content)?;
+                    image.write(&*content, piece.byte_offset()).map_err(write_error)?;
+                    progress.advance(piece.byte_len());
                 }
             }
             Source::LeafZero => {
@@ -145,7 +142,7 @@ impl Overlay {
         let broken = |source| ToolError::Qcow2 { path: self.path.clone(), source };
         let size = self.size_bytes();
         let progress = Progress::new("importing", size);
-        let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)];
+        let mut buffer = Buffer::new();
         let mut at = 0;
         while at < size {
             let (mapping, len) = self.image.get_shallow_mapping(at, size - at).map_err(broken)?;
@@ -160,14 +157,10 @@ impl Overlay {
                     writer.put_zeroes(range)?;
                 }
                 ShallowMapping::Raw { .. } | ShallowMapping::Special { .. } => {
-                    let mut rest = range;
-                    while !rest.is_empty() {
-                        let (run, more) = rest.split_at(CHUNK_SECTORS);
-                        let len = usize::try_from(run.byte_len()).unwrap_or(usize::MAX);
-                        let content = &mut buffer[..len];
-                        self.image.read(&mut *content, run.byte_offset()).map_err(broken)?;
-                        writer.put(run, content)?;
-                        rest = more;
+                    for piece in pieces(range) {
+                        let content = buffer.of(piece);
+                        self.image.read(&mut *content, piece.byte_offset()).map_err(broken)?;
+                        writer.put(piece, content)?;
                     }
                 }
                 _ => return Err(broken(io::ErrorKind::Unsupported.into())),
@@ -196,6 +189,11 @@ fn lock_file(path: &Path) -> Result<File, ToolError> {
     Ok(file)
 }
 
+/// What an image says of itself, on one line and without control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// An overlay on another image would be silent corruption as a leaf on `root`.
 fn check_backing(
     path: &Path,
@@ -208,8 +206,8 @@ fn check_backing(
     }
     let other = |reason: String| ToolError::OtherBacking {
         path: path.to_owned(),
-        backing: name.to_owned(),
-        reason,
+        backing: printable(name),
+        reason: printable(&reason),
     };
     // QEMU takes a relative name from where the overlay is, `file:` or not.
     let named = name.strip_prefix("file:").unwrap_or(name);

@@ -5,12 +5,12 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, fadvise};
 
+use super::ToolError;
 use super::beside::Beside;
 use super::extents::Extents;
+use super::pieces::{Buffer, pieces};
 use super::progress::Progress;
-use super::rewrite::chunks;
 use super::view::View;
-use super::{CHUNK_BYTES, ToolError};
 use crate::units::SectorRange;
 
 /// Zeros of this length and alignment are left out.
@@ -44,6 +44,10 @@ impl Sum {
     }
 }
 
+fn whole(sectors: u64) -> SectorRange {
+    SectorRange::whole(sectors).unwrap_or_default()
+}
+
 fn is_zero(content: &[u8]) -> bool {
     content.chunks(BLOCK).all(|block| *block == ZEROES[..block.len()])
 }
@@ -51,15 +55,15 @@ fn is_zero(content: &[u8]) -> bool {
 fn write(view: &View, beside: &Beside) -> Result<Sum, ToolError> {
     let progress = Progress::new("writing", view.size_bytes());
     let mut sum = Sum::default();
-    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)];
+    let mut buffer = Buffer::new();
     let mut extents = view.extents();
-    for range in chunks(view.sectors()) {
+    for range in pieces(whole(view.sectors())) {
         progress.advance(range.byte_len());
         let first = extents.of(range)?;
         if first.source.is_zero() && first.range == range {
             continue;
         }
-        let content = &mut buffer[..usize::try_from(range.byte_len()).unwrap_or(usize::MAX)];
+        let content = buffer.of(range);
         view.read(range, content)?;
         if !is_zero(content) {
             sum.add(range, content);
@@ -95,15 +99,15 @@ fn read_back(beside: &Beside, sectors: u64) -> Result<Sum, ToolError> {
     let progress = Progress::new("verifying", sectors * 512);
     let read_error = |source| ToolError::Read { path: beside.target().to_owned(), source };
     let mut sum = Sum::default();
-    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)];
+    let mut buffer = Buffer::new();
     let mut extents = Extents::new(beside.file());
-    for range in chunks(sectors) {
+    for range in pieces(whole(sectors)) {
         progress.advance(range.byte_len());
         let (start, end) = (range.byte_offset(), range.byte_offset() + range.byte_len());
         if extents.at(start, end).map_err(read_error)? == (false, end) {
             continue;
         }
-        let content = &mut buffer[..usize::try_from(range.byte_len()).unwrap_or(usize::MAX)];
+        let content = buffer.of(range);
         beside.file().read_exact_at(content, start).map_err(read_error)?;
         if !is_zero(content) {
             sum.add(range, content);

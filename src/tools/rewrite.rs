@@ -4,15 +4,16 @@
 //! The new leaf is an ordinary one, written by [`Leaf`] itself: data, sync,
 //! map, sync, header. It is named afterwards ([`Beside`]).
 
+use super::ToolError;
 use super::beside::Beside;
+use super::pieces::{Buffer, PIECE_SECTORS, pieces};
 use super::progress::Progress;
 use super::root_reader::{RootPart, RootReader, read_root};
-use super::view::{Source, View};
-use super::{CHUNK_BYTES, CHUNK_SECTORS, ToolError};
+use super::view::View;
 use crate::io::storage::FileStorage;
 use crate::leaf::{self, Leaf, OpenOptions, offline};
 use crate::root::Root;
-use crate::units::{Sector, SectorRange};
+use crate::units::SectorRange;
 
 /// A leaf that is being written.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(super) struct LeafWriter<'a> {
     root: &'a Root,
     reader: RootReader<'a>,
     /// The root's content of the piece at hand.
-    below: Vec<u8>,
+    below: Buffer,
 }
 
 /// How a sector compares with the root's.
@@ -41,19 +42,16 @@ impl<'a> LeafWriter<'a> {
         leaf::create_storage(&path, &storage, size_bytes, root.identity())?;
         let leaf =
             Leaf::open_storage(&path, Box::new(storage), root.identity(), &OpenOptions::default())?;
-        let below = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)];
-        Ok(Self { beside, leaf, root, reader: RootReader::new(root), below })
+        Ok(Self { beside, leaf, root, reader: RootReader::new(root), below: Buffer::new() })
     }
 
-    /// The range, at most [`CHUNK_SECTORS`], has this content. Ranges come in
-    /// rising order.
+    /// The range, one of [`pieces`], has this content.
     pub(super) fn put(&mut self, range: SectorRange, content: &[u8]) -> Result<(), ToolError> {
-        let below = &mut self.below[..content.len()];
+        let below = self.below.of(range);
         read_root(self.root, range, below)?;
-        if below == content {
+        if *below == *content {
             return Ok(());
         }
-        let below = &self.below[..content.len()];
         let mut kinds = content.chunks(512).zip(below.chunks(512)).map(|(new, old)| {
             if new == old {
                 Kind::Same
@@ -86,7 +84,7 @@ impl<'a> LeafWriter<'a> {
         Ok(())
     }
 
-    /// The range reads as zeros.
+    /// The range reads as zeros. Ranges come in rising order.
     pub(super) fn put_zeroes(&mut self, range: SectorRange) -> Result<(), ToolError> {
         static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
         let mut rest = range;
@@ -95,7 +93,7 @@ impl<'a> LeafWriter<'a> {
             let (run, more) = match part {
                 // Only what the root doesn't hide anyway.
                 RootPart::Data => {
-                    let (run, more) = rest.split_at(count.min(CHUNK_SECTORS));
+                    let (run, more) = rest.split_at(count.min(PIECE_SECTORS));
                     let len = usize::try_from(run.byte_len()).unwrap_or(usize::MAX);
                     self.put(run, &ZEROES[..len.min(ZEROES.len())])?;
                     (run, more)
@@ -113,7 +111,7 @@ impl<'a> LeafWriter<'a> {
         let same_root = view.locked.header.root.same_content(self.root.identity());
         let work = if same_root { view.leaf.present_sectors() * 512 } else { view.size_bytes() };
         let progress = Progress::new(what, work);
-        let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(0)];
+        let mut buffer = Buffer::new();
         let mut extents = view.extents();
         while let Some(extent) = extents.next()? {
             if same_root && !extent.source.is_held() {
@@ -124,16 +122,11 @@ impl<'a> LeafWriter<'a> {
                 progress.advance(extent.range.byte_len());
                 continue;
             }
-            debug_assert!(matches!(extent.source, Source::Leaf | Source::Root));
-            let mut rest = extent.range;
-            while !rest.is_empty() {
-                let (run, more) = rest.split_at(CHUNK_SECTORS);
-                let len = usize::try_from(run.byte_len()).unwrap_or(usize::MAX);
-                let content = &mut buffer[..len];
-                view.read(run, content)?;
-                self.put(run, content)?;
-                progress.advance(run.byte_len());
-                rest = more;
+            for piece in pieces(extent.range) {
+                let content = buffer.of(piece);
+                view.read(piece, content)?;
+                self.put(piece, content)?;
+                progress.advance(piece.byte_len());
             }
         }
         Ok(())
@@ -164,12 +157,4 @@ impl Held {
             .map_err(|source| ToolError::Read { path: path.to_owned(), source })?;
         Ok(Self { sectors: view.leaf.present_sectors(), allocated })
     }
-}
-
-/// The whole disk in pieces of [`CHUNK_SECTORS`].
-pub(super) fn chunks(sectors: u64) -> impl Iterator<Item = SectorRange> {
-    (0..sectors.div_ceil(CHUNK_SECTORS)).filter_map(move |i| {
-        let start = i * CHUNK_SECTORS;
-        SectorRange::new(Sector(start), CHUNK_SECTORS.min(sectors - start))
-    })
 }

@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use crate::scene::*;
 use crate::stepper::{Call, run};
 
+/// Panics unless what it looks at is whole.
+type Look<'a> = &'a dyn Fn(&Scene);
+
 /// What may be there after a kill, besides the scene's own files.
 struct Expected<'a> {
-    /// The new file, and a look at it that panics unless it is whole.
-    whole: (&'a str, &'a dyn Fn(&Scene)),
+    /// The new file, and a look at it.
+    whole: (&'a str, Look<'a>),
     /// Whether an old file has that name until then.
     replaces: bool,
 }
@@ -126,7 +129,7 @@ fn a_tool_that_makes_a_file_is_killed_at_every_step() {
     };
     let root = ["--root", "root.raw"];
     let mut steps = 0;
-    let cases: [(&[&str], &dyn Fn(&Scene)); 5] = [
+    let cases: [(&[&str], Look<'_>); 5] = [
         (&["commit", "a.leaf", "--output", "new"], &raw),
         (&["export", "a.leaf", "--format", "raw", "--output", "new"], &raw),
         (&["export", "a.leaf", "--format", "qcow2", "--output", "new"], &overlay),

@@ -49,10 +49,12 @@ pub(crate) fn run(mut command: Command, kill_before: Option<usize>) -> Run {
             }
         });
     }
+    // Waited for by `wait`, which also hears of stops.
+    #[expect(clippy::zombie_processes, reason = "waitpid(2) is called for it until it has ended")]
     let mut child = crate::scene::spawn(&mut command);
     let pid = child.id().cast_signed();
     assert!(libc::WIFSTOPPED(wait(pid)), "stopped at its exec");
-    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+    let options = (libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL).cast_unsigned();
     assert_eq!(ptrace(libc::PTRACE_SETOPTIONS, pid, 0, options as usize), 0);
     let mut calls = Vec::new();
     let mut signal = 0;
@@ -66,7 +68,7 @@ pub(crate) fn run(mut command: Command, kill_before: Option<usize>) -> Run {
         }
         assert!(libc::WIFSTOPPED(status), "it ended by a signal: {status:#x}");
         if libc::WSTOPSIG(status) != libc::SIGTRAP | 0x80 {
-            signal = libc::WSTOPSIG(status) as usize;
+            signal = libc::WSTOPSIG(status).cast_unsigned() as usize;
             continue;
         }
         let Some(call) = entered(pid) else { continue };

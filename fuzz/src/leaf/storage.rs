@@ -30,23 +30,41 @@ impl Sparse {
     /// Writes what lies inside the file.
     pub(super) fn put(&self, offset: u64, bytes: &[u8]) {
         let mut state = self.state();
-        for (at, byte) in (offset..state.len).zip(bytes) {
+        let room = usize::try_from(state.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut rest = &bytes[..bytes.len().min(room)];
+        let mut at = offset;
+        while !rest.is_empty() {
+            let (start, here) = in_sector(at, rest.len());
+            let (now, later) = rest.split_at(here);
             let sector = state.sectors.entry(at / 512).or_insert([0; 512]);
-            sector[(at % 512) as usize] = *byte;
+            sector[start..start + here].copy_from_slice(now);
+            (at, rest) = (at + here as u64, later);
         }
     }
 
     /// Reads what lies inside the file, and zeros behind its end.
     pub(super) fn get(&self, offset: u64, into: &mut [u8]) -> usize {
         let state = self.state();
-        let mut done = 0;
+        let room = usize::try_from(state.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let count = into.len().min(room);
         into.fill(0);
-        for (at, byte) in (offset..state.len).zip(into) {
-            *byte = state.sectors.get(&(at / 512)).map_or(0, |sector| sector[(at % 512) as usize]);
-            done += 1;
+        let mut done = 0;
+        while done < count {
+            let at = offset + done as u64;
+            let (start, here) = in_sector(at, count - done);
+            if let Some(sector) = state.sectors.get(&(at / 512)) {
+                into[done..done + here].copy_from_slice(&sector[start..start + here]);
+            }
+            done += here;
         }
-        done
+        count
     }
+}
+
+/// Where `at` is in its sector, and how many of `count` bytes are in there too.
+fn in_sector(at: u64, count: usize) -> (usize, usize) {
+    let start = (at % 512) as usize;
+    (start, count.min(512 - start))
 }
 
 impl Storage for Sparse {

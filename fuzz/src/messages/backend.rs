@@ -11,6 +11,7 @@ use leafblk::disk::{CachedRoot, Disk};
 use leafblk::leaf::{self, Leaf, OpenOptions};
 use leafblk::reactor::{Command, Mailbox, Reactor, Watchdog};
 use leafblk::root::Root;
+use leafblk::vhost_user::FrontendLink;
 
 const ROOT_LEN: usize = 1 << 20;
 const BLOCK: u32 = 64 << 10;
@@ -57,7 +58,7 @@ impl Backend {
     }
 
     pub(super) fn serve(&self, stream: UnixStream) -> Result<(), String> {
-        let link = leafblk::vhost_user::FrontendLink::default();
+        let link = FrontendLink::default();
         leafblk::vhost_user::serve(stream, &self.disk, 2, &self.mailbox, &link)
     }
 

@@ -61,6 +61,14 @@ impl Owner {
                 || found[NEXT_OFFSET..] == self.encode_next(sectors))
     }
 
+    /// Whether the file's second record says anything: a header was being
+    /// replaced, and may not be durable.
+    pub(super) fn is_being_replaced(file: &File) -> io::Result<bool> {
+        let mut next = [0; NEXT_LEN];
+        file.read_exact_at(&mut next, NEXT_OFFSET as u64)?;
+        Ok(next != [0; NEXT_LEN])
+    }
+
     /// Makes the file this owner's, and nobody else's.
     pub(super) fn write_to(&self, file: &File) -> io::Result<()> {
         file.write_all_at(&self.encode(), 0)?;
