@@ -397,7 +397,7 @@ fn a_group_is_let_in_where_it_is_asked_for_and_must_exist() {
     let daemon = Daemon::start(dir.path(), &[&args[..], &[&own.name]].concat());
     let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&daemon.socket("web1")), 0o660);
-    assert_eq!(mode(&dir.path().join("run")), 0o711);
+    assert_eq!(mode(&dir.path().join("run")), 0o710);
     let mut client = Client::connect(&daemon.socket("web1"));
     client.read(0, 512);
     drop(client);

@@ -191,7 +191,7 @@ fn the_help_of_serve_names_the_flags_that_scripts_rely_on_and_those_of_the_contr
     let flags: Vec<&str> = options
         .lines()
         .filter_map(|line| line.split_whitespace().find(|w| w.starts_with("--")))
-        .filter(|flag| options.contains(&format!("      {flag} <")))
+        .filter(|flag| options.contains(&format!("      {flag}")))
         .collect();
     assert_eq!(
         flags,

@@ -112,7 +112,7 @@ fn a_root_that_was_changed_between_two_starts_is_read_anew() {
 fn a_daemon_that_is_killed_while_it_fills_leaves_only_whole_blocks() {
     let host = Host::new();
     for round in 0..12u64 {
-        let daemon = host.start(&["--keep-cache", "--cache-size", "16MiB"]);
+        let daemon = host.start(&["--keep-cache"]);
         let mut client = Client::connect(&daemon.socket("web1"));
         // What is there is right; the rest is asked for and not waited for.
         for block in 0..round * 2 {

@@ -40,7 +40,7 @@ impl Browser {
             .unwrap();
         let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
         let port = lines.map_while(Result::ok).find_map(|line| {
-            let text = line.split("on port ").nth(1)?;
+            let text = line.split("successfully on port ").nth(1)?;
             text.trim_end_matches('.').parse().ok()
         });
         let profile = tempfile::tempdir().unwrap();

@@ -24,8 +24,10 @@ fn every_key_reaches_its_setting() {
         poll-us = 0
         control-socket = "/c"
         control-group = "kvm"
-        http-port = 9750
         log = "debug"
+        http-port = 9470
+        socket-group = "qemu"
+        keep-cache = true
         [[root]]
         name = "d"
         path = "/d.raw"
@@ -61,12 +63,12 @@ fn every_key_reaches_its_setting() {
             cache_block_bytes: Some(4096),
             hugepages: Some(HugepagesMode::Off),
             reactors: Some(3),
-            keep_cache: None,
+            keep_cache: Some(true),
             poll_us: Some(0),
-            socket_group: None,
+            socket_group: Some("qemu".into()),
+            http_port: Some(9470),
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
-            http_port: Some(9750),
             log: Some("debug".into()),
         }
     );
