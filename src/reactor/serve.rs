@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "status bytes and data in guest memory")]
 
 use super::device::Device;
-use super::pace::WRITE_BACK_BYTES;
 use super::run::Runner;
 use super::task::TaskKind;
 use std::time::Instant;
@@ -152,6 +151,7 @@ impl Runner {
                 counters.flushes.add(1);
                 match device.disk.leaf() {
                     Some(leaf) if !device.disk.is_read_only() && !leaf.is_flushed() => {
+                        device.pace.flush_began();
                         self.hand_over(device, asker, Work::Flush);
                         return;
                     }
@@ -237,7 +237,7 @@ impl Runner {
         let Some(leaf) = device.disk.leaf() else {
             return;
         };
-        if device.pace.write_back_running || leaf.unsynced_bytes() < WRITE_BACK_BYTES {
+        if !device.pace.wants_write_back(leaf.unsynced_bytes()) {
             return;
         }
         let Some(lanes) = &device.lanes else { return };
@@ -245,7 +245,7 @@ impl Runner {
         let entry = self.tasks.get(task);
         (entry.kind, entry.slot) = (TaskKind::WriteBack, slot);
         device.in_flight += 1;
-        device.pace.write_back_running = true;
+        device.pace.write_back_began();
         // SAFETY: no buffers.
         unsafe { lanes.submit(Work::WriteBack, false, task) };
     }
@@ -296,7 +296,7 @@ impl Runner {
             self.tasks.give_back(id);
             if let Some(device) = self.devices[slot].as_deref_mut() {
                 device.in_flight -= 1;
-                device.pace.write_back_running = false;
+                device.pace.write_back_ended();
             }
             self.settle_if_waiting(slot);
             return;
