@@ -126,11 +126,12 @@ fn read_value(stream: TcpStream) -> Value {
     loop {
         let mut line = String::new();
         stream.read_line(&mut line).unwrap();
-        match line.trim_end().to_lowercase().split_once(": ") {
-            Some(("content-length", value)) => len = value.parse().unwrap(),
-            Some(_) => {}
-            None if line.trim_end().is_empty() => break,
-            None => {}
+        let line = line.trim_end().to_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("content-length:") {
+            len = value.trim().parse().unwrap();
         }
     }
     let mut body = vec![0; len];
