@@ -7,12 +7,13 @@
 use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use leafblk::guest_memory::{GuestMemory, RegionSpec};
 use leafblk::request::{Limits, parse};
-use leafblk::virtqueue::{Chain, GuestBuf, RingConfig, SplitQueue};
+use leafblk::virtqueue::{Chain, GuestBuf, InflightRegion, RingConfig, SplitQueue};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
@@ -86,6 +87,25 @@ fn ring(c: &mut Criterion) {
         let mut chain = Chain::default();
         let avail = avail_index(&memory);
         group.bench_function(format!("leafblk/{layout}"), |b| {
+            b.iter(|| {
+                avail.store(queue.next_avail().wrapping_add(1), Ordering::Release);
+                assert!(queue.pop(&memory, &mut chain).unwrap());
+                black_box(&chain);
+                queue.add_used(chain.head, 4097);
+                black_box(queue.publish())
+            });
+        });
+
+        // The same with a region in which requests in flight are noted.
+        let file = guest(indirect);
+        let memory = map(&file);
+        let mut queue = SplitQueue::new(&config, &memory).unwrap();
+        let region = memfd_create("region", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&region, InflightRegion::len_bytes(1, SIZE)).unwrap();
+        let region = InflightRegion::map(region.into(), 0, 1, SIZE).unwrap();
+        queue.track(Arc::new(region), 0).unwrap();
+        let avail = avail_index(&memory);
+        group.bench_function(format!("leafblk, tracked/{layout}"), |b| {
             b.iter(|| {
                 avail.store(queue.next_avail().wrapping_add(1), Ordering::Release);
                 assert!(queue.pop(&memory, &mut chain).unwrap());

@@ -5,7 +5,7 @@
 //! their paths, and has no side effect: what needs a look at a file's content
 //! (is `size` at least the root's?) is the daemon's to check.
 //!
-//! Invariants of a [`Config`]: there is at least one VM; every name obeys
+//! Invariants of a [`Config`]: every name obeys
 //! [`name`]; every VM's root exists in `roots`; paths are absolute, and no two
 //! uses share one; every number is within [`limits`].
 
@@ -16,15 +16,17 @@ use serde::Deserialize;
 mod environment;
 mod error;
 pub mod file;
+pub mod forms;
 pub mod limits;
 pub mod name;
+pub mod paths;
 mod resolve;
 mod settings;
 pub mod size;
 
 pub use environment::Environment;
 pub use error::UsageError;
-pub use settings::{RootEntry, Settings, VmEntry};
+pub use settings::{ControlSocket, RootEntry, Settings, VmEntry};
 
 /// Which pages the cache arena is made of.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
@@ -97,7 +99,7 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// The root images, names unique.
     pub roots: Vec<RootConfig>,
-    /// The VMs, names unique, at least one.
+    /// The VMs, names unique.
     pub vms: Vec<VmConfig>,
     /// Bytes of the cache arena, a multiple of 2 MiB.
     pub cache_size_bytes: u64,
@@ -105,11 +107,39 @@ pub struct Config {
     pub cache_block_bytes: u32,
     /// Which pages the arena is made of.
     pub hugepages: HugepagesMode,
+    /// The cache outlives the process, for the next start.
+    pub keep_cache: bool,
     /// Reactor threads, at least one.
     pub reactors: usize,
     /// How long a reactor may poll after its last work, in microseconds; 0
     /// sleeps at once.
     pub poll_us: u32,
+    /// The group that may connect to the VMs' sockets beside their owner.
+    pub socket_group: Option<String>,
+    /// The control API; `None` where it is switched off.
+    pub control: Option<ControlConfig>,
+    /// The port on 127.0.0.1 for looking, if there is to be one.
+    pub http_port: Option<u16>,
+    /// What is logged, in env_logger's syntax; `None` for the default.
+    pub log: Option<String>,
+}
+
+/// How the control API is reached.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ControlConfig {
+    /// Its socket; absolute.
+    pub socket: PathBuf,
+    /// The group that may use it beside its owner.
+    pub group: Option<String>,
+}
+
+/// Where leaves and sockets are that say nothing of it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Directories {
+    /// For leaves; absolute.
+    pub state: PathBuf,
+    /// For sockets; absolute.
+    pub runtime: PathBuf,
 }
 
 /// Where a VM is reached: all that a hypervisor's command line needs.
@@ -134,7 +164,50 @@ impl Config {
     }
 }
 
+impl VmConfig {
+    /// Fills in defaults and applies the rules to one VM, given the names of
+    /// the roots that there are. Paths must be absolute.
+    ///
+    /// # Errors
+    /// The first [`UsageError`] found.
+    pub fn resolve<'a>(
+        entry: &VmEntry,
+        roots: impl Iterator<Item = &'a str>,
+        directories: &Directories,
+    ) -> Result<Self, UsageError> {
+        for (what, path) in [("leaf", &entry.leaf), ("socket", &entry.socket)] {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                let setting = format!("VM {}: {what}", entry.name);
+                return Err(UsageError::RelativePath { setting, path: path.clone() });
+            }
+        }
+        resolve::vm(entry, &roots.collect::<Vec<_>>(), directories)
+    }
+}
+
+impl RootConfig {
+    /// Applies the rules to one root, whose path must be absolute.
+    ///
+    /// # Errors
+    /// The first [`UsageError`] found.
+    pub fn resolve(entry: &RootEntry) -> Result<Self, UsageError> {
+        if !entry.path.is_absolute() {
+            let setting = format!("root {}: path", entry.name);
+            return Err(UsageError::RelativePath { setting, path: entry.path.clone() });
+        }
+        resolve::root(entry)
+    }
+}
+
 impl Settings {
+    /// The control socket that these settings mean; `None` if it is off.
+    ///
+    /// # Errors
+    /// [`UsageError`] for an unusable path or where there is no default.
+    pub fn control_socket(&self, env: &Environment) -> Result<Option<PathBuf>, UsageError> {
+        resolve::control_socket(self, env)
+    }
+
     /// The runtime directory that these settings mean.
     ///
     /// # Errors
@@ -149,12 +222,13 @@ impl Settings {
     /// # Errors
     /// [`UsageError`] for a mistake in that VM's settings.
     pub fn endpoint(&self, name: &str, env: &Environment) -> Result<Option<Endpoint>, UsageError> {
-        let Some(vm) = self.vms.iter().find(|vm| vm.name == name) else {
+        let Some(at) = self.vms.iter().position(|vm| vm.name == name) else {
             return Ok(None);
         };
+        let vm = &self.clone().with_base(&env.working_dir).vms[at];
         Ok(Some(Endpoint {
             vm: vm.name.clone(),
-            socket: resolve::vm_socket(vm, &self.runtime_dir(env)?, env)?,
+            socket: resolve::vm_socket(vm, &self.runtime_dir(env)?)?,
             queues: resolve::vm_queues(vm)?,
         }))
     }

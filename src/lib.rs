@@ -5,11 +5,12 @@
 //! read-only **root**. [`daemon`] puts the process together; a request then
 //! meets [`vhost_user`] (once, at set-up), [`reactor`] with [`virtqueue`],
 //! [`guest_memory`] and [`request`], then [`disk`] with [`leaf`], [`cache`] and
-//! [`root`], and [`io`]. docs/ARCHITECTURE.md tells the story.
+//! [`root`], and [`io`]. [`tools`] work on a leaf that no VM uses. docs/ARCHITECTURE.md tells the story.
 
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod disk;
 pub mod error;
@@ -17,11 +18,17 @@ pub mod guest_memory;
 pub mod io;
 pub mod leaf;
 pub mod logging;
+pub mod metrics;
 mod prefetch;
 pub mod qemu_args;
 pub mod reactor;
 pub mod request;
 pub mod root;
+pub mod stats;
+mod sync;
+pub mod tools;
+pub mod top;
 pub mod units;
 pub mod vhost_user;
 pub mod virtqueue;
+pub mod web;

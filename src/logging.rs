@@ -6,32 +6,92 @@
 
 use std::env;
 use std::io::Write;
+use std::sync::{OnceLock, PoisonError, RwLock};
 
-use env_logger::{Builder, Env, WriteStyle};
-use log::Level;
+use env_filter::Filter;
+use env_logger::WriteStyle;
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// The variable that chooses what is logged, in env_logger's syntax: `debug`,
-/// `warn`, `leafblk::cache=trace,info`.
+/// `warn`, `leafblk::cache=trace,info`. It wins over the configuration file.
 pub const LOG_VARIABLE: &str = "LEAFBLK_LOG";
 
 /// leafblk's own news, and other crates' troubles.
 const DEFAULT_FILTER: &str = "warn,leafblk=info";
 
-/// Starts logging. A second call changes nothing.
-pub fn init() {
-    let journal = stderr_is_journal();
-    let mut builder = Builder::from_env(Env::new().filter_or(LOG_VARIABLE, DEFAULT_FILTER));
-    builder.write_style(WriteStyle::Never).format(move |out, record| {
-        let level = record.level();
-        if journal {
-            writeln!(out, "{}{}", journal_prefix(level), record.args())
-        } else {
-            let time = out.timestamp();
-            writeln!(out, "{time} {}{}", word(level), record.args())
+/// The process's logger: env_logger's lines, chosen by a filter that can be
+/// replaced.
+struct Logger {
+    filter: RwLock<Filter>,
+    lines: env_logger::Logger,
+}
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.filter.read().unwrap_or_else(PoisonError::into_inner).enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.filter.read().unwrap_or_else(PoisonError::into_inner).matches(record) {
+            self.lines.log(record);
         }
+    }
+
+    fn flush(&self) {
+        self.lines.flush();
+    }
+}
+
+/// Whether `text` is a filter.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_filter(text: &str) -> Result<(), String> {
+    let parsed = env_filter::Builder::new().try_parse(text).map(|_| ());
+    parsed.map_err(|error| error.to_string())
+}
+
+fn filter(from_file: Option<&str>) -> Filter {
+    let variable = env::var(LOG_VARIABLE).ok();
+    let text = variable.as_deref().or(from_file).unwrap_or(DEFAULT_FILTER);
+    env_filter::Builder::new().parse(text).build()
+}
+
+/// Starts logging what LEAFBLK_LOG asks for, or `from_file` where it is not
+/// set. A second call changes nothing.
+pub fn init(from_file: Option<&str>) {
+    let journal = stderr_is_journal();
+    let logger = LOGGER.get_or_init(|| Logger {
+        filter: RwLock::new(filter(from_file)),
+        lines: env_logger::Builder::new()
+            .filter_level(LevelFilter::Trace)
+            .write_style(WriteStyle::Never)
+            .format(move |out, record| {
+                let level = record.level();
+                if journal {
+                    writeln!(out, "{}{}", journal_prefix(level), record.args())
+                } else {
+                    let time = out.timestamp();
+                    writeln!(out, "{time} {}{}", word(level), record.args())
+                }
+            })
+            .build(),
     });
     // Fails only where a logger is set already, for example by a test.
-    let _ = builder.try_init();
+    if log::set_logger(logger).is_ok() {
+        reload(from_file);
+    }
+}
+
+/// Chooses anew what is logged, as [`init`] does.
+pub fn reload(from_file: Option<&str>) {
+    if let Some(logger) = LOGGER.get() {
+        let filter = filter(from_file);
+        log::set_max_level(filter.filter());
+        *logger.filter.write().unwrap_or_else(PoisonError::into_inner) = filter;
+    }
 }
 
 /// Nothing for ordinary news: most lines are.
@@ -82,6 +142,12 @@ mod tests {
         for other in ["8:1235", "9:1234", "8", "", "8:1234:5", "a:b"] {
             assert!(!names_file(other, 8, 1234), "{other}");
         }
+    }
+
+    #[test]
+    fn a_filter_that_is_none_is_told() {
+        check_filter("warn,leafblk::cache=trace").unwrap();
+        assert!(check_filter("leafblk=loud").is_err());
     }
 
     #[test]

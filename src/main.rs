@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use leafblk::cli::{Cli, Command, ParseEnd, QemuArgsArgs};
+use leafblk::cli::{Cli, Command, ParseEnd, QemuArgsArgs, print_openapi};
 use leafblk::config::name::{NameOf, check_name};
 use leafblk::config::{Config, Environment, Settings};
 use leafblk::daemon::{self, record};
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Err(ParseEnd::Mistake(error)) => return report(&error.into()),
     };
     match run(&cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => report(&error),
     }
 }
@@ -37,16 +37,29 @@ fn report(error: &Error) -> ExitCode {
     ExitCode::from(error.exit_status())
 }
 
-fn run(command: &Command) -> Result<(), Error> {
+fn run(command: &Command) -> Result<ExitCode, Error> {
     let env = Environment::current()?;
     match command {
         Command::Serve(args) => {
-            let config = Config::resolve(&args.settings(&env)?, &env)?;
-            logging::init();
-            daemon::run(&config)
+            let resolve = || Ok(Config::resolve(&args.settings(&env)?, &env)?);
+            let config = resolve()?;
+            logging::init(config.log.as_deref());
+            daemon::run(&config, resolve)?;
         }
-        Command::QemuArgs(args) => print_options(args, &env),
+        Command::QemuArgs(args) => print_options(args, &env)?,
+        Command::Vm(command) => command.run(&env)?,
+        Command::Root(command) => command.run(&env)?,
+        Command::Status(args) => args.run(&env)?,
+        Command::Top(args) => args.run(&env)?,
+        Command::Completions(args) => args.run()?,
+        Command::Man(args) => args.run()?,
+        Command::OpenApi => print_openapi()?,
+        Command::Leaf(args) => {
+            let status = args.run(&env, &mut io::stdout().lock(), &mut io::stderr())?;
+            return Ok(ExitCode::from(status));
+        }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print_options(args: &QemuArgsArgs, env: &Environment) -> Result<(), Error> {

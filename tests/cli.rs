@@ -75,8 +75,7 @@ fn a_mistake_in_the_flags_is_one_sentence_and_status_2() {
     let place = Place::new();
     let long = format!("w,socket=/{}", "s".repeat(107));
     for (args, part) in [
-        (&["serve"][..], "there is no VM to serve; add one with --vm"),
-        (&["serve", "--root", "d.raw"], "there is no VM to serve"),
+        (&["serve", "--vm", "w"][..], "VM w has no root; give one with --root"),
         (&["serve", "--vm", "w"], "VM w has no root; give one with --root"),
         (&["serve", "--root", "d.raw", "--vm", "w,root=x"], "the roots are d"),
         (&["serve", "--root", "d.raw", "--root", "e.raw", "--vm", "w"], "one of d, e"),
@@ -185,14 +184,14 @@ fn no_command_at_all_gets_the_help_on_stderr() {
 }
 
 #[test]
-fn the_help_of_serve_names_exactly_the_flags_that_scripts_rely_on() {
+fn the_help_of_serve_names_the_flags_that_scripts_rely_on_and_those_of_the_control_api() {
     let text = stdout(&Place::new().run(&["serve", "--help"]));
     let options = text.split("Options:").nth(1).unwrap();
     let options = options.split("Examples:").next().unwrap();
     let flags: Vec<&str> = options
         .lines()
         .filter_map(|line| line.split_whitespace().find(|w| w.starts_with("--")))
-        .filter(|flag| options.contains(&format!("      {flag} <")))
+        .filter(|flag| options.contains(&format!("      {flag}")))
         .collect();
     assert_eq!(
         flags,
@@ -205,8 +204,13 @@ fn the_help_of_serve_names_exactly_the_flags_that_scripts_rely_on() {
             "--cache-size",
             "--cache-block",
             "--hugepages",
+            "--keep-cache",
             "--reactors",
-            "--poll-us"
+            "--poll-us",
+            "--socket-group",
+            "--control-socket",
+            "--control-group",
+            "--http-port"
         ]
     );
 }

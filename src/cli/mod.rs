@@ -6,19 +6,34 @@
 //! taken as text and given their meaning by [`crate::config`], so that a flag
 //! and its TOML key obey the same rules with the same sentences.
 
+mod control;
+mod generate;
+mod leaf;
 mod qemu_args;
+mod root;
 mod serve;
 mod source;
+mod status;
+mod table;
+mod top;
 mod values;
+mod vm;
 
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
+pub use self::control::ControlArgs;
+pub use self::generate::{CompletionsArgs, ManArgs, print_openapi};
+pub use self::leaf::LeafArgs;
 pub use self::qemu_args::QemuArgsArgs;
+pub use self::root::RootCommand;
 pub use self::serve::ServeArgs;
 pub use self::source::SourceArgs;
+pub use self::status::StatusArgs;
+pub use self::top::TopArgs;
+pub use self::vm::VmCommand;
 use crate::config::UsageError;
 
 /// A vhost-user block backend: many VMs on one root image, each with its leaf.
@@ -33,6 +48,9 @@ Examples:
   leafblk serve --root debian=debian.raw --vm web1,root=debian --vm web2,root=debian
   leafblk qemu-args web1
   leafblk qemu-args web1 --for cloud-hypervisor
+  leafblk leaf info /var/lib/leafblk/web1.leaf
+  leafblk vm attach web3,root=debian
+  leafblk status
 
 The log goes to stderr; LEAFBLK_LOG=debug shows more, LEAFBLK_LOG=warn less."
 )]
@@ -45,7 +63,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve VMs until SIGTERM or SIGINT
+    /// Serve VMs until SIGTERM or SIGINT; more can be attached meanwhile
     #[command(after_help = "\
 Examples:
   leafblk serve --root debian.raw --vm web1 --vm web2
@@ -55,7 +73,8 @@ Examples:
 
 Sizes are bytes, KiB, MiB, GiB or TiB: 512MiB, 4GiB. A flag wins over the file,
 and a --vm or --root replaces the file's entry of the same name.
-SIGTERM or SIGINT drains, flushes and stops; a second one stops at once.")]
+SIGTERM or SIGINT drains, flushes and stops; a second one stops at once. SIGHUP
+reads the configuration file again (docs/control.md).")]
     Serve(ServeArgs),
     /// Print the options with which a hypervisor uses a VM's disk
     #[command(after_help = "\
@@ -67,6 +86,39 @@ Examples:
 The options go to stdout, remarks to stderr. The VM is looked up in the given
 --vm and --config, then among the VMs that a running leafblk serves.")]
     QemuArgs(QemuArgsArgs),
+    /// Look at, change or convert a leaf that no VM uses (docs/leaf-tools.md)
+    Leaf(LeafArgs),
+    /// See and change the VMs of a running leafblk (docs/control.md)
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// See and change the roots of a running leafblk (docs/control.md)
+    #[command(subcommand)]
+    Root(RootCommand),
+    /// Show a running leafblk at a glance
+    Status(StatusArgs),
+    /// Watch a running leafblk: its VMs, its cache, its reactors
+    #[command(after_help = "\
+Examples:
+  leafblk top
+  leafblk top --interval 5
+  leafblk top --once | head
+  leafblk top --json | jq '.vms[].vm'
+
+? shows the keys; docs/observability.md explains the columns.")]
+    Top(TopArgs),
+    /// Print completions for a shell
+    #[command(after_help = "\
+Examples:
+  leafblk completions bash > /etc/bash_completion.d/leafblk
+  leafblk completions zsh > /usr/share/zsh/vendor-completions/_leafblk
+  leafblk completions fish > ~/.config/fish/completions/leafblk.fish")]
+    Completions(CompletionsArgs),
+    /// Write man pages, for packagers
+    #[command(hide = true)]
+    Man(ManArgs),
+    /// Print the OpenAPI document of the control API
+    #[command(name = "openapi", hide = true)]
+    OpenApi,
 }
 
 /// How a command line ends that asks for no work.

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::source::SourceArgs;
 use super::values::{number, size};
-use crate::config::{Environment, HugepagesMode, Settings};
+use crate::config::{ControlSocket, Environment, HugepagesMode, Settings};
 use crate::error::Error;
 
 /// The flags of `leafblk serve`.
@@ -24,6 +24,11 @@ pub struct ServeArgs {
     /// off takes none [default: auto]
     #[arg(long, value_name = "auto|on|off")]
     pub hugepages: Option<String>,
+    /// Leave the cache in memory at the end, so that the next start finds it
+    /// warm (docs/durability.md); without this, what an earlier start left is
+    /// removed
+    #[arg(long)]
+    pub keep_cache: bool,
     /// Threads that serve I/O [default: half the CPUs, 1 to 4]
     #[arg(long, value_name = "N")]
     pub reactors: Option<String>,
@@ -31,6 +36,21 @@ pub struct ServeArgs {
     /// [default: 50]
     #[arg(long, value_name = "N")]
     pub poll_us: Option<String>,
+    /// A group whose members may connect to the VMs' sockets, such as that of
+    /// the hypervisor's user [default: none]
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+    /// Where the control API listens (docs/control.md), or off
+    /// [default: control.sock in the runtime directory]
+    #[arg(long, value_name = "PATH|off")]
+    pub control_socket: Option<String>,
+    /// A group whose members may use the control API too
+    #[arg(long, value_name = "GROUP")]
+    pub control_group: Option<String>,
+    /// A port on 127.0.0.1 for looking: a page at /, /metrics; whoever has an
+    /// account here may read it (docs/observability.md) [default: none]
+    #[arg(long, value_name = "N")]
+    pub http_port: Option<String>,
 }
 
 impl ServeArgs {
@@ -46,8 +66,13 @@ impl ServeArgs {
                 Some(text) => Some(text.parse::<HugepagesMode>()?),
                 None => None,
             },
+            keep_cache: self.keep_cache.then_some(true),
             reactors: number("reactors", "from 1", self.reactors.as_deref())?,
             poll_us: number("poll-us", "from 0", self.poll_us.as_deref())?,
+            socket_group: self.socket_group.clone(),
+            control_socket: self.control_socket.clone().map(ControlSocket::from),
+            control_group: self.control_group.clone(),
+            http_port: number("http-port", "from 1 to 65535", self.http_port.as_deref())?,
             ..Settings::default()
         };
         Ok(self.source.settings(env)?.overridden_by(flags))

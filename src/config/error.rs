@@ -157,17 +157,13 @@ pub enum UsageError {
         known: String,
     },
     /// No root at all.
-    #[error("VM {vm} has no root; give one with --root NAME=PATH or a [[root]] table")]
+    #[error(
+        "VM {vm} has no root; give one with --root NAME=PATH, a [[root]] table or leafblk root add"
+    )]
     NoRoot {
         /// The first VM.
         vm: String,
     },
-    /// No VM at all.
-    #[error(
-        "there is no VM to serve; add one with --vm NAME,root=ROOT or a [[vm]] table in the \
-         --config file"
-    )]
-    NoVm,
     /// More entries than one process takes.
     #[error("there are {count} {of}s; one process takes at most {max}, start a second one")]
     TooMany {
@@ -199,15 +195,25 @@ pub enum UsageError {
         /// The path as given.
         path: PathBuf,
     },
+    /// A path whose meaning would depend on who reads it.
+    #[error("{setting} {} is not absolute; give the whole path, from /", path.display())]
+    RelativePath {
+        /// The setting.
+        setting: String,
+        /// The path as given.
+        path: PathBuf,
+    },
     /// A socket path that does not fit a socket address.
     #[error(
-        "the socket path {} of VM {vm} has {length} bytes and a Unix socket takes at most \
-         {SOCKET_PATH_LEN_MAX}; choose a shorter --runtime-dir or socket=",
+        "the socket path {} of {of} has {length} bytes and a Unix socket takes at most \
+         {SOCKET_PATH_LEN_MAX}; choose a shorter --runtime-dir or {setting}",
         path.display()
     )]
     SocketPathLong {
-        /// The VM.
-        vm: String,
+        /// Whose it is.
+        of: String,
+        /// What else gives the path.
+        setting: &'static str,
         /// The path.
         path: PathBuf,
         /// Its length in bytes.

@@ -5,18 +5,15 @@
 //! [`super::Config::resolve`]'s. Relative paths count from the file's
 //! directory.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, Visitor};
 
+use super::forms::{RootForm, SizeForm, VmForm};
 use super::limits::CONFIG_FILE_MAX_BYTES;
-use super::name::{NameOf, check_name};
-use super::settings::{RootEntry, Settings, VmEntry};
-use super::size::parse_size;
+use super::settings::{ControlSocket, Settings};
 use super::{HugepagesMode, UsageError};
 use crate::error::Error;
 
@@ -40,63 +37,14 @@ struct FileForm {
     cache_size: Option<SizeForm>,
     cache_block: Option<SizeForm>,
     hugepages: Option<HugepagesMode>,
+    keep_cache: Option<bool>,
     reactors: Option<u64>,
     poll_us: Option<u64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RootForm {
-    name: Option<String>,
-    path: PathBuf,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VmForm {
-    name: String,
-    root: Option<String>,
-    size: Option<SizeForm>,
-    leaf: Option<PathBuf>,
-    socket: Option<PathBuf>,
-    queues: Option<u64>,
-    #[serde(default)]
-    readonly: bool,
-    #[serde(default)]
-    ephemeral: bool,
-}
-
-/// A size as text (`"4GiB"`) or as a number of bytes.
-struct SizeForm(u64);
-
-impl<'de> Deserialize<'de> for SizeForm {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct SizeVisitor;
-        impl Visitor<'_> for SizeVisitor {
-            type Value = SizeForm;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a size such as \"4GiB\" or a number of bytes")
-            }
-
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<SizeForm, E> {
-                u64::try_from(value)
-                    .map(SizeForm)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
-            }
-
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<SizeForm, E> {
-                Ok(SizeForm(value))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<SizeForm, E> {
-                parse_size(text)
-                    .map(SizeForm)
-                    .map_err(|reason| E::custom(format_args!("{text:?} {reason}")))
-            }
-        }
-        deserializer.deserialize_any(SizeVisitor)
-    }
+    socket_group: Option<String>,
+    control_socket: Option<String>,
+    control_group: Option<String>,
+    http_port: Option<u64>,
+    log: Option<String>,
 }
 
 /// Reads the file at `path`, which is absolute.
@@ -144,30 +92,25 @@ pub fn parse(path: &Path, text: &str) -> Result<Settings, UsageError> {
         cache_size_bytes: form.cache_size.map(|size| size.0),
         cache_block_bytes: form.cache_block.map(|size| size.0),
         hugepages: form.hugepages,
+        keep_cache: form.keep_cache,
         reactors: form.reactors,
         poll_us: form.poll_us,
+        socket_group: form.socket_group,
+        control_socket: form.control_socket.map(ControlSocket::from),
+        control_group: form.control_group,
+        http_port: form.http_port,
+        log: form.log,
         ..Settings::default()
     };
     for root in form.root {
         let offset = root.span().start;
-        let root = root.into_inner();
-        let entry = RootEntry::new(root.name, root.path);
+        let entry = root.into_inner().into_entry();
         settings.roots.push(entry.map_err(|error| at(offset, error.to_string()))?);
     }
     for vm in form.vm {
         let offset = vm.span().start;
-        let vm = vm.into_inner();
-        check_name(NameOf::Vm, &vm.name).map_err(|error| at(offset, error.to_string()))?;
-        settings.vms.push(VmEntry {
-            name: vm.name,
-            root: vm.root,
-            size: vm.size.map(|size| size.0),
-            leaf: vm.leaf,
-            socket: vm.socket,
-            queues: vm.queues,
-            readonly: vm.readonly,
-            ephemeral: vm.ephemeral,
-        });
+        let entry = vm.into_inner().into_entry();
+        settings.vms.push(entry.map_err(|error| at(offset, error.to_string()))?);
     }
     settings.check_unique()?;
     Ok(settings)

@@ -16,6 +16,9 @@ pub const NAME_LEN_MAX: usize = 64;
 /// socket.
 pub const VM_NAMES_RESERVED: [&str; 1] = ["control"];
 
+/// The control socket in the runtime directory.
+pub const CONTROL_SOCKET_NAME: &str = "control.sock";
+
 /// Bytes in a socket's path: `sun_path` holds 108 with the NUL (unix(7)).
 pub const SOCKET_PATH_LEN_MAX: usize = 107;
 

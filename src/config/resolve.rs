@@ -4,19 +4,20 @@
 //! Looks at the file system only to tell whether two paths are one file, and
 //! changes nothing there.
 
-use std::collections::HashMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
 use super::limits::{
     CACHE_BLOCK_DEFAULT_BYTES, CACHE_BLOCK_MAX_BYTES, CACHE_BLOCK_MIN_BYTES, CACHE_SIZE_MAX_BYTES,
-    CACHE_SIZE_MIN_BYTES, CACHE_SIZE_UNIT_BYTES, DISK_SIZE_MAX_BYTES, POLL_US_DEFAULT, POLL_US_MAX,
-    QUEUES_DEFAULT, QUEUES_MAX, REACTORS_MAX, ROOTS_MAX, SOCKET_PATH_LEN_MAX, VMS_MAX,
+    CACHE_SIZE_MIN_BYTES, CACHE_SIZE_UNIT_BYTES, CONTROL_SOCKET_NAME, DISK_SIZE_MAX_BYTES,
+    POLL_US_DEFAULT, POLL_US_MAX, QUEUES_DEFAULT, QUEUES_MAX, REACTORS_MAX, ROOTS_MAX,
+    SOCKET_PATH_LEN_MAX, VMS_MAX,
 };
 use super::name::NameOf;
-use super::settings::{Settings, VmEntry};
+use super::paths::{PathClaim, PathUses};
+use super::settings::{ControlSocket, RootEntry, Settings, VmEntry};
 use super::size::format_size;
-use super::{Config, RootConfig, UsageError, VmConfig};
+use super::{Config, ControlConfig, Directories, RootConfig, UsageError, VmConfig};
 use crate::units::SECTOR_SIZE;
 
 /// The queues that a VM may have, in words.
@@ -25,51 +26,90 @@ pub(super) fn queues_range() -> String {
 }
 
 pub(super) fn resolve(settings: &Settings, env: &Environment) -> Result<Config, UsageError> {
-    if settings.vms.is_empty() {
-        return Err(UsageError::NoVm);
-    }
     check_count(NameOf::Vm, settings.vms.len(), VMS_MAX)?;
     check_count(NameOf::Root, settings.roots.len(), ROOTS_MAX)?;
-    let state_dir = state_dir(settings, env)?;
-    let runtime_dir = runtime_dir(settings, env)?;
-    let roots = settings
-        .roots
-        .iter()
-        .map(|root| {
-            Ok(RootConfig {
-                name: root.name.clone(),
-                path: file_path(format!("root {}:", root.name), &root.path, env)?,
-            })
-        })
-        .collect::<Result<Vec<_>, UsageError>>()?;
+    // Sources have made their paths absolute; what is left counts from here.
+    let settings = &settings.clone().with_base(&env.working_dir);
+    let directories =
+        Directories { state: state_dir(settings, env)?, runtime: runtime_dir(settings, env)? };
+    let roots = settings.roots.iter().map(root).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<&str> = roots.iter().map(|root| root.name.as_str()).collect();
     let vms = settings
         .vms
         .iter()
-        .map(|vm| {
-            Ok(VmConfig {
-                name: vm.name.clone(),
-                root: vm_root(vm, &roots)?,
-                size: disk_size(vm)?,
-                leaf: vm_leaf(vm, &state_dir, env)?,
-                socket: vm_socket(vm, &runtime_dir, env)?,
-                queues: vm_queues(vm)?,
-                readonly: vm.readonly,
-                ephemeral: vm.ephemeral,
-            })
-        })
-        .collect::<Result<Vec<_>, UsageError>>()?;
-    check_paths(&roots, &vms)?;
+        .map(|entry| vm(entry, &names, &directories))
+        .collect::<Result<Vec<_>, _>>()?;
+    let control = control(settings, env)?;
+    check_paths(&roots, &vms, control.as_ref())?;
     Ok(Config {
-        state_dir,
-        runtime_dir,
+        state_dir: directories.state,
+        runtime_dir: directories.runtime,
         roots,
         vms,
         cache_size_bytes: cache_size(settings, env)?,
         cache_block_bytes: cache_block(settings)?,
         hugepages: settings.hugepages.unwrap_or_default(),
+        keep_cache: settings.keep_cache.unwrap_or(false),
         reactors: reactors(settings, env)?,
         poll_us: poll_us(settings)?,
+        socket_group: settings.socket_group.clone(),
+        control,
+        http_port: http_port(settings)?,
+        log: log_filter(settings)?,
     })
+}
+
+pub(super) fn root(entry: &RootEntry) -> Result<RootConfig, UsageError> {
+    let path = file_path(format!("root {}:", entry.name), &entry.path)?;
+    Ok(RootConfig { name: entry.name.clone(), path })
+}
+
+pub(super) fn vm(
+    entry: &VmEntry,
+    roots: &[&str],
+    directories: &Directories,
+) -> Result<VmConfig, UsageError> {
+    Ok(VmConfig {
+        name: entry.name.clone(),
+        root: vm_root(entry, roots)?,
+        size: disk_size(entry)?,
+        leaf: vm_leaf(entry, &directories.state)?,
+        socket: vm_socket(entry, &directories.runtime)?,
+        queues: vm_queues(entry)?,
+        readonly: entry.readonly,
+        ephemeral: entry.ephemeral,
+    })
+}
+
+fn control(settings: &Settings, env: &Environment) -> Result<Option<ControlConfig>, UsageError> {
+    let socket = control_socket(settings, env)?;
+    Ok(socket.map(|socket| ControlConfig { socket, group: settings.control_group.clone() }))
+}
+
+pub(super) fn control_socket(
+    settings: &Settings,
+    env: &Environment,
+) -> Result<Option<PathBuf>, UsageError> {
+    let path = match &settings.control_socket {
+        Some(ControlSocket::Off) => return Ok(None),
+        Some(ControlSocket::At(path)) => {
+            file_path("control-socket".into(), &env.working_dir.join(path))?
+        }
+        None => runtime_dir(settings, env)?.join(CONTROL_SOCKET_NAME),
+    };
+    check_socket_len(&path, || "the control API".into(), "--control-socket")?;
+    Ok(Some(path))
+}
+
+fn log_filter(settings: &Settings) -> Result<Option<String>, UsageError> {
+    if let Some(text) = &settings.log {
+        crate::logging::check_filter(text).map_err(|reason| UsageError::Range {
+            setting: "log".into(),
+            value: format!("{text:?}"),
+            rule: format!("levels such as debug or leafblk::cache=trace,info ({reason})"),
+        })?;
+    }
+    Ok(settings.log.clone())
 }
 
 fn check_count(of: NameOf, count: usize, max: usize) -> Result<(), UsageError> {
@@ -100,12 +140,13 @@ fn directory(setting: &str, path: &Path, env: &Environment) -> Result<PathBuf, U
     Ok(tidy(&env.working_dir.join(path)))
 }
 
-fn file_path(setting: String, path: &Path, env: &Environment) -> Result<PathBuf, UsageError> {
+/// `path` is absolute already, or empty.
+fn file_path(setting: String, path: &Path) -> Result<PathBuf, UsageError> {
     let bytes = path.as_os_str().as_encoded_bytes();
     if path.file_name().is_none() || bytes.contains(&0) || bytes.ends_with(b"/") {
         return Err(UsageError::Path { setting, path: path.into() });
     }
-    Ok(tidy(&env.working_dir.join(path)))
+    Ok(tidy(path))
 }
 
 /// Without `.` and doubled slashes. `..` stays: after a symbolic link it is not
@@ -114,8 +155,8 @@ fn tidy(path: &Path) -> PathBuf {
     path.components().collect()
 }
 
-fn vm_root(vm: &VmEntry, roots: &[RootConfig]) -> Result<String, UsageError> {
-    let names = || roots.iter().map(|root| root.name.as_str());
+fn vm_root(vm: &VmEntry, roots: &[&str]) -> Result<String, UsageError> {
+    let names = || roots.iter().copied();
     match (&vm.root, roots) {
         (Some(root), _) if names().any(|name| name == root) => Ok(root.clone()),
         (Some(root), _) => Err(UsageError::UnknownRoot {
@@ -128,7 +169,7 @@ fn vm_root(vm: &VmEntry, roots: &[RootConfig]) -> Result<String, UsageError> {
             },
         }),
         (None, []) => Err(UsageError::NoRoot { vm: vm.name.clone() }),
-        (None, [only]) => Ok(only.name.clone()),
+        (None, [only]) => Ok((*only).to_owned()),
         (None, _) => Err(UsageError::RootNeeded {
             vm: vm.name.clone(),
             count: roots.len(),
@@ -165,27 +206,32 @@ fn disk_size(vm: &VmEntry) -> Result<Option<u64>, UsageError> {
     Ok(Some(bytes))
 }
 
-fn vm_leaf(vm: &VmEntry, state_dir: &Path, env: &Environment) -> Result<PathBuf, UsageError> {
+fn vm_leaf(vm: &VmEntry, state_dir: &Path) -> Result<PathBuf, UsageError> {
     match &vm.leaf {
-        Some(path) => file_path(format!("VM {}: leaf", vm.name), path, env),
+        Some(path) => file_path(format!("VM {}: leaf", vm.name), path),
         None => Ok(state_dir.join(format!("{}.leaf", vm.name))),
     }
 }
 
-pub(super) fn vm_socket(
-    vm: &VmEntry,
-    runtime_dir: &Path,
-    env: &Environment,
-) -> Result<PathBuf, UsageError> {
+pub(super) fn vm_socket(vm: &VmEntry, runtime_dir: &Path) -> Result<PathBuf, UsageError> {
     let path = match &vm.socket {
-        Some(path) => file_path(format!("VM {}: socket", vm.name), path, env)?,
+        Some(path) => file_path(format!("VM {}: socket", vm.name), path)?,
         None => runtime_dir.join(format!("{}.sock", vm.name)),
     };
+    check_socket_len(&path, || format!("VM {}", vm.name), "socket=")?;
+    Ok(path)
+}
+
+fn check_socket_len(
+    path: &Path,
+    of: impl FnOnce() -> String,
+    setting: &'static str,
+) -> Result<(), UsageError> {
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_LEN_MAX {
-        return Err(UsageError::SocketPathLong { vm: vm.name.clone(), path, length });
+        return Err(UsageError::SocketPathLong { of: of(), setting, path: path.into(), length });
     }
-    Ok(path)
+    Ok(())
 }
 
 pub(super) fn vm_queues(vm: &VmEntry) -> Result<u16, UsageError> {
@@ -251,6 +297,18 @@ fn reactors(settings: &Settings, env: &Environment) -> Result<usize, UsageError>
         })
 }
 
+fn http_port(settings: &Settings) -> Result<Option<u16>, UsageError> {
+    let Some(port) = settings.http_port else {
+        return Ok(None);
+    };
+    let possible = u16::try_from(port).ok().filter(|port| *port > 0);
+    possible.map(Some).ok_or_else(|| UsageError::Range {
+        setting: "http-port".into(),
+        value: port.to_string(),
+        rule: "from 1 to 65535".into(),
+    })
+}
+
 fn poll_us(settings: &Settings) -> Result<u32, UsageError> {
     let Some(poll_us) = settings.poll_us else {
         return Ok(POLL_US_DEFAULT);
@@ -265,52 +323,15 @@ fn poll_us(settings: &Settings) -> Result<u32, UsageError> {
 }
 
 /// Refuses a path with two uses. Two roots may share an image.
-fn check_paths(roots: &[RootConfig], vms: &[VmConfig]) -> Result<(), UsageError> {
-    let mut uses: HashMap<PathBuf, String> = HashMap::new();
-    for root in roots {
-        uses.insert(identity(&root.path), format!("root {}", root.name));
+fn check_paths(
+    roots: &[RootConfig],
+    vms: &[VmConfig],
+    control: Option<&ControlConfig>,
+) -> Result<(), UsageError> {
+    let mut uses = PathUses::default();
+    if let Some(control) = control {
+        uses.claim(&PathClaim::of_control(&control.socket))?;
     }
-    for vm in vms {
-        for (path, second) in [
-            (&vm.leaf, format!("the leaf of VM {}", vm.name)),
-            (&vm.socket, format!("the socket of VM {}", vm.name)),
-        ] {
-            let id = identity(path);
-            if let Some(first) = uses.get(&id) {
-                return Err(UsageError::PathShared {
-                    path: path.clone(),
-                    first: first.clone(),
-                    second,
-                });
-            }
-            uses.insert(id, second);
-        }
-    }
-    Ok(())
-}
-
-/// The same for every spelling of one file, as far as the file system tells.
-fn identity(path: &Path) -> PathBuf {
-    if let Ok(real) = path.canonicalize() {
-        return real;
-    }
-    match (path.parent().map(Path::canonicalize), path.file_name()) {
-        (Some(Ok(parent)), Some(name)) => parent.join(name),
-        _ => without_dot_dot(path),
-    }
-}
-
-/// Takes `..` at face value: right where nothing exists yet.
-fn without_dot_dot(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::ParentDir => {
-                plain.pop();
-            }
-            Component::CurDir => {}
-            other => plain.push(other),
-        }
-    }
-    plain
+    roots.iter().try_for_each(|root| uses.claim(&PathClaim::of_root(root)))?;
+    vms.iter().flat_map(PathClaim::of_vm).try_for_each(|claim| uses.claim(&claim))
 }

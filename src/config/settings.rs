@@ -30,10 +30,38 @@ pub struct Settings {
     pub cache_block_bytes: Option<u64>,
     /// Which pages the arena is made of.
     pub hugepages: Option<HugepagesMode>,
+    /// The cache outlives the process.
+    pub keep_cache: Option<bool>,
     /// Reactor threads.
     pub reactors: Option<u64>,
     /// Polling after the last work, in microseconds.
     pub poll_us: Option<u64>,
+    /// The group that may connect to the VMs' sockets.
+    pub socket_group: Option<String>,
+    /// Where the control socket is, or that there is none.
+    pub control_socket: Option<ControlSocket>,
+    /// The group that may use the control socket.
+    pub control_group: Option<String>,
+    /// The loopback port for looking.
+    pub http_port: Option<u64>,
+    /// What is logged, in env_logger's syntax.
+    pub log: Option<String>,
+}
+
+/// Where the control API is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// Nowhere.
+    Off,
+    /// At this path, as given.
+    At(PathBuf),
+}
+
+impl From<String> for ControlSocket {
+    /// `off`, or a path (`./off` for a file of that name).
+    fn from(text: String) -> Self {
+        if text == "off" { Self::Off } else { Self::At(text.into()) }
+    }
 }
 
 /// One root image; its name is checked.
@@ -212,8 +240,14 @@ impl Settings {
             cache_size_bytes: flags.cache_size_bytes.or(self.cache_size_bytes),
             cache_block_bytes: flags.cache_block_bytes.or(self.cache_block_bytes),
             hugepages: flags.hugepages.or(self.hugepages),
+            keep_cache: flags.keep_cache.or(self.keep_cache),
             reactors: flags.reactors.or(self.reactors),
             poll_us: flags.poll_us.or(self.poll_us),
+            socket_group: flags.socket_group.or(self.socket_group),
+            control_socket: flags.control_socket.or(self.control_socket),
+            control_group: flags.control_group.or(self.control_group),
+            http_port: flags.http_port.or(self.http_port),
+            log: flags.log.or(self.log),
         }
     }
 
@@ -228,6 +262,9 @@ impl Settings {
         };
         self.state_dir.as_mut().into_iter().for_each(place);
         self.runtime_dir.as_mut().into_iter().for_each(place);
+        if let Some(ControlSocket::At(path)) = &mut self.control_socket {
+            place(path);
+        }
         self.roots.iter_mut().map(|root| &mut root.path).for_each(place);
         for vm in &mut self.vms {
             vm.leaf.as_mut().into_iter().for_each(place);

@@ -49,9 +49,62 @@ fn defaults_fill_what_nobody_said() {
             cache_block_bytes: 64 << 10,
             hugepages: HugepagesMode::Auto,
             reactors: 4,
+            keep_cache: false,
             poll_us: 50,
+            socket_group: None,
+            http_port: None,
+            control: Some(ControlConfig {
+                socket: "/run/leafblk/control.sock".into(),
+                group: None,
+            }),
+            log: None,
         }
     );
+}
+
+#[test]
+fn the_control_socket_can_be_elsewhere_or_nowhere() {
+    let with = |text: &str| {
+        let mut settings = settings(&[], &[]);
+        settings.control_socket = Some(ControlSocket::from(text.to_owned()));
+        Config::resolve(&settings, &env()).map(|config| config.control)
+    };
+    assert_eq!(with("off").unwrap(), None);
+    assert_eq!(with("x/c.sock").unwrap().unwrap().socket, Path::new("/nowhere/x/c.sock"));
+    assert_eq!(with("./off").unwrap().unwrap().socket, Path::new("/nowhere/off"));
+    let text = with(&"s".repeat(120)).unwrap_err().to_string();
+    assert!(text.contains("of the control API has"), "{text}");
+    let mut clash = settings(&["d.raw"], &["w,socket=/run/leafblk/control.sock"]);
+    assert!(sentence(&clash).contains("both the control socket and the socket of VM w"));
+    clash.control_socket = Some(ControlSocket::Off);
+    Config::resolve(&clash, &env()).unwrap();
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_refused() {
+    let mut loud = settings(&[], &[]);
+    loud.log = Some("leafblk=loud".into());
+    let text = sentence(&loud);
+    assert!(text.contains("log is \"leafblk=loud\"; it must be levels such as"), "{text}");
+}
+
+#[test]
+fn one_vm_is_resolved_among_the_roots_there_are() {
+    let directories = Directories { state: "/s".into(), runtime: "/r".into() };
+    let resolve = |text: &str| {
+        let roots = ["a", "b"].into_iter();
+        VmConfig::resolve(&VmEntry::parse(text).unwrap(), roots, &directories)
+    };
+    let vm = resolve("w,root=b").unwrap();
+    assert_eq!(
+        (vm.leaf.as_path(), vm.socket.as_path()),
+        (Path::new("/s/w.leaf"), Path::new("/r/w.sock"))
+    );
+    assert!(resolve("w").unwrap_err().to_string().contains("there are 2"));
+    let text = resolve("w,root=a,leaf=x.leaf").unwrap_err().to_string();
+    assert!(text.contains("VM w: leaf x.leaf is not absolute"), "{text}");
+    let root = RootEntry::parse("d=images/d.raw").unwrap();
+    assert!(RootConfig::resolve(&root).is_err());
 }
 
 #[test]
@@ -138,8 +191,7 @@ fn each_contradiction_has_its_sentence() {
     let many: Vec<String> = (0..1025).map(|n| format!("w{n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     for (roots, vms, part) in [
-        (&["d.raw"][..], &[][..], "there is no VM to serve; add one with --vm"),
-        (&[], &["w"], "VM w has no root; give one with --root"),
+        (&[][..], &["w"][..], "VM w has no root; give one with --root"),
         (&[], &["w,root=d"], "on root \"d\", which is not given; add --root d=PATH"),
         (&["d.raw"], &["w,root=x"], "on root \"x\", which is not given; the roots are d"),
         (&["d.raw", "e.raw"], &["w"], "there are 2; add root= with one of d, e"),

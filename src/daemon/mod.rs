@@ -1,150 +1,106 @@
 //! The process: from a [`Config`] to VMs being served, and back to nothing.
 //!
 //! Owns the order of starting (look at everything, then change something) and
-//! of stopping (clients, reactors, leaves, sockets). It knows connections only
-//! by their threads, and nothing of rings or requests.
+//! of stopping (control API, clients, reactors, leaves, sockets), and the table
+//! of what is served, which changes while it runs ([`Host`]). It knows
+//! connections only by their threads, and nothing of rings or requests.
 
 mod acceptor;
+mod error;
+mod group;
+mod host;
 pub mod record;
+mod reload;
 mod report;
+mod resize;
+mod roots;
+mod service;
+mod signals;
 pub mod sockets;
+mod start;
+mod state_file;
+mod table;
 mod vm;
+mod vms;
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-
-use crate::cache::{Cache, CacheConfig, Hugepages};
-use crate::config::{Config, HugepagesMode};
-use crate::disk::CachedRoot;
+use crate::config::Config;
+use crate::control::{self, Access, Listener};
 use crate::error::Error;
-use crate::reactor::{Mailbox, Reactor};
-use crate::root::Root;
-use vm::{BoundVm, Vm};
+use service::Service;
+use signals::Wish;
+use start::Engine;
+use vm::ListeningVm;
 
-/// The exit status of a second signal: as if the first had killed.
-const STATUS_STOPPED_AT_ONCE: i32 = 130;
+pub use error::HostError;
+pub use host::{Host, RootView, State, VmView};
+pub use resize::Resized;
+pub use table::Origin;
+pub use vm::Vm;
 
 /// Serves until SIGTERM or SIGINT, then drains, flushes and returns. A second
-/// signal ends the process at once.
+/// signal ends the process at once. SIGHUP makes what `reload` returns the
+/// configuration, as far as that is possible while it runs.
 ///
 /// # Errors
 /// A sentence on what prevents it from starting, or what went wrong while it
 /// stopped. Nothing has been created where a start fails on its arguments.
-pub fn run(config: &Config) -> Result<(), Error> {
+pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Result<(), Error> {
     raise_descriptor_limit();
     // Blocks the signals' default action before anything can be left half done.
-    let stop = watch_signals()?;
-    let roots: Vec<Root> = config
-        .roots
-        .iter()
-        .map(|root| Root::open(&root.name, &root.path).map_err(Error::failure))
-        .collect::<Result<_, _>>()?;
-    let planned = vm::plan(config, &roots)?;
-    let cache = make_cache(config)?;
-    for directory in [&config.runtime_dir, &config.state_dir] {
-        sockets::create_private_dir(directory).map_err(Error::failure)?;
-    }
-    // All sockets before any leaf: one that is in use creates nothing.
-    let bound = planned.into_iter().map(|plan| plan.bind()).collect::<Result<Vec<_>, _>>()?;
-    let roots: Vec<Arc<CachedRoot>> = roots
-        .into_iter()
-        .map(|root| {
-            let table = cache.add_root(root.sectors()).map_err(Error::failure)?;
-            Ok(Arc::new(CachedRoot::new(root, table, config.cache_block_bytes)))
-        })
-        .collect::<Result<_, Error>>()?;
-    let reactors = start_reactors(config, &cache)?;
-    let vms = bound
-        .into_iter()
-        .enumerate()
-        .map(|(i, bound)| attach(config, bound, &roots, &reactors[i % reactors.len()]))
-        .collect::<Result<Vec<_>, _>>()?;
-    let vms: Arc<[Vm]> = vms.into();
-    let acceptor = acceptor::Acceptor::start(Arc::clone(&vms)).map_err(|source| {
-        Error::failure(format!("can't start to accept connections: {source}; check the limits"))
-    })?;
-    announce(&vms);
-    let _ = stop.recv();
-    log::info!("stopping");
-    acceptor.stop();
-    drop(reactors);
-    close(&vms)
-}
-
-fn attach(
-    config: &Config,
-    bound: BoundVm<'_>,
-    roots: &[Arc<CachedRoot>],
-    reactor: &Reactor,
-) -> Result<Vm, Error> {
-    let at = config.roots.iter().position(|root| root.name == bound.plan.vm.root);
-    let root = at.and_then(|at| roots.get(at)).ok_or_else(|| {
-        Error::failure(format!("VM {} has no root {}", bound.plan.vm.name, bound.plan.vm.root))
-    })?;
-    bound.attach(root, &config.runtime_dir, Arc::clone(reactor.mailbox()))
-}
-
-fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
-    let (cache, warning) = Cache::new(&CacheConfig {
-        size_bytes: config.cache_size_bytes,
-        block_bytes: config.cache_block_bytes,
-        hugepages: match config.hugepages {
-            HugepagesMode::Auto => Hugepages::Auto,
-            HugepagesMode::On => Hugepages::On,
-            HugepagesMode::Off => Hugepages::Off,
-        },
-        readers_max: config.reactors,
-    })
-    .map_err(Error::failure)?;
-    if let Some(warning) = warning {
-        log::warn!("{warning}");
-    }
-    Ok(cache)
-}
-
-fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Vec<Reactor>, Error> {
-    let failed = |source: std::io::Error| {
-        Error::failure(format!(
-            "can't start a reactor: {source}; leafblk needs io_uring (Linux 6.1 or newer, \
-             kernel.io_uring_disabled=0)"
-        ))
+    let wishes = signals::watch()?;
+    let start::Started { host, engine, control_socket, http } = start::start(config)?;
+    let socket = control_socket.map(|socket| (Listener::Unix(socket), Access::Full));
+    let http = http.map(|listener| (Listener::Tcp(listener), Access::ReadOnly));
+    let listeners = socket.into_iter().chain(http).collect();
+    let server = match control::Server::start(listeners, &host) {
+        Ok(server) => server,
+        Err(error) => {
+            let _ = stop(&host, engine);
+            return Err(error);
+        }
     };
-    let mailboxes: Arc<[Arc<Mailbox>]> = (0..config.reactors)
-        .map(|_| Mailbox::new())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(failed)?
-        .into();
-    (0..u16::try_from(config.reactors).unwrap_or(u16::MAX))
-        .map(|index| {
-            Reactor::start(index, Arc::clone(cache), Arc::clone(&mailboxes), config.poll_us)
-                .map_err(failed)
-        })
-        .collect()
+    let service = match Service::start(&host.inner().mailboxes) {
+        Ok(service) => service,
+        Err(source) => {
+            server.stop();
+            let _ = stop(&host, engine);
+            let what = "can't start the thread that gives signs of life";
+            return Err(Error::failure(format!("{what}: {source}; check the limits")));
+        }
+    };
+    announce(&host);
+    service.ready(&status(&host));
+    while let Ok(Wish::Reload) = wishes.recv() {
+        service.reloading();
+        match reload() {
+            Ok(new) => host.reload(config, &new),
+            Err(error) => log::error!("the configuration stays as it is: {error}"),
+        }
+        service.ready(&status(&host));
+    }
+    log::info!("stopping");
+    service.stopping();
+    server.stop();
+    flush_ahead(&host);
+    stop(&host, engine)
 }
 
-/// One receiver that hears of the first signal; the second ends the process.
-fn watch_signals() -> Result<mpsc::Receiver<()>, Error> {
-    let failed = |source| Error::failure(format!("can't watch for signals: {source}"));
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
-    let (first, stop) = mpsc::channel();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            let mut signals = signals.forever();
-            if signals.next().is_some() {
-                let _ = first.send(());
-            }
-            if signals.next().is_some() {
-                log::warn!("stopping at once, without draining");
-                std::process::exit(STATUS_STOPPED_AT_ONCE);
-            }
-        })
-        .map_err(failed)?;
-    Ok(stop)
+fn status(host: &Host) -> String {
+    let count = host.vms().iter().filter(|view| view.vm.is_some()).count();
+    format!("serving {count} VM{}", if count == 1 { "" } else { "s" })
+}
+
+fn stop(host: &Host, engine: Engine) -> Result<(), Error> {
+    host.table().stopping = true;
+    let vms = host.inner().acceptor.stop();
+    drop(engine);
+    let result = close(&vms);
+    host.release_state();
+    result
 }
 
 /// Each VM takes a few descriptors of ours and several of its frontend.
@@ -157,9 +113,11 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn announce(vms: &[Vm]) {
+fn announce(host: &Host) {
+    let views = host.vms();
+    let vms: Vec<_> = views.iter().filter_map(|view| view.vm.as_ref()).collect();
     let mut out = std::io::stdout().lock();
-    for vm in vms {
+    for vm in &vms {
         let _ = writeln!(out, "{}", report::line_at_start(vm));
     }
     let plural = if vms.len() == 1 { "" } else { "s" };
@@ -167,18 +125,49 @@ fn announce(vms: &[Vm]) {
     let _ = out.flush();
 }
 
+/// Flushes every leaf while its guest is still served: what is written up to
+/// here, none of them has to wait for when it is cut off.
+fn flush_ahead(host: &Host) {
+    let vms: Vec<_> = host.vms().into_iter().filter_map(|view| view.vm).collect();
+    side_by_side(&vms, |vm| {
+        let leaf = vm.disk().leaf().filter(|_| !vm.disk().is_read_only());
+        if let Some(Err(e)) = leaf.map(|leaf| leaf.flush()) {
+            log::warn!("VM {}: {e}", vm.disk().name());
+        }
+    });
+}
+
 /// Flushes and closes every leaf, whatever becomes of the others.
-fn close(vms: &[Vm]) -> Result<(), Error> {
-    let mut result = Ok(());
+fn close(vms: &[ListeningVm]) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
     for vm in vms {
-        {
-            let mut out = std::io::stdout().lock();
-            let _ = writeln!(out, "{}", report::line_at_end(vm));
-        }
-        if let Err(e) = vm.close() {
-            log::error!("{e}");
-            result = Err(e);
-        }
+        let _ = writeln!(out, "{}", report::line_at_end(vm.vm()));
     }
-    result
+    drop(out);
+    let failure = Mutex::new(Ok(()));
+    side_by_side(vms, |vm| {
+        let vm = vm.vm();
+        if let Err(e) = vm.close().and_then(|()| vm.discard_ephemeral()) {
+            log::error!("{e}");
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Err(e);
+        }
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Syncs that disks can do together: one after the other, a hundred VMs wait
+/// for a hundred of them.
+const SYNCS_AT_ONCE: usize = 16;
+
+fn side_by_side<T: Sync>(items: &[T], act: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..items.len().min(SYNCS_AT_ONCE) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    act(item);
+                }
+            });
+        }
+    });
 }

@@ -11,12 +11,12 @@ pub(super) fn line_at_start(vm: &Vm) -> String {
     let disk = vm.disk();
     let leaf = match disk.leaf() {
         Some(leaf) => leaf.path().display().to_string(),
-        None => format!("none (read-only; {} does not exist)", vm.leaf_path().display()),
+        None => format!("none (read-only; {} does not exist)", vm.config().leaf.display()),
     };
     format!(
         "{}: socket {}, leaf {leaf}, size {}, root {}",
         disk.name(),
-        vm.socket_path().display(),
+        vm.config().socket.display(),
         ByteSize::b(disk.sectors() * 512),
         disk.root().root().name(),
     )
@@ -42,7 +42,7 @@ pub(super) fn line_at_end(vm: &Vm) -> String {
             let _ = write!(line, " and occupies {}", ByteSize::b(allocated));
         }
     }
-    let errors = counters.errors.get();
+    let errors = counters.all_errors();
     if errors > 0 {
         let _ = write!(line, "; {errors} errors");
     }

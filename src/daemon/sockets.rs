@@ -12,14 +12,15 @@
 //!
 //! Invariants:
 //! 1. The socket is mode 0600 from its first moment: the mode is set on the
-//!    socket before bind(2), which gives it to the file.
+//!    socket before bind(2), which gives it to the file. A group is let in
+//!    afterwards.
 //! 2. Nothing but a socket that nobody listens on is ever unlinked.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -88,6 +89,27 @@ pub fn create_private_dir(path: &Path) -> Result<(), SocketError> {
     }
 }
 
+/// Lets the members of `group` reach what is in a directory, not list it: mode
+/// 0710.
+///
+/// # Errors
+/// As chown(2) and chmod(2), with the path.
+pub fn let_pass(directory: &Path, group: u32) -> Result<(), SocketError> {
+    std::os::unix::fs::chown(directory, None, Some(group))
+        .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o710)))
+        .map_err(system(directory, "given to its group"))
+}
+
+/// Lets everybody reach what is in a directory, not list it: mode 0711. What
+/// they may do there is said by the modes of what they reach.
+///
+/// # Errors
+/// As chmod(2), with the path.
+pub fn let_all_pass(directory: &Path) -> Result<(), SocketError> {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o711))
+        .map_err(system(directory, "opened for the sockets' group"))
+}
+
 /// A listening socket at a path that belongs to this value: dropping it removes
 /// the file, if it is still the same one, and then lets others have the path.
 #[derive(Debug)]
@@ -114,6 +136,17 @@ impl OwnedSocket {
         remove_stale(path)?;
         let (listener, identity) = bind_private(path)?;
         Ok(Self { listener, path: path.into(), identity, _lock: lock })
+    }
+
+    /// Lets the members of `group` use the socket: mode 0660 instead of 0600.
+    ///
+    /// # Errors
+    /// As chown(2) and chmod(2), with the path.
+    pub fn share_with(&self, group: u32) -> Result<(), SocketError> {
+        std::os::unix::fs::chown(&self.path, None, Some(group))
+            .map_err(system(&self.path, "given to its group"))?;
+        let mode = fs::Permissions::from_mode(0o660);
+        fs::set_permissions(&self.path, mode).map_err(system(&self.path, "given to its group"))
     }
 
     /// The listener, blocking.
@@ -216,15 +249,15 @@ fn bind_private(path: &Path) -> Result<(UnixListener, Identity), SocketError> {
     Ok((listener, identity))
 }
 
-/// The right to decide about a socket path. The lock file goes with the value.
+/// The right to decide about a path. The lock file goes with the value.
 #[derive(Debug)]
-struct PathLock {
+pub(super) struct PathLock {
     path: PathBuf,
     file: File,
 }
 
 impl PathLock {
-    fn take(socket: &Path) -> Result<Self, SocketError> {
+    pub(super) fn take(socket: &Path) -> Result<Self, SocketError> {
         let path = lock_path(socket);
         for _ in 0..LOCK_TRIES {
             let file = Self::open(&path)?;

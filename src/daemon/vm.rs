@@ -1,76 +1,106 @@
-//! One VM: its disk, its socket, and whether a frontend is connected.
+//! One VM: how it comes to be served, what others may know of it, and its end.
+//!
+//! Three steps, so that a start can look at everything before it changes
+//! anything: [`PlannedVm`] (looked at), [`BoundVm`] (has its socket),
+//! [`ListeningVm`] (has its leaf; clients may come).
 
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::record::{self, PublishedRecord};
 use super::sockets::OwnedSocket;
-use crate::config::{Config, Endpoint, VmConfig};
+use crate::config::{Endpoint, VmConfig};
 use crate::disk::{CachedRoot, Disk};
 use crate::error::Error;
-use crate::leaf::{self, Leaf, OpenOptions};
+use crate::leaf::{self, Leaf, LeafError, OpenOptions};
 use crate::reactor::Mailbox;
 use crate::root::Root;
+use crate::vhost_user::FrontendLink;
 
 /// A VM whose settings have been held against its root and its files.
-pub(super) struct PlannedVm<'a> {
-    pub(super) vm: &'a VmConfig,
+pub(super) struct PlannedVm {
+    config: VmConfig,
     size_bytes: u64,
 }
 
-/// Checks every VM before anything is created.
-///
-/// # Errors
-/// Sizes that are impossible; leaves and sockets that can't be used.
-pub(super) fn plan<'a>(config: &'a Config, roots: &[Root]) -> Result<Vec<PlannedVm<'a>>, Error> {
-    config.vms.iter().map(|vm| plan_one(vm, roots)).collect()
-}
-
-fn plan_one<'a>(vm: &'a VmConfig, roots: &[Root]) -> Result<PlannedVm<'a>, Error> {
-    let root = roots.iter().find(|root| root.name() == vm.root);
-    let root = root.ok_or_else(|| Error::failure(format!("there is no root {}", vm.root)))?;
-    let size_bytes = vm.size.unwrap_or(root.len_bytes());
-    if size_bytes < root.len_bytes() {
-        return Err(Error::failure(format!(
-            "VM {}: size {size_bytes} is less than the {} bytes of root {}; leave size out, or \
-             give a larger one",
-            vm.name,
-            root.len_bytes(),
-            vm.root
-        )));
-    }
-    super::sockets::is_stale(&vm.socket).map_err(Error::failure)?;
-    if vm.leaf.exists() {
-        // Looks, and lets go: opening for use comes when all VMs are right.
-        let options = OpenOptions { live_map: None, read_only: true };
-        let leaf = Leaf::open(&vm.leaf, root.identity(), &options).map_err(Error::failure)?;
-        if let Some(asked) = vm.size.filter(|size| *size != leaf.sectors() * 512) {
-            let (path, have) = (vm.leaf.clone(), leaf.sectors() * 512);
-            return Err(Error::failure(leaf::LeafError::OtherSize { path, have, asked }));
+impl PlannedVm {
+    /// Looks at a VM, and changes nothing.
+    ///
+    /// # Errors
+    /// Sizes that are impossible; leaves and sockets that can't be used.
+    pub(super) fn new(config: VmConfig, root: &Root) -> Result<Self, Error> {
+        let size_bytes = config.size.unwrap_or(root.len_bytes());
+        if size_bytes < root.len_bytes() {
+            return Err(Error::failure(format!(
+                "VM {}: size {size_bytes} is less than the {} bytes of root {}; leave size out, \
+                 or give a larger one",
+                config.name,
+                root.len_bytes(),
+                config.root
+            )));
         }
+        super::sockets::is_stale(&config.socket).map_err(Error::failure)?;
+        if config.leaf.exists() {
+            // Looks, and lets go: opening for use comes when all VMs are right.
+            let options = OpenOptions { live_map: None, read_only: true };
+            let leaf = Leaf::open(&config.leaf, root.identity(), &options);
+            let leaf = leaf.map_err(Error::failure)?;
+            if let Some(asked) = config.size.filter(|size| *size != leaf.sectors() * 512) {
+                let (path, have) = (config.leaf.clone(), leaf.sectors() * 512);
+                return Err(Error::failure(LeafError::OtherSize { path, have, asked }));
+            }
+        }
+        Ok(Self { config, size_bytes })
     }
-    Ok(PlannedVm { vm, size_bytes })
-}
 
-impl<'a> PlannedVm<'a> {
-    /// Binds the socket.
+    /// Binds the socket, and lets `group` use it.
     ///
     /// # Errors
     /// The socket's.
-    pub(super) fn bind(self) -> Result<BoundVm<'a>, Error> {
-        let socket = OwnedSocket::bind(&self.vm.socket).map_err(Error::failure)?;
+    pub(super) fn bind(self, group: Option<u32>) -> Result<BoundVm, Error> {
+        let socket = OwnedSocket::bind(&self.config.socket).map_err(Error::failure)?;
+        if let Some(group) = group {
+            socket.share_with(group).map_err(|error| {
+                let hint = "the user of leafblk must be a member of the socket-group";
+                Error::failure(format!("{error}; {hint}"))
+            })?;
+        }
         Ok(BoundVm { plan: self, socket })
+    }
+
+    fn open_leaf(&self, root: &Root, runtime_dir: &Path) -> Result<Option<Leaf>, Error> {
+        let config = &self.config;
+        if !config.leaf.exists() {
+            if config.readonly {
+                return Ok(None);
+            }
+            leaf::create(&config.leaf, self.size_bytes, root.identity()).map_err(Error::failure)?;
+        }
+        open_leaf(config, root, runtime_dir).map(Some)
     }
 }
 
+fn open_leaf(config: &VmConfig, root: &Root, runtime_dir: &Path) -> Result<Leaf, Error> {
+    let options = OpenOptions {
+        live_map: Some(runtime_dir.join(format!("{}.map", config.name))),
+        read_only: config.readonly,
+    };
+    Leaf::open(&config.leaf, root.identity(), &options).map_err(Error::failure)
+}
+
 /// A VM that has its socket: nobody else will serve it.
-pub(super) struct BoundVm<'a> {
-    pub(super) plan: PlannedVm<'a>,
+pub(super) struct BoundVm {
+    plan: PlannedVm,
     socket: OwnedSocket,
 }
 
-impl BoundVm<'_> {
+impl BoundVm {
+    pub(super) fn config(&self) -> &VmConfig {
+        &self.plan.config
+    }
+
     /// Opens or creates the leaf.
     ///
     /// # Errors
@@ -80,94 +110,159 @@ impl BoundVm<'_> {
         root: &Arc<CachedRoot>,
         runtime_dir: &Path,
         reactor: Arc<Mailbox>,
-    ) -> Result<Vm, Error> {
-        let vm = self.plan.vm;
+    ) -> Result<ListeningVm, Error> {
+        let config = self.plan.config.clone();
         let leaf = self.plan.open_leaf(root.root(), runtime_dir)?.map(Arc::new);
-        let endpoint =
-            Endpoint { vm: vm.name.clone(), socket: vm.socket.clone(), queues: vm.queues };
-        let record = record::publish(runtime_dir, &endpoint).map_err(Error::failure)?;
-        let disk = Disk::new(vm.name.clone(), Arc::clone(root), leaf, vm.readonly);
-        Ok(Vm {
-            disk: Arc::new(disk),
-            socket: self.socket,
-            _record: record,
-            queues: vm.queues,
-            leaf_path: vm.leaf.clone(),
-            ephemeral: vm.ephemeral,
-            reactor,
-        })
-    }
-}
-
-impl PlannedVm<'_> {
-    fn open_leaf(&self, root: &Root, runtime_dir: &Path) -> Result<Option<Leaf>, Error> {
-        let vm = self.vm;
-        if !vm.leaf.exists() {
-            if vm.readonly {
-                return Ok(None);
-            }
-            leaf::create(&vm.leaf, self.size_bytes, root.identity()).map_err(Error::failure)?;
-        }
-        let options = OpenOptions {
-            live_map: Some(runtime_dir.join(format!("{}.map", vm.name))),
-            read_only: vm.readonly,
+        let endpoint = Endpoint {
+            vm: config.name.clone(),
+            socket: config.socket.clone(),
+            queues: config.queues,
         };
-        Leaf::open(&vm.leaf, root.identity(), &options).map(Some).map_err(Error::failure)
+        let record = record::publish(runtime_dir, &endpoint).map_err(Error::failure)?;
+        let disk = Disk::new(config.name.clone(), Arc::clone(root), leaf, config.readonly);
+        let vm = Arc::new(Vm::new(config, disk, reactor));
+        Ok(ListeningVm { vm, socket: self.socket, _record: record })
     }
 }
 
-/// A VM that is served.
-pub(super) struct Vm {
-    disk: Arc<Disk>,
+/// A VM that clients can connect to. Dropping it removes its socket and record.
+pub(super) struct ListeningVm {
+    vm: Arc<Vm>,
     socket: OwnedSocket,
     /// Tells `leafblk qemu-args` where the VM is reached.
     _record: PublishedRecord,
-    queues: u16,
-    leaf_path: PathBuf,
-    ephemeral: bool,
-    reactor: Arc<Mailbox>,
 }
 
-impl Vm {
-    pub(super) fn disk(&self) -> &Arc<Disk> {
-        &self.disk
+impl ListeningVm {
+    pub(super) fn vm(&self) -> &Arc<Vm> {
+        &self.vm
     }
 
     pub(super) fn listener(&self) -> &UnixListener {
         self.socket.listener()
     }
 
-    pub(super) fn socket_path(&self) -> &Path {
-        self.socket.path()
+    /// The same VM, whose leaf was closed, with its leaf opened again and
+    /// reset; and whether the reset succeeded.
+    ///
+    /// # Errors
+    /// Why the leaf can't be opened.
+    pub(super) fn with_leaf_reset(
+        mut self,
+        runtime_dir: &Path,
+    ) -> Result<(Self, Result<(), LeafError>), Error> {
+        let root = self.vm.disk.root().root();
+        let mut leaf = open_leaf(&self.vm.config, root, runtime_dir)?;
+        let reset = leaf.reset();
+        self.vm = Arc::new(self.vm.reopened(leaf));
+        Ok((self, reset))
+    }
+}
+
+/// A VM that is served, as any thread may look at it.
+#[derive(Debug)]
+pub struct Vm {
+    id: u64,
+    config: VmConfig,
+    disk: Arc<Disk>,
+    reactor: Arc<Mailbox>,
+    link: Arc<FrontendLink>,
+    /// Whether the leaf is closed. Held while somebody other than its reactor
+    /// works on the leaf.
+    closed: Mutex<bool>,
+}
+
+/// The right to work on a VM's leaf from a control thread: it is not closed
+/// meanwhile.
+pub(super) struct LeafGuard<'a> {
+    pub(super) leaf: &'a Arc<Leaf>,
+    _closed: MutexGuard<'a, bool>,
+}
+
+impl Vm {
+    fn new(config: VmConfig, disk: Disk, reactor: Arc<Mailbox>) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            config,
+            disk: Arc::new(disk),
+            reactor,
+            link: Arc::default(),
+            closed: Mutex::new(false),
+        }
     }
 
-    pub(super) fn queues(&self) -> u16 {
-        self.queues
+    fn reopened(&self, leaf: Leaf) -> Self {
+        let config = self.config.clone();
+        let root = Arc::clone(self.disk.root());
+        let leaf = Some(Arc::new(leaf));
+        let disk = Disk::new(config.name.clone(), root, leaf, config.readonly);
+        Self::new(config, disk, Arc::clone(&self.reactor))
     }
 
-    pub(super) fn leaf_path(&self) -> &Path {
-        &self.leaf_path
+    /// Names it within the process; a VM that is attached again has another.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its settings, as it was attached with.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Its disk.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Its frontend, and what can be told to it.
+    pub fn link(&self) -> &Arc<FrontendLink> {
+        &self.link
     }
 
     pub(super) fn reactor(&self) -> &Arc<Mailbox> {
         &self.reactor
     }
 
-    /// Flushes and closes the leaf, or throws it away.
+    /// The leaf that guests write to, for work on it; `None` if there is none,
+    /// or it is closed.
+    pub(super) fn lock_leaf(&self) -> Option<LeafGuard<'_>> {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaf = self.disk.leaf().filter(|_| !self.disk.is_read_only() && !*closed)?;
+        Some(LeafGuard { leaf, _closed: closed })
+    }
+
+    /// Flushes and closes the leaf, and lets others have it. No frontend is
+    /// connected any more.
     ///
     /// # Errors
-    /// The leaf's.
+    /// The leaf's; it is closed even so.
     pub(super) fn close(&self) -> Result<(), Error> {
-        let Some(leaf) = self.disk.leaf().filter(|_| !self.disk.is_read_only()) else {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *closed, true) {
+            return Ok(());
+        }
+        let Some(leaf) = self.disk.leaf() else {
             return Ok(());
         };
-        leaf.close().map_err(Error::failure)?;
-        if self.ephemeral {
-            std::fs::remove_file(&self.leaf_path).map_err(|source| {
-                let path = self.leaf_path.display();
-                Error::failure(format!("can't remove the ephemeral leaf {path}: {source}"))
-            })?;
+        let result = leaf.close();
+        // A lane's idle thread may keep the leaf open for seconds.
+        leaf.release();
+        result.map_err(Error::failure)
+    }
+
+    /// Removes the closed leaf's file, where the VM is ephemeral.
+    ///
+    /// # Errors
+    /// As unlink(2).
+    pub(super) fn discard_ephemeral(&self) -> Result<(), Error> {
+        if !self.config.ephemeral || self.disk.is_read_only() {
+            return Ok(());
         }
-        Ok(())
+        let path = &self.config.leaf;
+        std::fs::remove_file(path).map_err(|source| {
+            let path = path.display();
+            Error::failure(format!("can't remove the ephemeral leaf {path}: {source}"))
+        })
     }
 }

@@ -9,12 +9,14 @@ mod buffers;
 mod copy;
 mod counters;
 pub mod lanes;
+mod map;
 mod transfer;
 
 use std::sync::Arc;
 
 pub use buffers::{Ahead, BufCursor};
-pub use counters::{Counter, Counters};
+pub use counters::Counters;
+pub use map::{CELLS_MAX, DiskMap};
 
 use crate::cache::RootCache;
 use crate::leaf::Leaf;
@@ -82,7 +84,6 @@ pub enum Piece {
 #[derive(Debug)]
 pub struct Disk {
     name: String,
-    sectors: u64,
     read_only: bool,
     root: Arc<CachedRoot>,
     leaf: Option<Arc<Leaf>>,
@@ -97,9 +98,8 @@ impl Disk {
         leaf: Option<Arc<Leaf>>,
         read_only: bool,
     ) -> Self {
-        let sectors = leaf.as_ref().map_or(root.root().sectors(), |leaf| leaf.sectors());
         let read_only = read_only || leaf.is_none();
-        Self { name, sectors, read_only, root, leaf, counters: Counters::default() }
+        Self { name, read_only, root, leaf, counters: Counters::default() }
     }
 
     /// The VM's name.
@@ -107,9 +107,10 @@ impl Disk {
         &self.name
     }
 
-    /// Size in sectors.
+    /// Size in sectors. It may grow at any time.
+    #[inline]
     pub fn sectors(&self) -> u64 {
-        self.sectors
+        self.leaf.as_ref().map_or_else(|| self.root.root.sectors(), |leaf| leaf.sectors())
     }
 
     /// Whether writes are refused.
@@ -150,6 +151,13 @@ impl Disk {
         }
         let block_end = self.root.block_start(self.root.block_of(start) + 1);
         Piece::Root(run.split_at(block_end.0.min(root_sectors) - start.0).0)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let lookups = self.root.cache.cache().lookups();
+        lookups.retire(self.counters.cache_hits.get(), self.counters.cache_misses.get());
     }
 }
 

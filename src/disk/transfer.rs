@@ -80,6 +80,7 @@ impl Disk {
                     Lookup::Hit(bytes) => unsafe {
                         cursor.write(bufs, self.within(&bytes, piece));
                         self.counters.read_sectors_cache.add(piece.count());
+                        self.counters.cache_hits.add(1);
                     },
                     // SAFETY: see above.
                     Lookup::Zero => unsafe { self.write_zeroes_to(piece, bufs, cursor) },

@@ -58,6 +58,12 @@ pub trait Storage: Send + Sync + Debug {
     /// As sync_file_range(2).
     fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()>;
 
+    /// Makes the file so long: cut off, or with a hole at its end.
+    ///
+    /// # Errors
+    /// As ftruncate(2).
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
     /// Length in bytes.
     ///
     /// # Errors
@@ -72,6 +78,10 @@ pub trait Storage: Send + Sync + Debug {
 
     /// The descriptor for reads by io_uring, if there is one.
     fn raw_fd(&self) -> Option<RawFd>;
+
+    /// Gives up the lock that keeps others from opening the file, if there is
+    /// one.
+    fn unlock(&self) {}
 }
 
 /// Reads exactly `into.len()` bytes.
@@ -105,6 +115,26 @@ pub fn write_all(storage: &dyn Storage, from: &[u8], offset: u64) -> io::Result<
             0 => return Err(io::ErrorKind::WriteZero.into()),
             count => done += count,
         }
+    }
+    Ok(())
+}
+
+/// Makes a range read as zeros: a hole, or where the file system has none,
+/// zeros written out. `len` is not 0.
+///
+/// # Errors
+/// As the storage.
+pub fn zero(storage: &dyn Storage, offset: u64, len: u64) -> io::Result<()> {
+    static ZEROES: [u8; 65536] = [0; 65536];
+    match storage.punch_hole(offset, len) {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        result => return result,
+    }
+    let mut done = 0;
+    while done < len {
+        let here = usize::try_from(len - done).unwrap_or(usize::MAX).min(ZEROES.len());
+        write_all(storage, &ZEROES[..here], offset + done)?;
+        done += here as u64;
     }
     Ok(())
 }
@@ -178,12 +208,21 @@ impl Storage for FileStorage {
         Ok(())
     }
 
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&self.0, len))?)
+    }
+
     fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 
     fn allocated(&self) -> io::Result<u64> {
         Ok(std::os::unix::fs::MetadataExt::blocks(&self.0.metadata()?) * 512)
+    }
+
+    fn unlock(&self) {
+        // Closing the file gives it up in any case.
+        let _ = self.0.unlock();
     }
 
     fn raw_fd(&self) -> Option<RawFd> {

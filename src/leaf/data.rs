@@ -4,6 +4,8 @@
 use std::io;
 
 use super::{Leaf, LeafError};
+use crate::io::storage::zero;
+use crate::sync::atomic::Ordering;
 use crate::units::{Sector, SectorRange};
 use crate::virtqueue::GuestBuf;
 
@@ -48,9 +50,9 @@ impl Leaf {
                 }
             };
             let mut count = match count {
-                Ok(0) => return Err(self.io("write", io::ErrorKind::WriteZero.into())),
+                Ok(0) => return Err(self.unfinished("write", io::ErrorKind::WriteZero.into())),
                 Ok(count) => count,
-                Err(source) => return Err(self.io("write", source)),
+                Err(source) => return Err(self.unfinished("write", source)),
             };
             done += count as u64;
             let from_first = count.min(first.len());
@@ -76,26 +78,16 @@ impl Leaf {
             // fallocate(2) takes no empty range.
             return Ok(());
         }
-        match self.storage.punch_hole(self.data_offset(range.start()), range.byte_len()) {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => self.write_out_zeroes(range)?,
-            Err(source) => return Err(self.io("punch", source)),
-        }
+        let (offset, len) = (self.data_offset(range.start()), range.byte_len());
+        zero(&*self.storage, offset, len).map_err(|e| self.unfinished("write zeroes", e))?;
         self.mark(range)
     }
 
-    /// For file systems without holes.
-    fn write_out_zeroes(&self, range: SectorRange) -> Result<(), LeafError> {
-        static ZEROES: [u8; 65536] = [0; 65536];
-        let mut done = 0;
-        while done < range.byte_len() {
-            let here = usize::try_from(range.byte_len() - done).unwrap_or(usize::MAX);
-            let offset = self.data_offset(range.start()) + done;
-            let zeroes = &ZEROES[..here.min(ZEROES.len())];
-            crate::io::storage::write_all(&*self.storage, zeroes, offset)
-                .map_err(|source| self.io("write zeroes", source))?;
-            done += zeroes.len() as u64;
-        }
-        Ok(())
+    /// An error after part of the range may have changed. Sectors that were
+    /// held already show it, so the next flush has something to make durable:
+    /// what a guest read before a flush must not change after a loss of power.
+    fn unfinished(&self, operation: &'static str, source: io::Error) -> LeafError {
+        self.written.fetch_add(1, Ordering::Release);
+        self.io(operation, source)
     }
 }

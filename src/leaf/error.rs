@@ -34,6 +34,17 @@ pub enum LeafError {
     #[error("leaf {} has {have} bytes, not the {asked} asked for; leave size out to use it as it is", path.display())]
     OtherSize { path: PathBuf, have: u64, asked: u64 },
     #[error(
+        "leaf {} can't grow to {asked} bytes: its presence map has room for {most}; \
+         make a leaf of that size and copy the disk to it",
+        path.display()
+    )]
+    NoRoom { path: PathBuf, asked: u64, most: u64 },
+    #[error(
+        "leaf {} has {have} bytes and can't grow to {asked}; what lies beyond would be lost",
+        path.display()
+    )]
+    WouldShrink { path: PathBuf, have: u64, asked: u64 },
+    #[error(
         "a disk of {size} bytes is not possible: a size is a multiple of 512, at least the root's and at most 1 PiB"
     )]
     BadSize { size: u64 },

@@ -1,11 +1,11 @@
 //! Making writes durable: data, then map.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::live_map::PAGE_LEN;
 use super::{Leaf, LeafError};
 use crate::io::storage::write_all;
+use crate::sync::atomic::Ordering;
 
 /// Map pages that one round copies: 4 MiB, 16 GiB of disk. A flush that has
 /// more goes several rounds.
@@ -89,13 +89,6 @@ impl Leaf {
             self.poison();
             self.io("sync", source)
         })
-    }
-
-    fn check_not_poisoned(&self) -> Result<(), LeafError> {
-        if self.is_poisoned() {
-            return Err(LeafError::Poisoned { path: self.path.clone() });
-        }
-        Ok(())
     }
 }
 

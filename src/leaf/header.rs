@@ -6,7 +6,7 @@
 //! | 8 | 4 | format version, 1 |
 //! | 12 | 4 | flags: bit 0, clean |
 //! | 16 | 8 | compatible feature bits: may be ignored |
-//! | 24 | 8 | incompatible feature bits: one that is not known refuses the leaf |
+//! | 24 | 8 | incompatible feature bits: one that is not known refuses the leaf; bit 0, the map is void |
 //! | 32 | 16 | UUID |
 //! | 48 | 8 | generation: the valid copy with the larger one counts |
 //! | 56 | 8 | virtual size in bytes |
@@ -32,6 +32,8 @@ pub const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"LEAFBLK\0";
 const FLAG_CLEAN: u32 = 1;
+/// Incompatible: the presence map in the file counts as empty.
+const FEATURE_MAP_VOID: u64 = 1;
 const NAME_OFFSET: usize = 130;
 const NAME_MAX: usize = 254;
 const CRC_OFFSET: usize = LEN - 4;
@@ -44,6 +46,8 @@ pub struct Header {
     pub clean: bool,
     /// Bits that a reader may ignore.
     pub compatible: u64,
+    /// A reset has begun and is to be completed: the map counts as empty.
+    pub map_void: bool,
     /// The leaf's identity.
     pub uuid: [u8; 16],
     /// Grows with each header write.
@@ -94,6 +98,7 @@ impl Header {
         put(8, &VERSION.to_le_bytes());
         put(12, &(if self.clean { FLAG_CLEAN } else { 0 }).to_le_bytes());
         put(16, &self.compatible.to_le_bytes());
+        put(24, &(if self.map_void { FEATURE_MAP_VOID } else { 0 }).to_le_bytes());
         put(32, &self.uuid);
         put(48, &self.generation.to_le_bytes());
         put(56, &self.virtual_size.to_le_bytes());
@@ -127,14 +132,15 @@ impl Header {
             return Err(HeaderError::Version(version));
         }
         let incompatible = u64::from_le_bytes(number(bytes, 24));
-        if incompatible != 0 {
-            return Err(HeaderError::Features(incompatible));
+        if incompatible & !FEATURE_MAP_VOID != 0 {
+            return Err(HeaderError::Features(incompatible & !FEATURE_MAP_VOID));
         }
         let name_len = usize::from(u16::from_le_bytes(number(bytes, 128)));
         let name = bytes.get(NAME_OFFSET..NAME_OFFSET + name_len.min(NAME_MAX));
         let header = Self {
             clean: u32::from_le_bytes(number(bytes, 12)) & FLAG_CLEAN != 0,
             compatible: u64::from_le_bytes(number(bytes, 16)),
+            map_void: incompatible & FEATURE_MAP_VOID != 0,
             uuid: number(bytes, 32),
             generation: u64::from_le_bytes(number(bytes, 48)),
             virtual_size: u64::from_le_bytes(number(bytes, 56)),
@@ -152,8 +158,7 @@ impl Header {
 
     fn is_sane(&self) -> bool {
         let map_end = self.map_offset.checked_add(super::map_len_bytes(self.virtual_size));
-        self.virtual_size.is_multiple_of(512)
-            && (512..=super::SIZE_MAX).contains(&self.virtual_size)
+        super::is_possible(self.virtual_size)
             && self.map_offset >= 2 * LEN as u64
             && self.map_offset.is_multiple_of(LEN as u64)
             && self.data_offset.is_multiple_of(LEN as u64)

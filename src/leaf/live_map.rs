@@ -13,72 +13,52 @@
 //! Order: page allocated, summary set, bits set (Release), page marked
 //! changed (Release). A flush clears the mark, then copies the page (Acquire):
 //! it may see a bit without its mark, never a cleared mark without the bit.
-#![expect(unsafe_code, reason = "a shared memory mapping")]
+//!
+//! A map can grow while it is used: the mapping has room for the largest disk
+//! that the leaf may become, which is address space and nothing else.
+
+mod owner;
+mod pages;
+#[cfg_attr(loom, path = "live_map/words_loom.rs")]
+mod words;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::io::storage::{FileStorage, read_exact, write_all};
+pub(super) use self::owner::Owner;
+use self::words::Words;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::units::SectorRange;
 
-/// Bytes of a map page.
-pub(super) const PAGE_LEN: usize = 4096;
+/// Bytes of a map page. loom tries each access of each word in turn: it gets
+/// pages of two words.
+pub(super) const PAGE_LEN: usize = if cfg!(loom) { 16 } else { 4096 };
 /// Words of a map page.
 pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
 /// Sectors that a map page covers.
 pub(super) const PAGE_SECTORS: u64 = PAGE_LEN as u64 * 8;
 
-const MAGIC: [u8; 8] = *b"LEAFMAP\x01";
-const OWNER_LEN: usize = 52;
-
-/// To whom a live map belongs: all of it must agree for a take-over.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Owner {
-    /// The kernel's boot id: another boot means the data may not be there.
-    pub(super) boot_id: [u8; 16],
-    /// The leaf.
-    pub(super) uuid: [u8; 16],
-    /// The leaf's generation while it is open.
-    pub(super) generation: u64,
-}
-
-impl Owner {
-    fn encode(&self) -> [u8; OWNER_LEN] {
-        let mut bytes = [0; OWNER_LEN];
-        bytes[..8].copy_from_slice(&MAGIC);
-        bytes[8..24].copy_from_slice(&self.boot_id);
-        bytes[24..40].copy_from_slice(&self.uuid);
-        bytes[40..48].copy_from_slice(&self.generation.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..48]);
-        bytes[48..].copy_from_slice(&crc.to_le_bytes());
-        bytes
-    }
-}
-
 /// A set of bits that threads share.
 #[derive(Debug)]
-struct AtomicBits(Box<[AtomicU64]>);
+struct AtomicBits(Words);
 
 impl AtomicBits {
-    fn new(bits: usize) -> Self {
-        Self((0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    fn new(bits: usize) -> io::Result<Self> {
+        Ok(Self(Words::anonymous(bits.div_ceil(64))?))
     }
 
     #[inline]
     fn is_set(&self, bit: usize) -> bool {
-        self.0[bit / 64].load(Ordering::Acquire) & (1 << (bit % 64)) != 0
+        self.0.get(bit / 64).load(Ordering::Acquire) & (1 << (bit % 64)) != 0
     }
 
     /// Always a read-modify-write: after a plain look that finds the bit set,
     /// somebody who takes it in that moment might not see what came before.
     fn set(&self, bit: usize) {
-        self.0[bit / 64].fetch_or(1 << (bit % 64), Ordering::AcqRel);
+        self.0.get(bit / 64).fetch_or(1 << (bit % 64), Ordering::AcqRel);
     }
 }
 
@@ -86,17 +66,12 @@ impl AtomicBits {
 #[derive(Debug)]
 pub(super) struct LiveMap {
     file: File,
-    base: *const AtomicU64,
-    mapped_len: usize,
-    pages: usize,
+    words: Words,
+    pages: AtomicUsize,
+    pages_max: usize,
     summary: AtomicBits,
     changed: AtomicBits,
 }
-
-// SAFETY: the mapping is shared memory that is only touched as atomics.
-unsafe impl Send for LiveMap {}
-// SAFETY: as for Send.
-unsafe impl Sync for LiveMap {}
 
 /// The bits of `mask` words that a range has in its first word, and how many
 /// sectors those are.
@@ -110,8 +85,13 @@ fn first_word(start: u64, count: u64) -> (u64, u64) {
 
 impl LiveMap {
     /// An empty map of `sectors` sectors in a new file at `path` (which is
-    /// replaced), or in anonymous memory.
-    pub(super) fn create(path: Option<&Path>, owner: &Owner, sectors: u64) -> io::Result<Self> {
+    /// replaced), or in anonymous memory; it may grow to `pages_max` pages.
+    pub(super) fn create(
+        path: Option<&Path>,
+        owner: &Owner,
+        sectors: u64,
+        pages_max: usize,
+    ) -> io::Result<Self> {
         let file = match path {
             Some(path) => {
                 match std::fs::remove_file(path) {
@@ -124,74 +104,90 @@ impl LiveMap {
         };
         ftruncate(&file, file_len(sectors))?;
         allocate(&file, 0)?;
-        let storage = FileStorage(file);
-        write_all(&storage, &owner.encode(), 0)?;
-        Self::map(storage.0, sectors)
+        owner.write_to(&file)?;
+        Self::map(file, sectors, pages_max)
     }
 
     /// The map that an earlier daemon left at `path`, if it is `owner`'s.
-    pub(super) fn take_over(path: &Path, owner: &Owner, sectors: u64) -> io::Result<Option<Self>> {
+    pub(super) fn take_over(
+        path: &Path,
+        owner: &Owner,
+        sectors: u64,
+        pages_max: usize,
+    ) -> io::Result<Option<Self>> {
         let file = match open_options().open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        let storage = FileStorage(file);
-        let mut found = [0; OWNER_LEN];
-        let readable = read_exact(&storage, &mut found, 0).is_ok();
-        if !readable || found != owner.encode() || storage.0.metadata()?.len() != file_len(sectors)
-        {
+        if !Self::is_owned(&file, owner, sectors)? {
             return Ok(None);
         }
-        let map = Self::map(storage.0, sectors)?;
-        for page in 0..map.pages {
+        let map = Self::map(file, sectors, pages_max)?;
+        for page in 0..map.pages() {
             // SEEK_DATA would skip more cleverly; a take-over is rare.
             map.adopt_page(page)?;
         }
         Ok(Some(map))
     }
 
-    fn map(file: File, sectors: u64) -> io::Result<Self> {
-        let pages = usize::try_from(sectors.div_ceil(PAGE_SECTORS))
-            .map_err(|_| io::ErrorKind::FileTooLarge)?;
-        let mapped_len = pages * PAGE_LEN;
-        // SAFETY: a new mapping at an address of the kernel's choice, of a
-        // file that only this process and its successors open.
-        let base = unsafe {
-            let prot = ProtFlags::READ | ProtFlags::WRITE;
-            mmap(std::ptr::null_mut(), mapped_len, prot, MapFlags::SHARED, &file, PAGE_LEN as u64)?
-        };
+    /// Whether the file is a live map of `owner`'s.
+    pub(super) fn is_owned(file: &File, owner: &Owner, sectors: u64) -> io::Result<bool> {
+        // Longer, if it grew for a header that was never written.
+        Ok(owner.is_in(file, sectors) && file.metadata()?.len() >= file_len(sectors))
+    }
+
+    fn map(file: File, sectors: u64, pages_max: usize) -> io::Result<Self> {
+        let pages = pages_of(sectors)?;
+        let pages_max = pages_max.max(pages);
+        let words = pages_max.checked_mul(PAGE_WORDS).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self {
+            words: Words::of_file(&file, PAGE_LEN as u64, words)?,
             file,
-            base: base.cast_const().cast(),
-            mapped_len,
-            pages,
-            summary: AtomicBits::new(pages),
-            changed: AtomicBits::new(pages),
+            pages: AtomicUsize::new(pages),
+            pages_max,
+            summary: AtomicBits::new(pages_max)?,
+            changed: AtomicBits::new(pages_max)?,
         })
     }
 
-    /// Puts a page that has bits into the summary, as changed.
-    fn adopt_page(&self, page: usize) -> io::Result<()> {
-        let offset = (page + 1) as u64 * PAGE_LEN as u64;
-        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
-            Ok(data) if data < offset + PAGE_LEN as u64 => {}
-            Ok(_) | Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(e) => return Err(e.into()),
+    /// Makes room for so many sectors, if there is not. Bits of the new ones
+    /// may be set when this has returned.
+    ///
+    /// # Errors
+    /// FileTooLarge past the most pages; the tmpfs's.
+    pub(super) fn grow(&self, sectors: u64) -> io::Result<()> {
+        let pages = pages_of(sectors)?;
+        if pages > self.pages_max {
+            return Err(io::ErrorKind::FileTooLarge.into());
         }
-        if (0..PAGE_WORDS).any(|i| self.word(page * PAGE_WORDS + i).load(Ordering::Relaxed) != 0) {
-            self.summary.set(page);
-            self.changed.set(page);
+        if self.file.metadata()?.len() < file_len(sectors) {
+            ftruncate(&self.file, file_len(sectors))?;
         }
+        self.pages.fetch_max(pages, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Whether the header that the map fits may not be durable: its writer was
+    /// killed before [`Self::own`].
+    pub(super) fn is_being_replaced(&self) -> io::Result<bool> {
+        Owner::is_being_replaced(&self.file)
+    }
+
+    /// Makes the map this owner's, and nobody else's.
+    pub(super) fn own(&self, owner: &Owner) -> io::Result<()> {
+        owner.write_to(&self.file)
+    }
+
+    /// Makes the map, beside its owner's, that of a header that is about to be
+    /// written, for so many sectors.
+    pub(super) fn announce(&self, owner: &Owner, sectors: u64) -> io::Result<()> {
+        owner.announce_in(&self.file, sectors)
     }
 
     #[inline]
     fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.pages * PAGE_WORDS);
-        // SAFETY: inside the mapping by the assertion; aligned, since the
-        // mapping is; only atomics touch it.
-        unsafe { &*self.base.add(index) }
+        self.words.get(index)
     }
 
     #[inline]
@@ -274,12 +270,7 @@ impl LiveMap {
 
     /// Map pages in all.
     pub(super) fn pages(&self) -> usize {
-        self.pages
-    }
-
-    /// Whether anything is in the page.
-    pub(super) fn has_bits(&self, page: usize) -> bool {
-        self.summary.is_set(page)
+        self.pages.load(Ordering::Acquire)
     }
 
     /// Takes up to `most` (at least 64) pages that changed, clearing their
@@ -292,7 +283,8 @@ impl LiveMap {
         most: usize,
         pages: &mut Vec<usize>,
     ) -> Option<usize> {
-        for (i, word) in self.changed.0.iter().enumerate().skip(from) {
+        for i in from..self.pages().div_ceil(64) {
+            let word = self.changed.0.get(i);
             if pages.len() + 64 > most {
                 return Some(i);
             }
@@ -309,50 +301,12 @@ impl LiveMap {
 
     /// Makes the map nobody's, so that no later daemon takes it over.
     pub(super) fn disown(&self) -> io::Result<()> {
-        self.file.write_all_at(&[0; OWNER_LEN], 0)
+        owner::disown(&self.file)
     }
 
     /// Marks a page as changed again: its copy did not get to the disk.
     pub(super) fn mark_changed(&self, page: usize) {
         self.changed.set(page);
-    }
-
-    /// Copies a page out, little-endian.
-    pub(super) fn copy_page(&self, page: usize, into: &mut Vec<u8>) {
-        for i in 0..PAGE_WORDS {
-            let word = self.word(page * PAGE_WORDS + i).load(Ordering::Acquire);
-            into.extend_from_slice(&word.to_le_bytes());
-        }
-    }
-
-    /// Fills a page of a new map with what the durable map has.
-    pub(super) fn load_page(&self, page: usize, bytes: &[u8]) -> io::Result<u64> {
-        let offset = (page + 1) as u64 * PAGE_LEN as u64;
-        allocate(&self.file, offset)?;
-        let mut set = 0;
-        for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            let word = u64::from_le_bytes(*word);
-            set += u64::from(word.count_ones());
-            self.word(page * PAGE_WORDS + i).store(word, Ordering::Relaxed);
-        }
-        self.summary.set(page);
-        Ok(set)
-    }
-
-    /// Sectors present in all.
-    pub(super) fn count(&self) -> u64 {
-        let page_count = |page: usize| {
-            let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
-            words.map(|i| u64::from(self.word(i).load(Ordering::Relaxed).count_ones())).sum::<u64>()
-        };
-        (0..self.pages).filter(|page| self.has_bits(*page)).map(page_count).sum()
-    }
-}
-
-impl Drop for LiveMap {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made; nothing refers to it any more.
-        let _ = unsafe { munmap(self.base.cast_mut().cast(), self.mapped_len) };
     }
 }
 
@@ -360,6 +314,10 @@ impl Drop for LiveMap {
 fn allocate(file: &File, offset: u64) -> io::Result<()> {
     let call = || fallocate(file, FallocateFlags::empty(), offset, PAGE_LEN as u64);
     Ok(rustix::io::retry_on_intr(call)?)
+}
+
+fn pages_of(sectors: u64) -> io::Result<usize> {
+    usize::try_from(sectors.div_ceil(PAGE_SECTORS)).map_err(|_| io::ErrorKind::FileTooLarge.into())
 }
 
 fn file_len(sectors: u64) -> u64 {

@@ -4,8 +4,11 @@
 mod faults;
 mod fixture;
 mod format;
+#[cfg(loom)]
+mod interleavings;
 mod mem;
 mod model;
+mod sizes;
 
 use std::fs::File;
 

@@ -62,9 +62,8 @@ impl Batch {
                 Ok(true) => {}
                 Ok(false) => return self.count,
                 Err(e) => {
-                    device.disk.counters().errors.add(1);
                     // A ring that is gone reads as zeros: name the cause.
-                    if device.memory.is_faulted() {
+                    if device.is_faulted() {
                         device.break_with(&MEMORY_GONE);
                     }
                     device.break_with(&e);
@@ -84,8 +83,9 @@ impl Batch {
 
     /// Parses all and finds where their data is.
     pub(super) fn parse(&mut self, device: &Device, reader: &Reader) {
+        let limits = device.limits();
         for popped in &mut self.list[..self.count] {
-            let parsed = request::parse(&mut popped.chain, &device.limits);
+            let parsed = request::parse(&mut popped.chain, &limits);
             popped.data = match &parsed.command {
                 Ok(Command::Read(range)) => device.disk.ahead(reader, *range),
                 _ => Ahead::default(),

@@ -1,24 +1,29 @@
 //! What a reactor keeps of a device: its queues and its state.
 
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use vmm_sys_util::eventfd::EventFd;
-
+use super::call::{CALL_WAITS, Call, Called, Caller};
 use super::pace::WritePace;
-use super::{DeviceId, Mailbox, QueueSetup};
+use super::{DeviceId, Mailbox, QueueSetup, ReactorCounters};
 use crate::disk::Disk;
 use crate::disk::lanes::Lanes;
 use crate::guest_memory::GuestMemory;
 use crate::request::Limits;
-use crate::virtqueue::{QueueError, SplitQueue};
+use crate::virtqueue::{InflightRegion, QueueError, SplitQueue};
 
 /// A running queue.
 pub(super) struct Queue {
     pub(super) ring: SplitQueue,
+    inflight: Option<Arc<InflightRegion>>,
+    /// Requests of an earlier backend that this one takes up.
+    pub(super) resubmitted: u16,
     pub(super) kick: Option<OwnedFd>,
-    pub(super) call: Option<EventFd>,
+    call: Option<Call>,
+    /// The frontend made a call wait: it gets no more.
+    call_waits: bool,
+    caller: Caller,
     pub(super) enabled: bool,
     pub(super) in_flight: u32,
     /// Chains were given back that the driver has not been shown.
@@ -27,11 +32,24 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(setup: QueueSetup, memory: &GuestMemory) -> Result<Self, QueueError> {
+    pub(super) fn new(
+        setup: QueueSetup,
+        memory: &GuestMemory,
+        caller: &Caller,
+    ) -> Result<Self, QueueError> {
+        let mut ring = SplitQueue::new(&setup.ring, memory)?;
+        let mut resubmitted = 0;
+        if let Some(region) = setup.inflight.clone() {
+            resubmitted = ring.track(region, setup.index)?.unwrap_or(0);
+        }
         let mut queue = Self {
-            ring: SplitQueue::new(&setup.ring, memory)?,
+            ring,
+            inflight: setup.inflight,
+            resubmitted,
             kick: setup.kick,
             call: None,
+            call_waits: false,
+            caller: caller.clone(),
             enabled: setup.enabled,
             in_flight: 0,
             unpublished: false,
@@ -44,34 +62,48 @@ impl Queue {
     /// Calls the driver through `call` from now on, and once at once: an
     /// earlier backend may have shown it used chains and died before the call.
     pub(super) fn set_call(&mut self, call: Option<OwnedFd>) {
-        self.call = call.map(to_eventfd);
-        if let Some(call) = &self.call {
-            let _ = call.write(1);
+        if self.call_waits {
+            return;
         }
+        self.call = call.map(|fd| self.caller.through(fd));
+        self.make_call();
+    }
+
+    #[inline]
+    fn make_call(&mut self) {
+        if let Some(call) = &self.call
+            && call.make() == Called::Waited
+        {
+            self.end_calls();
+        }
+    }
+
+    fn end_calls(&mut self) {
+        (self.call, self.call_waits) = (None, true);
     }
 
     /// Shows the driver what was given back, and calls it if it wants that.
     #[inline]
-    pub(super) fn publish(&mut self) {
+    pub(super) fn publish(&mut self, counters: &ReactorCounters) {
         self.unpublished = false;
-        if self.ring.publish()
-            && let Some(call) = &self.call
-        {
-            // Non-blocking: a full counter means that a call is pending.
-            let _ = call.write(1);
+        if self.ring.publish() {
+            counters.calls.add(u64::from(self.call.is_some()));
+            self.make_call();
         }
+    }
+
+    /// As [`Self::publish`], for queues that stop together: where one's call
+    /// waited, the others make none.
+    fn publish_last(&mut self, calls_wait: &mut bool, counters: &ReactorCounters) {
+        if *calls_wait {
+            self.end_calls();
+        }
+        self.publish(counters);
+        *calls_wait |= self.call_waits;
     }
 
     pub(super) fn is_served(&self) -> bool {
         self.enabled && self.stopping.is_none()
-    }
-}
-
-fn to_eventfd(fd: OwnedFd) -> EventFd {
-    #[expect(unsafe_code, reason = "EventFd has no safe way in")]
-    // SAFETY: the descriptor is owned, and was checked to be an eventfd.
-    unsafe {
-        EventFd::from_raw_fd(fd.into_raw_fd())
     }
 }
 
@@ -82,8 +114,8 @@ pub(super) type PendingMemory = (Arc<GuestMemory>, SyncSender<Result<(), QueueEr
 pub(super) struct Device {
     pub(super) id: DeviceId,
     pub(super) disk: Arc<Disk>,
+    pub(super) caller: Caller,
     pub(super) lanes: Option<Lanes>,
-    pub(super) limits: Limits,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) queues: Vec<Option<Queue>>,
     pub(super) write_back: bool,
@@ -104,12 +136,11 @@ impl Device {
             let report = Arc::clone(mailbox);
             Lanes::new(Arc::clone(leaf), report)
         });
-        let limits = Limits { capacity_sectors: disk.sectors(), read_only: disk.is_read_only() };
         Self {
             id,
+            caller: Caller::new(mailbox, &disk),
             disk,
             lanes,
-            limits,
             memory: Arc::default(),
             queues: Vec::new(),
             write_back: true,
@@ -123,27 +154,51 @@ impl Device {
         }
     }
 
+    /// What requests are checked against: a disk may grow at any time.
+    #[inline]
+    pub(super) fn limits(&self) -> Limits {
+        Limits { capacity_sectors: self.disk.sectors(), read_only: self.disk.is_read_only() }
+    }
+
     /// Whether chains may be popped.
     #[inline]
     pub(super) fn is_served(&self) -> bool {
         !self.broken && self.pending_memory.is_none() && self.detaching.is_none()
     }
 
+    /// Whether the frontend took shared memory away that was then touched.
+    #[inline]
+    pub(super) fn is_faulted(&self) -> bool {
+        let regions = self.queues.iter().flatten().filter_map(|queue| queue.inflight.as_ref());
+        self.memory.is_faulted() || regions.into_iter().any(|region| region.is_faulted())
+    }
+
     /// Ends the device until a queue is set up anew.
     pub(super) fn break_with(&mut self, why: &dyn std::fmt::Display) {
         if !self.broken {
             self.broken = true;
+            self.disk.counters().device_faults.add(1);
             log::warn!("VM {}: its device stops until it is reset: {why}", self.disk.name());
+        }
+    }
+
+    /// Ends the device if its frontend made a call wait; it gets no more, of
+    /// whatever queue.
+    pub(super) fn break_if_a_call_waits(&mut self) {
+        if self.queues.iter().flatten().any(|queue| queue.call_waits) {
+            self.queues.iter_mut().flatten().for_each(Queue::end_calls);
+            self.break_with(&CALL_WAITS);
         }
     }
 
     /// Does what waited for requests to end: stopping a queue, other memory.
     /// True if the device is to be forgotten.
-    pub(super) fn settle(&mut self, epoll: i32) -> bool {
+    pub(super) fn settle(&mut self, epoll: i32, counters: &ReactorCounters) -> bool {
+        let mut calls_wait = false;
         for slot in &mut self.queues {
             let stop = slot.as_mut().filter(|q| q.in_flight == 0 && q.stopping.is_some());
             if let Some(queue) = stop {
-                queue.publish();
+                queue.publish_last(&mut calls_wait, counters);
                 let next = queue.ring.next_avail();
                 let answer = queue.stopping.take();
                 forget_kick(epoll, slot.take());
@@ -151,6 +206,9 @@ impl Device {
                     let _ = answer.send(Some(next));
                 }
             }
+        }
+        if calls_wait {
+            self.break_with(&CALL_WAITS);
         }
         if self.in_flight > 0 {
             return false;
@@ -168,9 +226,12 @@ impl Device {
         if let Some(answer) = self.detaching.take() {
             for slot in &mut self.queues {
                 if let Some(queue) = slot {
-                    queue.publish();
+                    queue.publish_last(&mut calls_wait, counters);
                 }
                 forget_kick(epoll, slot.take());
+            }
+            if calls_wait {
+                self.break_with(&CALL_WAITS);
             }
             let _ = answer.send(());
             return true;

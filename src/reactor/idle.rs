@@ -7,61 +7,45 @@
 //! shrink it to nothing. So an idle host costs no CPU, and the share that
 //! polling may waste is bounded: a window is at most `poll_us`, and it is only
 //! kept while idle times stay below [`WASTE`] windows.
-
-use std::time::{Duration, Instant};
+//!
+//! Times are nanoseconds since the last work; the reactor's clock tells them.
 
 /// Idle times longer than this many times the longest window shrink it.
-const WASTE: u32 = 4;
+const WASTE: u64 = 4;
 /// The first step up from nothing.
-const FIRST: Duration = Duration::from_micros(10);
+const FIRST_NS: u64 = 10_000;
 
 /// The polling window of one reactor.
 #[derive(Debug)]
 pub(super) struct IdleWindow {
-    window: Duration,
-    longest: Duration,
-    idle_since: Option<Instant>,
+    window_ns: u64,
+    longest_ns: u64,
 }
 
 impl IdleWindow {
     pub(super) fn new(poll_us: u32) -> Self {
-        let longest = Duration::from_micros(u64::from(poll_us));
-        Self { window: longest, longest, idle_since: None }
-    }
-
-    /// There was work.
-    #[inline]
-    pub(super) fn worked(&mut self) {
-        self.idle_since = None;
+        let longest_ns = u64::from(poll_us) * 1000;
+        Self { window_ns: longest_ns, longest_ns }
     }
 
     /// Whether there is no polling at all.
     pub(super) fn is_zero(&self) -> bool {
-        self.window.is_zero()
+        self.window_ns == 0
     }
 
-    /// There was none; whether it is time to sleep.
-    pub(super) fn is_over(&mut self) -> bool {
-        if self.window.is_zero() {
-            self.idle_since.get_or_insert_with(Instant::now);
-            return true;
-        }
-        let now = Instant::now();
-        now.duration_since(*self.idle_since.get_or_insert(now)) >= self.window
+    /// There was no work for so long; whether it is time to sleep.
+    pub(super) fn is_over(&self, idle_ns: u64) -> bool {
+        idle_ns >= self.window_ns
     }
 
-    /// Sleep is over and there is work again.
-    pub(super) fn woke(&mut self) {
-        let Some(since) = self.idle_since.take() else {
-            return;
-        };
-        let idle = since.elapsed();
-        if idle <= self.longest * 2 {
-            self.window = (self.window * 2).max(FIRST).min(self.longest);
-        } else if idle > self.longest * WASTE {
-            self.window /= 2;
-            if self.window < FIRST / 4 {
-                self.window = Duration::ZERO;
+    /// Sleep is over after so long without work.
+    pub(super) fn woke(&mut self, idle_ns: u64) {
+        if idle_ns <= self.longest_ns * 2 {
+            self.window_ns = (self.window_ns * 2).max(FIRST_NS).min(self.longest_ns);
+        } else if idle_ns > self.longest_ns * WASTE {
+            self.window_ns /= 2;
+            if self.window_ns < FIRST_NS / 4 {
+                self.window_ns = 0;
             }
         }
     }
@@ -71,30 +55,36 @@ impl IdleWindow {
 mod tests {
     use super::*;
 
-    fn after_idle(mut window: IdleWindow, idle: Duration) -> Duration {
-        window.idle_since = Instant::now().checked_sub(idle);
-        window.woke();
-        window.window
+    const SECOND: u64 = 1_000_000_000;
+
+    fn after_idle(mut window: IdleWindow, idle_ns: u64) -> u64 {
+        window.woke(idle_ns);
+        window.window_ns
     }
 
     #[test]
     fn without_polling_it_sleeps_at_once() {
         let mut window = IdleWindow::new(0);
-        assert!(window.is_over());
-        window.woke();
-        assert!(window.is_over(), "short sleeps don't turn polling on");
+        assert!(window.is_zero() && window.is_over(0));
+        window.woke(0);
+        assert!(window.is_over(0), "short sleeps don't turn polling on");
+    }
+
+    #[test]
+    fn it_polls_until_the_window_is_over() {
+        let window = IdleWindow::new(50);
+        assert!(!window.is_over(49_999));
+        assert!(window.is_over(50_000));
     }
 
     #[test]
     fn long_idle_times_shrink_the_window_and_short_ones_grow_it() {
-        let second = Duration::from_secs(1);
-        assert_eq!(after_idle(IdleWindow::new(50), second), Duration::from_micros(25));
+        assert_eq!(after_idle(IdleWindow::new(50), SECOND), 25_000);
         let mut off = IdleWindow::new(50);
         for _ in 0..8 {
-            off.idle_since = Instant::now().checked_sub(second);
-            off.woke();
+            off.woke(SECOND);
         }
-        assert!(off.window.is_zero());
-        assert_eq!(after_idle(off, Duration::ZERO), FIRST);
+        assert!(off.is_zero());
+        assert_eq!(after_idle(off, 0), FIRST_NS);
     }
 }

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Command;
+use super::call::Strikes;
+use super::watchdog::Pulse;
+use super::{Command, ReactorCounters};
 use crate::disk::lanes::Report;
 use crate::leaf::LeafError;
 use crate::virtqueue::GuestBuf;
@@ -40,6 +42,10 @@ pub struct Mailbox {
     mail: Mutex<Vec<Mail>>,
     has_mail: AtomicBool,
     wake: EventFd,
+    /// What the watchdog sees of the reactor.
+    pub(super) pulse: Pulse,
+    pub(super) strikes: Strikes,
+    counters: Arc<ReactorCounters>,
 }
 
 impl std::fmt::Debug for Mailbox {
@@ -55,7 +61,19 @@ impl Mailbox {
     /// As eventfd(2).
     pub fn new() -> io::Result<Arc<Self>> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Arc::new(Self { mail: Mutex::default(), has_mail: AtomicBool::new(false), wake }))
+        Ok(Arc::new(Self {
+            mail: Mutex::default(),
+            has_mail: AtomicBool::new(false),
+            wake,
+            pulse: Pulse::default(),
+            strikes: Strikes::default(),
+            counters: Arc::default(),
+        }))
+    }
+
+    /// What the reactor did so far.
+    pub fn counters(&self) -> &Arc<ReactorCounters> {
+        &self.counters
     }
 
     /// Sends a command. It is answered through the sender in it.
@@ -89,6 +107,12 @@ impl Mailbox {
             let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
             mem::swap(&mut *mail, into);
         }
+    }
+
+    /// How many messages wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     pub(super) fn poll_fd(&self) -> RawFd {

@@ -40,7 +40,10 @@ impl Runner {
                 break;
             }
             let range = match device.disk.piece(task.rest) {
-                Piece::Root(range) | Piece::Zero(range) => (range, PartKind::Block(None, 0)),
+                Piece::Root(range) | Piece::Zero(range) => {
+                    device.disk.counters().cache_misses.add(1);
+                    (range, PartKind::Block(None, 0))
+                }
                 Piece::Leaf(range) => (range.split_at(LEAF_READ_SECTORS).0, PartKind::Leaf),
             };
             let (range, kind) = range;
@@ -266,9 +269,6 @@ impl Runner {
         let task = self.tasks.get(task_id);
         task.pending -= 1;
         task.failed |= !ok;
-        if !ok && let Some(device) = self.devices[task.slot].as_deref() {
-            device.disk.counters().errors.add(1);
-        }
         if !task.scheduled && (task.pending == 0 || !task.rest.is_empty()) {
             task.scheduled = true;
             self.runnable.push(task_id);

@@ -6,26 +6,26 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::batch::Batch;
+use super::counters::{DEVICES_PER_CLOCK, ReactorCounters, TurnClock};
 use super::device::{Device, Queue, forget_kick};
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
 use super::pace::Waits;
 use super::serve::MEMORY_GONE;
-use super::task::{Part, Slab, Task};
+use super::task::{Answered, Part, Slab, Task};
 use super::{Command, DeviceId, Mailbox, QueueSetup};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
+use crate::metrics::Tally;
 use crate::virtqueue::QueueError;
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
 /// whose notifications are on is only seen by a look.
-const TURNS_PER_LOOK: u32 = 8;
+const TURNS_PER_LOOK: u64 = 8;
 /// Idle turns between looks: a look costs 100 ns, an idle turn a few.
 const IDLE_TURNS_PER_LOOK: u32 = 64;
-/// Idle turns between looks at the clock, which costs more than a turn.
-const TURNS_PER_CLOCK: u32 = 8;
 /// Turns between looks at which devices have cooled down.
-const TURNS_PER_COOLING: u32 = 1 << 14;
+const TURNS_PER_COOLING: u64 = 1 << 14;
 /// Events that one look takes.
 const EVENTS: usize = 64;
 /// How long to sleep while something must be tried again, or a queue has no
@@ -52,11 +52,18 @@ pub(super) struct Runner {
     pub(super) stalled: Vec<u32>,
     /// Queues with something to publish: device place, queue.
     pub(super) unpublished: Vec<(usize, u16)>,
+    /// Deferred requests that were answered in this turn.
+    pub(super) answered: Vec<Answered>,
+    /// What the queue being served has had answered at once.
+    pub(super) tally: Tally,
+    pub(super) clock: TurnClock,
+    pub(super) counters: Arc<ReactorCounters>,
     pub(super) waiters: Vec<Waiter>,
     pub(super) batch: Batch,
     mail: Vec<Mail>,
     scratch: Vec<u32>,
     window: IdleWindow,
+    turns: u64,
     pub(super) waits: Waits,
     stop: bool,
 }
@@ -69,6 +76,9 @@ impl Runner {
         poll_us: u32,
     ) -> io::Result<Self> {
         let engine = Engine::new()?;
+        if let Some(file) = cache.lifetime_fd() {
+            engine.keep_open(file)?;
+        }
         let raw = epoll::create(true)?;
         #[expect(unsafe_code, reason = "the epoll crate returns a bare number")]
         // SAFETY: a descriptor that was just made and is nobody else's.
@@ -81,6 +91,9 @@ impl Runner {
             let event = epoll::Event::new(epoll::Events::EPOLLIN | edge, token);
             epoll::ctl(raw, epoll::ControlOptions::EPOLL_CTL_ADD, fd, event)?;
         }
+        let counters = Arc::clone(mailbox.counters());
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        counters.thread_id.set(u64::from(thread.unsigned_abs()));
         Ok(Self {
             index,
             reader: cache.reader().map_err(io::Error::other)?,
@@ -95,35 +108,47 @@ impl Runner {
             runnable: Vec::new(),
             stalled: Vec::new(),
             unpublished: Vec::new(),
+            answered: Vec::new(),
+            tally: Tally::default(),
+            clock: TurnClock::new(),
+            counters,
             waiters: Vec::new(),
             batch: Batch::default(),
             mail: Vec::new(),
             scratch: Vec::new(),
             window: IdleWindow::new(poll_us),
+            turns: 0,
             waits: Waits::default(),
             stop: false,
         })
     }
 
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.peers[usize::from(self.index)]
+    }
+
     /// Runs until told to stop.
     pub(super) fn run(&mut self) {
-        let (mut turns, mut idle_turns) = (0u32, 0u32);
+        // Looked at without finding anything since the clock was read.
+        let (mut idle_turns, mut idle_devices) = (0u32, 0);
         while !self.stop {
             // Nothing of the cache is held here.
             self.reader.quiesce();
             let mut worked = self.read_mail();
             worked |= self.reap();
             worked |= self.run_tasks();
+            if worked {
+                self.lap();
+            }
             worked |= self.serve_hot();
             self.flush_turn();
-            turns = turns.wrapping_add(1);
-            if turns.is_multiple_of(TURNS_PER_COOLING) {
+            self.turns = self.turns.wrapping_add(1);
+            if self.turns.is_multiple_of(TURNS_PER_COOLING) {
                 self.cool(false);
             }
             if worked {
-                self.window.worked();
                 idle_turns = 0;
-                if turns.is_multiple_of(TURNS_PER_LOOK) {
+                if self.turns.is_multiple_of(TURNS_PER_LOOK) {
                     self.look(0);
                 }
                 continue;
@@ -133,8 +158,13 @@ impl Runner {
                 continue;
             }
             std::hint::spin_loop();
-            let clock = self.window.is_zero() || idle_turns.is_multiple_of(TURNS_PER_CLOCK);
-            if clock && self.window.is_over() && !self.cool(true) {
+            idle_devices += self.hot.len().max(1);
+            if idle_devices < DEVICES_PER_CLOCK && !self.window.is_zero() {
+                continue;
+            }
+            idle_devices = 0;
+            let idle_ns = self.clock.idle();
+            if self.window.is_over(idle_ns) && !self.cool(true) {
                 self.sleep();
             }
         }
@@ -146,26 +176,36 @@ impl Runner {
             log::error!("io_uring takes no reads, trying again: {e}");
         }
         while let Some((slot, queue)) = self.unpublished.pop() {
-            let device = self.devices.get_mut(slot).and_then(Option::as_mut);
-            if let Some(queue) =
-                device.and_then(|d| d.queues.get_mut(usize::from(queue))).and_then(Option::as_mut)
+            let Some(device) = self.devices.get_mut(slot).and_then(Option::as_mut) else {
+                continue;
+            };
+            if let Some(queue) = device.queues.get_mut(usize::from(queue)).and_then(Option::as_mut)
             {
-                queue.publish();
+                queue.publish(&self.counters);
             }
+            device.break_if_a_call_waits();
+        }
+        if !self.answered.is_empty() {
+            self.count_answered();
         }
     }
 
     fn sleep(&mut self) {
         let retry = !self.stalled.is_empty() || !self.hot.is_empty();
+        self.counters.sleeps.add(1);
         self.reader.offline();
+        self.mailbox().pulse.sleeps();
         self.look(if retry { RETRY_MS } else { -1 });
+        self.mailbox().pulse.woke();
         self.reader.online();
-        self.window.woke();
+        self.window.woke(self.clock.woke());
         self.waits.look();
     }
 
     /// Takes events; whether there were any.
     fn look(&mut self, timeout: i32) -> bool {
+        self.counters.looks.add(1);
+        self.counters.polls.set(self.turns);
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); EVENTS];
         let count = match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
             Ok(count) => count,
@@ -182,6 +222,7 @@ impl Runner {
                 && token != TOKEN_RING
                 && let Ok(slot) = usize::try_from(token)
             {
+                self.counters.kicks.add(1);
                 self.heat(slot);
             }
         }
@@ -214,7 +255,7 @@ impl Runner {
                 return true;
             }
             // A ring that is gone may look like one without work.
-            if device.memory.is_faulted() {
+            if device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
             let served = device.is_served();
@@ -293,13 +334,16 @@ impl Runner {
             Command::Attach(disk, answer) => {
                 let id = DeviceId(self.next_id);
                 self.next_id = self.next_id.wrapping_add(1);
-                let device = Device::new(id, disk, &self.peers[usize::from(self.index)]);
+                let device = Device::new(id, disk, self.mailbox());
                 let free = self.devices.iter().position(Option::is_none);
                 let slot = free.unwrap_or_else(|| {
                     self.devices.push(None);
                     self.devices.len() - 1
                 });
+                device.disk.counters().connections.add(1);
+                device.disk.counters().connected.set(1);
                 self.devices[slot] = Some(Box::new(device));
+                self.count_devices();
                 let _ = answer.send(id);
             }
             Command::Detach(id, answer) => {
@@ -336,6 +380,9 @@ impl Runner {
             }
             Command::SetCall(id, queue, call, answer) => {
                 self.with_queue(id, queue, |queue| queue.set_call(call));
+                if let Some(device) = self.device(id) {
+                    device.break_if_a_call_waits();
+                }
                 let _ = answer.send(());
             }
             Command::SetWriteBack(id, write_back, answer) => {
@@ -344,6 +391,7 @@ impl Runner {
                 }
                 let _ = answer.send(());
             }
+            Command::Ping(answer) => drop(answer.send(())),
             Command::Shutdown => self.stop = true,
         }
     }
@@ -370,8 +418,10 @@ impl Runner {
         let Some(device) = self.devices[slot].as_deref_mut() else {
             return;
         };
-        if device.settle(epoll) {
+        if device.settle(epoll, &self.counters) {
+            device.disk.counters().connected.set(0);
             self.devices[slot] = None;
+            self.count_devices();
             self.hot.retain(|hot| *hot != slot);
         } else if device.is_served() {
             // A queue may have been held up by what is settled now.
@@ -393,7 +443,10 @@ impl Runner {
         }
         debug_assert!(device.queues[index].is_none(), "a queue is stopped before it starts");
         forget_kick(epoll, device.queues[index].take());
-        let queue = Queue::new(setup, &device.memory)?;
+        if let Some(left) = device.caller.penalty_left() {
+            return Err(QueueError::Penalty(left.as_secs() + 1));
+        }
+        let queue = Queue::new(setup, &device.memory, &device.caller)?;
         if let Some(kick) = &queue.kick {
             let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
             let event = epoll::Event::new(events, slot as u64);
@@ -403,8 +456,14 @@ impl Runner {
                 log::warn!("VM {}: can't wait for kicks, polling: {e}", device.disk.name());
             }
         }
+        if queue.resubmitted > 0 {
+            let (count, name) = (u64::from(queue.resubmitted), device.disk.name());
+            log::info!("VM {name}: resubmitting {count} requests of queue {index}");
+            device.disk.counters().resubmitted.add(count);
+        }
         device.queues[index] = Some(queue);
         device.broken = false;
+        device.break_if_a_call_waits();
         // What came before the kick was watched must be looked for; and a
         // device that is hot already has to disable this queue's kicks too.
         device.hot = false;

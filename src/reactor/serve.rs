@@ -1,14 +1,15 @@
 //! From a popped chain to its answer: at once, or as a task.
 #![expect(unsafe_code, reason = "status bytes and data in guest memory")]
 
-use super::device::Device;
-use super::run::Runner;
-use super::task::TaskKind;
 use std::time::Instant;
 
+use super::device::Device;
+use super::run::Runner;
+use super::task::{Answered, TaskKind};
 use crate::disk::lanes::Work;
 use crate::disk::{self, BufCursor};
 use crate::leaf::LeafError;
+use crate::metrics::Operation;
 use crate::request::{Command, ID_LEN, ParsedRequest, Ranges, RequestError, Status};
 use crate::units::SectorRange;
 use crate::virtqueue::Chain;
@@ -40,13 +41,15 @@ struct Asker {
     status: *mut u8,
     /// Bytes that the answer writes, status included.
     used_len: u32,
+    operation: Operation,
 }
 
 impl Asker {
     fn new(slot: usize, queue: u16, head: u16, parsed: &ParsedRequest) -> Self {
         let used_len = u32::try_from(parsed.data_len + 1).unwrap_or(u32::MAX);
         let used_len = if parsed.status.is_null() { 0 } else { used_len };
-        Self { slot, queue, head, status: parsed.status, used_len }
+        let (status, operation) = (parsed.status, parsed.operation);
+        Self { slot, queue, head, status, used_len, operation }
     }
 }
 
@@ -62,7 +65,7 @@ impl Runner {
             for queue in 0..device.queues.len() {
                 worked |= self.serve_queue(&mut device, slot, queue);
             }
-            if worked && device.memory.is_faulted() {
+            if worked && device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
         }
@@ -96,7 +99,7 @@ impl Runner {
                 until_publish -= 1;
                 if until_publish == 0 {
                     until_publish = PUBLISH;
-                    publish_queue(device, index);
+                    self.publish_queue(device, index);
                 }
             }
             served += count;
@@ -106,8 +109,19 @@ impl Runner {
             }
         }
         self.batch = batch;
-        publish_queue(device, index);
+        self.publish_queue(device, index);
+        device.break_if_a_call_waits();
+        // After the driver was shown the answers: it need not wait for this.
+        let nanos = self.lap();
+        device.disk.counters().answered(&mut self.tally, nanos);
         true
+    }
+
+    /// Shows the driver what was given back of a queue since the last time.
+    fn publish_queue(&self, device: &mut Device, index: usize) {
+        if let Some(queue) = device.queues[index].as_mut().filter(|q| q.unpublished) {
+            queue.publish(&self.counters);
+        }
     }
 
     fn execute(
@@ -120,7 +134,6 @@ impl Runner {
         let counters = device.disk.counters();
         let status = match command {
             Ok(Command::Read(range)) => {
-                counters.reads.add(1);
                 let mut cursor = BufCursor::default();
                 // SAFETY: the chain's buffers lie in the device's memory,
                 // which stays mapped while it is attached; `parse` took the
@@ -140,24 +153,20 @@ impl Runner {
                 }
             }
             Ok(Command::Write(range)) => {
-                counters.writes.add(1);
                 counters.written_sectors.add(range.count());
                 match self.write(device, asker, chain, range) {
                     Some(status) => status,
                     None => return,
                 }
             }
-            Ok(Command::Flush) => {
-                counters.flushes.add(1);
-                match device.disk.leaf() {
-                    Some(leaf) if !device.disk.is_read_only() && !leaf.is_flushed() => {
-                        device.pace.flush_began();
-                        self.hand_over(device, asker, Work::Flush);
-                        return;
-                    }
-                    _ => Status::Ok,
+            Ok(Command::Flush) => match device.disk.leaf() {
+                Some(leaf) if !device.disk.is_read_only() && !leaf.is_flushed() => {
+                    device.pace.flush_began();
+                    self.hand_over(device, asker, Work::Flush);
+                    return;
                 }
-            }
+                _ => Status::Ok,
+            },
             Ok(Command::GetId) => {
                 let mut id = [0; ID_LEN];
                 let name = device.disk.name().as_bytes();
@@ -168,18 +177,22 @@ impl Runner {
                 Status::Ok
             }
             Ok(Command::Discard(ranges) | Command::WriteZeroes(ranges)) => {
-                counters.discards.add(1);
+                let sectors = ranges.as_slice().iter().map(|range| range.count()).sum();
+                match asker.operation {
+                    Operation::Discard => counters.discarded_sectors.add(sectors),
+                    _ => counters.zeroed_sectors.add(sectors),
+                }
                 if self.zero(device, asker, ranges) {
                     return;
                 }
                 Status::Ok
             }
             Err(error) => {
-                counters.errors.add(1);
                 log::debug!("VM {}: {error}", device.disk.name());
                 error.status().unwrap_or(Status::IoError)
             }
         };
+        self.tally.note(asker.operation);
         finish_in(device, asker, status);
     }
 
@@ -256,7 +269,9 @@ impl Runner {
         task.kind = kind;
         (task.slot, task.queue, task.head) = (asker.slot, asker.queue, asker.head);
         (task.status, task.used_len) = (asker.status, asker.used_len);
+        (task.operation, task.started) = (asker.operation, self.clock.begun());
         (task.pending, task.failed, task.scheduled) = (0, false, false);
+        self.counters.deferred.add(1);
         device.in_flight += 1;
         if let Some(queue) = device.queues[usize::from(asker.queue)].as_mut() {
             queue.in_flight += 1;
@@ -297,6 +312,9 @@ impl Runner {
             if let Some(device) = self.devices[slot].as_deref_mut() {
                 device.in_flight -= 1;
                 device.pace.write_back_ended();
+                if result.is_err() {
+                    device.disk.counters().write_back_errors.add(1);
+                }
             }
             self.settle_if_waiting(slot);
             return;
@@ -316,7 +334,8 @@ impl Runner {
         task.bufs.clear();
         let (slot, queue, head) = (task.slot, task.queue, task.head);
         let (place, used_len) = (task.status, task.used_len);
-        let asker = Asker { slot, queue, head, status: place, used_len };
+        let (operation, started) = (task.operation, task.started);
+        let asker = Asker { slot, queue, head, status: place, used_len, operation };
         self.tasks.give_back(id);
         let Some(device) = self.devices[slot].as_deref_mut() else {
             return;
@@ -328,8 +347,9 @@ impl Runner {
                 self.unpublished.push((slot, queue));
             }
         }
+        self.answered.push(Answered { slot, device: device.id, operation, started });
         finish_in(device, asker, status);
-        if device.memory.is_faulted() {
+        if device.is_faulted() {
             device.break_with(&MEMORY_GONE);
         }
         self.settle_if_waiting(slot);
@@ -346,17 +366,12 @@ impl Runner {
     }
 }
 
-/// Shows the driver what was given back, if anything was.
-#[inline]
-fn publish_queue(device: &mut Device, index: usize) {
-    if let Some(queue) = device.queues[index].as_mut().filter(|q| q.unpublished) {
-        queue.publish();
-    }
-}
-
 /// Gives a chain back with its status.
 #[inline]
 fn finish_in(device: &mut Device, asker: Asker, status: Status) {
+    if status != Status::Ok {
+        device.disk.counters().failed(asker.operation);
+    }
     if !asker.status.is_null() {
         // SAFETY: the byte is the chain's last writable one, in the device's
         // memory, which is mapped while a request is in flight.
@@ -369,7 +384,6 @@ fn finish_in(device: &mut Device, asker: Asker, status: Status) {
 }
 
 fn note_error(device: &mut Device, error: &LeafError) {
-    device.disk.counters().errors.add(1);
     match error {
         LeafError::Io { source, .. } if is_memory_gone(source) => device.break_with(&MEMORY_GONE),
         _ => disk::log_seldom(&format_args!("VM {}: {error}", device.disk.name())),

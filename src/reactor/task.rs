@@ -4,8 +4,11 @@
 //! for a cache block, or for the leaf's disk. Both live in slabs whose entries,
 //! with the lists in them, are used again.
 
+use super::DeviceId;
 use crate::cache::FillTicket;
 use crate::disk::BufCursor;
+use crate::metrics::Operation;
+use crate::metrics::clock::Stamp;
 use crate::units::SectorRange;
 use crate::virtqueue::GuestBuf;
 
@@ -30,6 +33,9 @@ pub(super) enum TaskKind {
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) kind: TaskKind,
+    pub(super) operation: Operation,
+    /// When its chain was taken.
+    pub(super) started: Stamp,
     /// The device's place.
     pub(super) slot: usize,
     pub(super) queue: u16,
@@ -49,6 +55,8 @@ impl Default for Task {
     fn default() -> Self {
         Self {
             kind: TaskKind::Free,
+            operation: Operation::Other,
+            started: Stamp::default(),
             slot: 0,
             queue: 0,
             head: 0,
@@ -68,6 +76,16 @@ impl Default for Task {
 // SAFETY: a task belongs to one reactor; its pointer is used by that one only,
 // while the device's memory is mapped.
 unsafe impl Send for Task {}
+
+/// A deferred request whose answer is about to be shown to the driver.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) slot: usize,
+    /// Places are used again, so the device is named too.
+    pub(super) device: DeviceId,
+    pub(super) operation: Operation,
+    pub(super) started: Stamp,
+}
 
 /// What a part waits for.
 #[derive(Debug, Default)]

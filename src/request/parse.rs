@@ -7,6 +7,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::{Command, RANGES_MAX, Ranges, RequestError};
+use crate::metrics::Operation;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 use crate::virtqueue::{Chain, GuestBuf};
 
@@ -28,6 +29,8 @@ pub struct Limits {
 /// if it has one.
 #[derive(Debug)]
 pub struct ParsedRequest {
+    /// What it is about, also where the command can't be carried out.
+    pub operation: Operation,
     /// The command, or why there is none.
     pub command: Result<Command, RequestError>,
     /// Where the status goes; null if there is no place.
@@ -42,11 +45,11 @@ pub struct ParsedRequest {
 pub fn parse(chain: &mut Chain, limits: &Limits) -> ParsedRequest {
     let status = take_status(&mut chain.writable);
     if status.is_null() {
-        return ParsedRequest { command: Err(RequestError::NoStatus), status, data_len: 0 };
+        return ParsedRequest::without_header(RequestError::NoStatus, status);
     }
     let mut header = [0u8; HEADER_LEN];
     if !take_bytes(&mut chain.readable, &mut header) {
-        return ParsedRequest { command: Err(RequestError::ShortHeader), status, data_len: 0 };
+        return ParsedRequest::without_header(RequestError::ShortHeader, status);
     }
     let word = u128::from_le_bytes(header);
     #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
@@ -65,7 +68,26 @@ pub fn parse(chain: &mut Chain, limits: &Limits) -> ParsedRequest {
         VIRTIO_BLK_T_WRITE_ZEROES => ranges(chain, limits, RANGE_UNMAP).map(Command::WriteZeroes),
         other => Err(RequestError::UnknownType(other)),
     };
-    ParsedRequest { command, status, data_len }
+    ParsedRequest { operation: operation_of(kind), command, status, data_len }
+}
+
+impl ParsedRequest {
+    #[cold]
+    fn without_header(error: RequestError, status: *mut u8) -> Self {
+        Self { operation: Operation::Other, command: Err(error), status, data_len: 0 }
+    }
+}
+
+#[inline]
+fn operation_of(kind: u32) -> Operation {
+    match kind {
+        VIRTIO_BLK_T_IN => Operation::Read,
+        VIRTIO_BLK_T_OUT => Operation::Write,
+        VIRTIO_BLK_T_FLUSH => Operation::Flush,
+        VIRTIO_BLK_T_DISCARD => Operation::Discard,
+        VIRTIO_BLK_T_WRITE_ZEROES => Operation::WriteZeroes,
+        _ => Operation::Other,
+    }
 }
 
 fn range_of(sector: u64, bytes: u64, limits: &Limits) -> Result<SectorRange, RequestError> {

@@ -27,11 +27,11 @@ fn byte(kind: libc::c_int, at: i64) -> libc::flock {
     lock
 }
 
-/// Locks the root until `file` is closed.
+/// Locks an image that is only read, until `file` is closed.
 ///
 /// # Errors
 /// `WouldBlock` where somebody writes to it or forbids reading.
-pub(super) fn lock_root(file: &File) -> io::Result<()> {
+pub(crate) fn lock_image(file: &File) -> io::Result<()> {
     for at in [USED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE] {
         let lock = byte(libc::F_RDLCK, at);
         // SAFETY: the lock outlives the call.

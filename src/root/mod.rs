@@ -3,13 +3,13 @@
 //! Owns the file and its identity. Nothing here writes. It knows neither the
 //! cache nor the leaves; the cache's fills read its descriptor.
 
-mod lock;
+pub(crate) mod lock;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::SeekFrom;
@@ -92,6 +92,19 @@ impl Root {
     /// # Errors
     /// Each of [`RootError`]'s.
     pub fn open(name: &str, path: &Path) -> Result<Self, RootError> {
+        Self::open_as(name, path, true)
+    }
+
+    /// As [`Self::open`], through the page cache: reads of any range, into any
+    /// buffer.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_buffered(name: &str, path: &Path) -> Result<Self, RootError> {
+        Self::open_as(name, path, false)
+    }
+
+    fn open_as(name: &str, path: &Path, direct: bool) -> Result<Self, RootError> {
         let at = || path.to_owned();
         let open_error = |source| RootError::Open { path: at(), source };
         // A FIFO would wait for its writer; files and disks know no difference.
@@ -101,6 +114,14 @@ impl Root {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(RootError::Kind { path: at() });
         }
+        let lock = |file: &File| {
+            lock::lock_image(file).map_err(|e| match e.kind() {
+                io::ErrorKind::WouldBlock => RootError::InUse { path: at() },
+                _ => open_error(e),
+            })
+        };
+        // Before any look at length or content: what is seen from here on stays.
+        lock(&plain)?;
         let len_bytes =
             rustix::fs::seek(&plain, SeekFrom::End(0)).map_err(|e| open_error(e.into()))?;
         if len_bytes == 0 {
@@ -119,12 +140,15 @@ impl Root {
             return Err(RootError::Ragged { path: at(), len: len_bytes });
         }
         let fingerprint = fingerprint(&plain, len_bytes).map_err(open_error)?;
-        let direct = open_direct(path, len_bytes);
-        let (file, direct) = direct.map_or((plain.0, false), |file| (file, true));
-        lock::lock_root(&file).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => RootError::InUse { path: at() },
-            _ => open_error(e),
-        })?;
+        let reopened = if direct { reopen_direct(&plain.0, len_bytes) } else { None };
+        let (file, direct) = match reopened {
+            Some(file) => {
+                // A lock belongs to one opening; the first one's is held until here.
+                lock(&file)?;
+                (file, true)
+            }
+            None => (plain.0, false),
+        };
         let identity = RootIdentity { len_bytes, fingerprint, name: name.to_owned() };
         Ok(Self { path: at(), file, identity, direct })
     }
@@ -154,9 +178,30 @@ impl Root {
         &self.identity
     }
 
+    /// Names this image in its present state: another file, or the same after
+    /// any change, has another name. `None` for a block device, which does not
+    /// tell of changes.
+    pub fn state_key(&self) -> Option<[u8; 16]> {
+        let meta = self.file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let mut hash = Sha256::new();
+        for number in [meta.dev(), meta.ino(), self.identity.len_bytes] {
+            hash.update(number.to_le_bytes());
+        }
+        for time in [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()] {
+            hash.update(time.to_le_bytes());
+        }
+        hash.update(self.identity.fingerprint);
+        hash.finalize()[..16].try_into().ok()
+    }
+
     /// The descriptor that fills read from.
     pub fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Whether reads go past the page cache.
@@ -189,12 +234,14 @@ impl Root {
     }
 }
 
-/// The file for O_DIRECT, if reads of 512-aligned ranges at its start and end
-/// work that way.
-fn open_direct(path: &Path, len_bytes: u64) -> Option<File> {
+/// The same file opened for O_DIRECT, if reads of 512-aligned ranges at its
+/// start and end work that way. Not by its path, which may name another file by
+/// now.
+fn reopen_direct(plain: &File, len_bytes: u64) -> Option<File> {
     #[repr(align(4096))]
     struct Aligned([u8; 8192]);
-    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(path).ok()?;
+    let same = format!("/proc/self/fd/{}", plain.as_raw_fd());
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(same).ok()?;
     let file = FileStorage(file);
     let mut buffer = Box::new(Aligned([0; 8192]));
     let last = (len_bytes - 1) / 4096 * 4096;

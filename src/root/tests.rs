@@ -187,3 +187,49 @@ fn an_open_root_can_be_read_by_others_and_not_written() {
     assert!(lock_byte(&qemu, libc::F_WRLCK, 200), "reading is not");
     drop(first);
 }
+
+#[test]
+fn the_lock_is_taken_before_the_content_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    // Each of these would be refused for its content or length.
+    for content in [&b""[..], &[1; 1000], b"QFI\xfb\0\0\0\x03"] {
+        std::fs::write(&path, content).unwrap();
+        let qemu = File::options().read(true).write(true).open(&path).unwrap();
+        assert!(lock_byte(&qemu, libc::F_RDLCK, 101));
+        for open in [Root::open, Root::open_buffered] {
+            let result = open("base", &path);
+            assert!(matches!(result, Err(RootError::InUse { .. })), "{result:?}");
+        }
+    }
+}
+
+#[test]
+fn reopening_for_direct_reads_finds_the_same_file_when_its_name_went_to_another() {
+    use std::os::unix::fs::MetadataExt;
+    let (dir, path) = image();
+    let plain = File::open(&path).unwrap();
+    let other = dir.path().join("other.raw");
+    std::fs::write(&other, [9; 1 << 20].repeat(4)).unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    let direct = reopen_direct(&plain, LEN).expect("this file system has O_DIRECT");
+    let inode = |file: &File| file.metadata().unwrap().ino();
+    assert_eq!(inode(&direct), inode(&plain));
+    assert_ne!(inode(&direct), std::fs::metadata(&path).unwrap().ino());
+}
+
+#[test]
+fn a_root_opened_for_direct_reads_or_through_the_page_cache_keeps_writers_out() {
+    let (_dir, path) = image();
+    for open in [Root::open, Root::open_buffered] {
+        let root = open("base", &path).unwrap();
+        let qemu = File::options().read(true).write(true).open(&path).unwrap();
+        assert!(!lock_byte(&qemu, libc::F_WRLCK, 201), "direct: {}", root.is_direct());
+        drop(root);
+        assert!(lock_byte(&qemu, libc::F_WRLCK, 201), "the lock goes with the root");
+    }
+    let (direct, buffered) =
+        (Root::open("a", &path).unwrap(), Root::open_buffered("a", &path).unwrap());
+    assert!(!buffered.is_direct());
+    assert_eq!(direct.identity(), buffered.identity());
+}

@@ -1,7 +1,6 @@
 //! What each vhost-user message does to the device.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::message::{
@@ -13,26 +12,16 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::QUEUE_SIZE_MAX;
+use super::inflight::Inflight;
+use super::vring::{Vring, clone_fd, eventfd};
 use crate::disk::Disk;
 use crate::guest_memory::{GuestMemory, REGIONS_MAX, RegionSpec};
-use crate::reactor::{Command, DeviceId, Mailbox, QueueSetup};
+use crate::reactor::{Command, DeviceId, Mailbox};
 use crate::request::config_space::ConfigSpace;
 use crate::request::features;
-use crate::virtqueue::{QueueError, RingConfig};
+use crate::virtqueue::QueueError;
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-
-/// What the frontend has said of a queue so far.
-#[derive(Debug, Default)]
-struct Vring {
-    size: u16,
-    base: u16,
-    addresses: Option<(u64, u64, u64)>,
-    kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
-    enabled: bool,
-    running: bool,
-}
 
 /// The device as one connection sees it.
 pub(super) struct Handler {
@@ -46,6 +35,7 @@ pub(super) struct Handler {
     status: u8,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
+    inflight: Inflight,
     error: Option<String>,
 }
 
@@ -68,6 +58,7 @@ impl Handler {
             status: 0,
             memory: Arc::default(),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
+            inflight: Inflight::default(),
             error: None,
         })
     }
@@ -163,24 +154,11 @@ impl Handler {
     fn start(&mut self, index: u8) -> Result<()> {
         let (device, features) = (self.device, self.features);
         let enabled_anyway = features & PROTOCOL_FEATURES == 0;
+        let inflight = self.inflight.region();
         let vring = self.vring(u32::from(index))?;
-        let Some((desc, avail, used)) = vring.addresses else {
+        let setup = vring.setup(u16::from(index), features, enabled_anyway, inflight)?;
+        let Some(setup) = setup else {
             return self.fail(format!("queue {index} gets a kick before its addresses"));
-        };
-        let setup = QueueSetup {
-            index: u16::from(index),
-            ring: RingConfig {
-                size: vring.size,
-                desc_user_addr: desc,
-                avail_user_addr: avail,
-                used_user_addr: used,
-                event_idx: features & features::EVENT_IDX != 0,
-                indirect: features & features::INDIRECT_DESC != 0,
-                next_avail: vring.base,
-            },
-            kick: clone_fd(vring.kick.as_ref())?,
-            call: clone_fd(vring.call.as_ref())?,
-            enabled: vring.enabled || enabled_anyway,
         };
         match self.ask(|answer| Command::Start(device, Box::new(setup), answer))? {
             Ok(()) => {
@@ -199,24 +177,6 @@ impl Drop for Handler {
         let device = self.device;
         let _ = self.reactor.ask(|answer| Command::Detach(device, answer));
     }
-}
-
-fn clone_fd(fd: Option<&OwnedFd>) -> Result<Option<OwnedFd>> {
-    fd.map(OwnedFd::try_clone).transpose().map_err(Error::ReqHandlerError)
-}
-
-/// Takes only eventfds: anything else could block a writer, or never wake.
-fn eventfd(file: Option<File>) -> Result<Option<OwnedFd>> {
-    let Some(file) = file else { return Ok(None) };
-    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let target = std::fs::read_link(link).map_err(Error::ReqHandlerError)?;
-    if target.as_os_str() != "anon_inode:[eventfd]" {
-        return Err(Error::InvalidParam);
-    }
-    let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| Error::ReqHandlerError(e.into()))?;
-    rustix::fs::fcntl_setfl(&file, flags | rustix::fs::OFlags::NONBLOCK)
-        .map_err(|e| Error::ReqHandlerError(e.into()))?;
-    Ok(Some(file.into()))
 }
 
 fn unsupported<T>(what: &'static str) -> Result<T> {
@@ -344,8 +304,10 @@ impl VhostUserBackendReqHandlerMut for Handler {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::STATUS)
     }
 
@@ -395,12 +357,20 @@ impl VhostUserBackendReqHandlerMut for Handler {
         unsupported("a disk shares no objects")
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        unsupported("inflight tracking was not offered")
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        self.inflight.make(asked, self.vrings.len()).or_else(|why| self.fail(why))
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        unsupported("inflight tracking was not offered")
+    fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
+        match self.inflight.take(given, file, self.vrings.len()) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.disk.counters().reconnects.add(1);
+                log::info!("VM {}: its frontend has come back", self.disk.name());
+                Ok(())
+            }
+            Err(why) => self.fail(why),
+        }
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64> {

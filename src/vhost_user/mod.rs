@@ -1,7 +1,8 @@
 //! One frontend's connection: the only code that knows vhost-user.
 //!
 //! The `vhost` crate reads and answers messages; [`handler`] turns them into
-//! commands for a reactor; [`socket`] waits for whole messages, so that half of
+//! commands for a reactor, with what [`vring`] and [`inflight`] keep of the
+//! queues and of requests in flight; [`socket`] waits for whole messages, so that half of
 //! one stalls nobody but its sender; [`status`] answers the two messages that
 //! the crate doesn't know.
 //!
@@ -10,8 +11,11 @@
 //! what is in flight is finished, and the guest's memory is unmapped.
 
 mod handler;
+mod inflight;
+mod link;
 mod socket;
 mod status;
+mod vring;
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -21,7 +25,8 @@ use vhost::vhost_user::{BackendReqHandler, Error};
 use crate::disk::Disk;
 use crate::reactor::Mailbox;
 use handler::Handler;
-use socket::{Incoming, MessageSocket};
+pub use link::{FrontendLink, Told};
+use socket::{Incoming, MessageSocket, SET_BACKEND_REQ_FD};
 
 /// A frontend may ask for at most this ring (vhost-user says nothing; QEMU
 /// allows 1024, the spec 32768).
@@ -40,6 +45,20 @@ pub fn serve(
     disk: &Arc<Disk>,
     queues: u16,
     reactor: &Arc<Mailbox>,
+    link: &FrontendLink,
+) -> Result<(), String> {
+    link.connected();
+    let result = serve_connected(stream, disk, queues, reactor, link);
+    link.disconnected();
+    result
+}
+
+fn serve_connected(
+    stream: UnixStream,
+    disk: &Arc<Disk>,
+    queues: u16,
+    reactor: &Arc<Mailbox>,
+    link: &FrontendLink,
 ) -> Result<(), String> {
     let socket = MessageSocket::new(&stream).map_err(|e| format!("can't use its socket: {e}"))?;
     let handler = Handler::attach(Arc::clone(disk), queues, Arc::clone(reactor))
@@ -52,15 +71,27 @@ pub fn serve(
             Ok(Incoming::Status(message)) => {
                 status::answer(&socket, &message, &mut handler::lock(&handler))?;
             }
-            Ok(Incoming::Other(code)) => match requests.handle_request() {
-                Ok(()) => {}
-                Err(Error::Disconnected) => return Ok(()),
-                Err(e) => {
-                    let why = handler::lock(&handler).take_error();
-                    let why = why.unwrap_or_else(|| e.to_string());
-                    return Err(format!("message {code} can't be served: {why}"));
+            Ok(Incoming::Other(code)) => {
+                // The crate keeps the channel to itself: ours is a second
+                // handle on it, used once the crate has agreed to the message.
+                let channel = match code {
+                    SET_BACKEND_REQ_FD => socket.peek_channel(),
+                    _ => None,
+                };
+                match requests.handle_request() {
+                    Ok(()) => {
+                        if let Some(channel) = channel {
+                            link.set_channel(channel);
+                        }
+                    }
+                    Err(Error::Disconnected) => return Ok(()),
+                    Err(e) => {
+                        let why = handler::lock(&handler).take_error();
+                        let why = why.unwrap_or_else(|| e.to_string());
+                        return Err(format!("message {code} can't be served: {why}"));
+                    }
                 }
-            },
+            }
             Err(why) => return Err(why),
         }
     }

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 /// How long the rest of a message may take once its first byte has come, and
 /// how long a peer may leave our answers unread.
@@ -23,6 +24,7 @@ const BODY_MAX: usize = 4096;
 
 pub(super) const GET_STATUS: u32 = 40;
 pub(super) const SET_STATUS: u32 = 39;
+pub(super) const SET_BACKEND_REQ_FD: u32 = 21;
 
 /// What has come.
 pub(super) enum Incoming {
@@ -77,6 +79,21 @@ impl MessageSocket {
         let mut message = vec![0; HEADER_LEN + size];
         io::Read::read_exact(&mut &self.stream, &mut message).map_err(|e| e.to_string())?;
         Ok(Incoming::Status(message))
+    }
+
+    /// The socket that comes with the next message, left with it as well.
+    pub(super) fn peek_channel(&self) -> Option<UnixStream> {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut header = [0; HEADER_LEN];
+        let mut bufs = [io::IoSliceMut::new(&mut header)];
+        let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+        recvmsg(&self.stream, &mut bufs, &mut control, flags).ok()?;
+        let mut fds = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        fds.next().map(UnixStream::from)
     }
 
     pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {

@@ -1,9 +1,11 @@
 //! The ring itself: indices, descriptors, used entries, notification.
 #![expect(unsafe_code, reason = "raw access to rings in guest memory, checked when they are set")]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
-use super::{Chain, GuestBuf, QueueError, SEGMENTS_MAX};
+use super::inflight::{Tracker, crash_point};
+use super::{Chain, GuestBuf, InflightRegion, QueueError, SEGMENTS_MAX};
 use crate::guest_memory::GuestMemory;
 use crate::prefetch;
 
@@ -61,6 +63,19 @@ pub struct SplitQueue {
     next_used: u16,
     /// `next_used` at the last publication.
     published: u16,
+    /// Where requests in flight are noted, if the frontend keeps a region.
+    tracking: Option<Tracking>,
+    /// Chains that an earlier backend popped, the next one last. Only filled
+    /// while `avail_seen` is `next_avail`, so that a batch needn't look.
+    resubmit: Vec<u16>,
+}
+
+/// A tracker, and the heads given back since the last publication: a list of
+/// our own, since the used ring is the guest's to write.
+#[derive(Debug)]
+struct Tracking {
+    tracker: Tracker,
+    batch: Box<[u16]>,
 }
 
 // SAFETY: the pointers lead to guest memory, which is no thread's property;
@@ -88,11 +103,40 @@ impl SplitQueue {
             avail_seen: config.next_avail,
             next_used: 0,
             published: 0,
+            tracking: None,
+            resubmit: Vec::new(),
         };
         queue.rebind(memory)?;
         queue.next_used = u16::from_le(queue.used_index().load(Ordering::Relaxed));
         queue.published = queue.next_used;
         Ok(queue)
+    }
+
+    /// Notes from now on in `region`, as its queue number `index`, what is in
+    /// flight; and goes on where an earlier backend stopped: how many chains
+    /// are popped once more, or `None` where the region is new. To be called
+    /// before the first [`Self::pop`].
+    ///
+    /// # Errors
+    /// [`QueueError::Inflight`].
+    pub fn track(
+        &mut self,
+        region: Arc<InflightRegion>,
+        index: u16,
+    ) -> Result<Option<u16>, QueueError> {
+        let size = self.config.size;
+        let (tracker, recovered) = Tracker::new(region, index, size, self.next_used)?;
+        let batch = vec![0; usize::from(size)].into();
+        self.tracking = Some(Tracking { tracker, batch });
+        Ok(recovered.map(|recovered| {
+            // What the frontend says of the index is not as good: QEMU takes the
+            // used index after a crash, Cloud Hypervisor the driver's.
+            let again = recovered.next_avail.wrapping_sub(self.next_used);
+            self.next_avail = recovered.next_avail;
+            self.avail_seen = recovered.next_avail;
+            self.resubmit = recovered.heads;
+            again
+        }))
     }
 
     /// Finds the ring again in a new memory table.
@@ -145,7 +189,9 @@ impl SplitQueue {
     /// Whether the driver has put something there that was not yet taken.
     #[inline]
     pub fn has_available(&self) -> bool {
-        self.avail_seen != self.next_avail || self.load_avail() != self.next_avail
+        self.avail_seen != self.next_avail
+            || !self.resubmit.is_empty()
+            || self.load_avail() != self.next_avail
     }
 
     /// Asks the CPU for the first descriptors of up to `most` chains that can be
@@ -167,6 +213,11 @@ impl SplitQueue {
     #[inline]
     pub fn pop(&mut self, memory: &GuestMemory, chain: &mut Chain) -> Result<bool, QueueError> {
         if self.avail_seen == self.next_avail {
+            if let Some(head) = self.resubmit.pop() {
+                // It is noted as in flight, and keeps its place in the order.
+                self.walk(head, memory, chain)?;
+                return Ok(true);
+            }
             let avail = self.load_avail();
             if avail == self.next_avail {
                 return Ok(false);
@@ -179,6 +230,9 @@ impl SplitQueue {
         let entry = usize::from(self.next_avail & self.mask);
         let head = u16::from_le(self.word(self.avail, 2 + entry).load(Ordering::Relaxed));
         self.walk(head, memory, chain)?;
+        if let Some(tracking) = &mut self.tracking {
+            tracking.tracker.popped(head);
+        }
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(true)
     }
@@ -293,6 +347,10 @@ impl SplitQueue {
             AtomicU32::from_ptr(element).store(u32::from(head).to_le(), Ordering::Relaxed);
             AtomicU32::from_ptr(element.wrapping_add(1)).store(len.to_le(), Ordering::Relaxed);
         }
+        if let Some(tracking) = &mut self.tracking {
+            tracking.batch[entry] = head;
+            tracking.tracker.used(head);
+        }
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -307,6 +365,13 @@ impl SplitQueue {
         self.published = self.next_used;
         // Release: elements and data are visible before the index is.
         self.used_index().store(self.next_used.to_le(), Ordering::Release);
+        crash_point();
+        if let Some(tracking) = &self.tracking {
+            let count = self.next_used.wrapping_sub(old);
+            let entry = |i| usize::from(old.wrapping_add(i) & self.mask);
+            let heads = (0..count).map(|i| tracking.batch[entry(i)]);
+            tracking.tracker.published(heads, self.next_used);
+        }
         // The driver writes its wish, then looks at the index; we write the
         // index, then look at its wish. Only full fences keep both from
         // missing the other.

@@ -18,6 +18,8 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::guest_memory::{GuestMemory, RegionSpec};
 
+pub(super) mod inflight;
+
 const DESC: u64 = 0;
 const AVAIL: u64 = 0x8000;
 const USED: u64 = 0xa000;

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
@@ -18,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{
+    VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -46,6 +49,8 @@ pub(crate) const F_RO: u64 = 1 << 5;
 pub(crate) const F_FLUSH: u64 = 1 << 9;
 pub(crate) const F_CONFIG_WCE: u64 = 1 << 11;
 pub(crate) const F_MQ: u64 = 1 << 12;
+pub(crate) const F_DISCARD: u64 = 1 << 13;
+pub(crate) const F_WRITE_ZEROES: u64 = 1 << 14;
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
@@ -131,6 +136,8 @@ pub(crate) struct Vmm {
     pub(crate) ram_file: File,
     pub(crate) features: u64,
     pub(crate) rings: Vec<Ring>,
+    /// The inflight region, if the VMM keeps one.
+    pub(crate) inflight: Option<(VhostUserInflight, File)>,
 }
 
 impl Vmm {
@@ -141,7 +148,61 @@ impl Vmm {
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let (ram, ram_file) = guest_ram();
         let frontend = Frontend::from_stream(stream.try_clone().unwrap(), 8);
-        Self { frontend, stream, ram, ram_file, features: 0, rings: Vec::new() }
+        Self { frontend, stream, ram, ram_file, features: 0, rings: Vec::new(), inflight: None }
+    }
+
+    /// A VMM whose guest runs with queues of `size`, and that keeps an inflight
+    /// region, as QEMU does.
+    pub(crate) fn tracked(socket: &Path, queues: u16, size: u16) -> Self {
+        let features = VERSION_1 | EVENT_IDX | INDIRECT | F_FLUSH | F_MQ;
+        let features = features | F_DISCARD | F_WRITE_ZEROES;
+        let mut vmm = Self::negotiated(socket, features);
+        let asked = VhostUserInflight::new(0, 0, queues, size);
+        vmm.inflight = Some(vmm.frontend.get_inflight_fd(&asked).unwrap());
+        vmm.hand_over_inflight().unwrap();
+        vmm.share_ram();
+        for queue in 0..usize::from(queues) {
+            vmm.start_ring(Ring::new(queue, size));
+        }
+        vmm
+    }
+
+    pub(crate) fn hand_over_inflight(&mut self) -> Result<(), Box<dyn std::error::Error>> {
+        let (layout, file) = self.inflight.as_ref().unwrap();
+        Ok(self.frontend.set_inflight_fd(layout, file.as_raw_fd())?)
+    }
+
+    /// The backend went away: connects to the next one and tells it everything
+    /// anew, the guest's memory and rings being as they are. As QEMU does, it
+    /// gives the used index for where the ring stands. An error where that
+    /// backend goes away as well.
+    pub(crate) fn reconnect(&mut self, socket: &Path) -> Result<(), Box<dyn std::error::Error>> {
+        hang_up(&self.stream);
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        self.frontend = Frontend::from_stream(stream.try_clone()?, 8);
+        self.stream = stream;
+        self.frontend.set_owner()?;
+        self.frontend.get_features()?;
+        let known = self.frontend.get_protocol_features()?;
+        self.frontend.set_protocol_features(known)?;
+        self.frontend.set_features(self.features)?;
+        self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        if self.inflight.is_some() {
+            self.hand_over_inflight()?;
+        }
+        self.frontend.set_mem_table(&[self.region()])?;
+        for ring in &self.rings {
+            let at = ring.index;
+            self.frontend.set_vring_num(at, ring.size)?;
+            self.frontend.set_vring_base(at, self.load(ring.used + 2))?;
+            self.frontend.set_vring_addr(at, &self.ring_addresses(ring))?;
+            self.frontend.set_vring_kick(at, &ring.kick)?;
+            self.frontend.set_vring_call(at, &ring.call)?;
+            self.frontend.set_vring_enable(at, true)?;
+        }
+        Ok(())
     }
 
     /// A VMM whose guest runs with one queue of 256.
@@ -204,14 +265,19 @@ impl Vmm {
 
     /// Sends all about a ring and enables it.
     pub(crate) fn start_ring(&mut self, ring: Ring) {
+        self.try_start_ring(ring).unwrap();
+    }
+
+    pub(crate) fn try_start_ring(&mut self, ring: Ring) -> vhost::Result<()> {
         let at = ring.index;
-        self.frontend.set_vring_num(at, ring.size).unwrap();
-        self.frontend.set_vring_addr(at, &self.ring_addresses(&ring)).unwrap();
-        self.frontend.set_vring_base(at, ring.avail_index).unwrap();
-        self.frontend.set_vring_call(at, &ring.call).unwrap();
-        self.frontend.set_vring_kick(at, &ring.kick).unwrap();
-        self.frontend.set_vring_enable(at, true).unwrap();
+        self.frontend.set_vring_num(at, ring.size)?;
+        self.frontend.set_vring_addr(at, &self.ring_addresses(&ring))?;
+        self.frontend.set_vring_base(at, ring.avail_index)?;
+        self.frontend.set_vring_call(at, &ring.call)?;
+        self.frontend.set_vring_kick(at, &ring.kick)?;
+        self.frontend.set_vring_enable(at, true)?;
         self.rings.push(ring);
+        Ok(())
     }
 
     pub(crate) fn write(&self, addr: u64, bytes: &[u8]) {
@@ -300,6 +366,54 @@ impl Vmm {
         self.rings[queue].used_index = seen.wrapping_add(1);
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
         Some((word(0), word(4)))
+    }
+
+    /// The next used entry, if there is one already.
+    pub(crate) fn try_used(&mut self, queue: usize) -> Option<(u32, u32)> {
+        let ring = &self.rings[queue];
+        if self.load(ring.used + 2) == ring.used_index {
+            return None;
+        }
+        self.used_within(queue, Duration::ZERO)
+    }
+
+    /// Asks for a call at the next used entry and waits for that, or for the
+    /// backend to go away; whether it is still there.
+    pub(crate) fn wait_for_used(&self, queue: usize) -> bool {
+        let ring = &self.rings[queue];
+        self.store(ring.avail + 4 + 2 * u64::from(ring.size), ring.used_index);
+        fence(Ordering::SeqCst);
+        if self.load(ring.used + 2) != ring.used_index {
+            return true;
+        }
+        #[expect(unsafe_code, reason = "EventFd does not lend its descriptor")]
+        // SAFETY: the eventfd is open as long as the ring is borrowed.
+        let call = unsafe { std::os::fd::BorrowedFd::borrow_raw(ring.call.as_raw_fd()) };
+        let mut fds = [
+            PollFd::from_borrowed_fd(call, PollFlags::IN),
+            PollFd::new(&self.stream, PollFlags::RDHUP),
+        ];
+        let ready = poll(&mut fds, Some(&PATIENCE.try_into().unwrap())).unwrap();
+        assert!(ready > 0, "the device neither answers nor goes away");
+        let _ = ring.call.read();
+        fds[1].revents().is_empty()
+    }
+
+    /// Reads a sector; false if the backend goes away instead of answering (or
+    /// just after): [`Self::used`] has the answer of the next one.
+    pub(crate) fn answers_a_read(&mut self) -> bool {
+        let header = self.header(T_IN, 0);
+        let chain = [(header, 16, false), (DATA, 512, true), (Self::STATUS, 1, true)];
+        self.describe_chain(self.rings[0].desc, 0, &chain);
+        self.offer(0, 0);
+        self.kick(0);
+        // A call may come for nothing.
+        while self.wait_for_used(0) {
+            if self.try_used(0).is_some() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Writes a request's header; its address.

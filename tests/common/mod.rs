@@ -8,7 +8,9 @@
 )]
 
 pub(crate) mod frontend;
+pub(crate) mod http;
 pub(crate) mod scene;
+pub(crate) mod small_disk;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -82,6 +84,10 @@ impl Daemon {
 
     pub(crate) fn leaf(&self, vm: &str) -> PathBuf {
         self.dir.join("state").join(format!("{vm}.leaf"))
+    }
+
+    pub(crate) fn control(&self) -> http::Control {
+        http::Control::at(&self.dir.join("run/control.sock"))
     }
 
     pub(crate) fn pid(&self) -> rustix::process::Pid {

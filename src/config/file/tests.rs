@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::{RootEntry, VmEntry};
 
 fn parse_text(text: &str) -> Result<Settings, UsageError> {
     parse(Path::new("/etc/x.toml"), text)
@@ -21,6 +22,12 @@ fn every_key_reaches_its_setting() {
         hugepages = "off"
         reactors = 3
         poll-us = 0
+        control-socket = "/c"
+        control-group = "kvm"
+        log = "debug"
+        http-port = 9470
+        socket-group = "qemu"
+        keep-cache = true
         [[root]]
         name = "d"
         path = "/d.raw"
@@ -56,7 +63,13 @@ fn every_key_reaches_its_setting() {
             cache_block_bytes: Some(4096),
             hugepages: Some(HugepagesMode::Off),
             reactors: Some(3),
+            keep_cache: Some(true),
             poll_us: Some(0),
+            socket_group: Some("qemu".into()),
+            http_port: Some(9470),
+            control_socket: Some(ControlSocket::At("/c".into())),
+            control_group: Some("kvm".into()),
+            log: Some("debug".into()),
         }
     );
 }

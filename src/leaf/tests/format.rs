@@ -9,11 +9,12 @@ use super::super::header::{HeaderError, LEN, VERSION};
 use super::*;
 
 fn any_header() -> impl Strategy<Value = Header> {
-    let numbers = (any::<bool>(), any::<u64>(), any::<[u8; 16]>(), any::<u64>(), any::<u64>());
+    let flags = (any::<bool>(), any::<bool>());
+    let numbers = (flags, any::<u64>(), any::<[u8; 16]>(), any::<u64>(), any::<u64>());
     let root = (any::<u64>(), any::<[u8; 32]>(), "[a-zé]{0,80}");
     (numbers, 1u64..1 << 40, root).prop_map(
         |(
-            (clean, compatible, uuid, generation, created),
+            ((clean, map_void), compatible, uuid, generation, created),
             sectors,
             (len_bytes, fingerprint, name),
         )| {
@@ -22,6 +23,7 @@ fn any_header() -> impl Strategy<Value = Header> {
             Header {
                 clean,
                 compatible,
+                map_void,
                 uuid,
                 generation,
                 virtual_size,

@@ -17,6 +17,7 @@ pub(super) enum Op {
     /// Offset and length.
     Write(u64, u64),
     Punch(u64, u64),
+    SetLen(u64),
     Sync,
 }
 
@@ -28,9 +29,12 @@ pub(super) struct State {
     pub(super) ops: Vec<Op>,
     /// Most bytes that one write takes, if not all.
     pub(super) write_max: Option<usize>,
-    /// Errno of the writes and punches from the offset on.
+    /// Most bytes that one read gives, if not all.
+    pub(super) read_max: Option<usize>,
+    /// Errno of the writes from the offset on.
     pub(super) fail_writes: Option<(u64, i32)>,
     pub(super) fail_punch: Option<i32>,
+    pub(super) fail_set_len: Option<i32>,
     pub(super) fail_sync: Option<i32>,
 }
 
@@ -129,7 +133,7 @@ impl Storage for Mem {
         for buf in bufs {
             let at = offset + done as u64;
             let rest = usize::try_from(state.len.saturating_sub(at)).unwrap();
-            let buf = buf.take(rest);
+            let buf = buf.take(rest.min(state.read_max.unwrap_or(usize::MAX) - done));
             // SAFETY: valid for writes by the trait's contract.
             let into = unsafe { std::slice::from_raw_parts_mut(buf.ptr(), buf.len()) };
             state.get(at, into);
@@ -186,6 +190,17 @@ impl Storage for Mem {
     }
 
     fn write_back(&self, _offset: u64, _len: u64, _wait: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        if let Some(errno) = state.fail_set_len {
+            return fail(errno);
+        }
+        state.ops.push(Op::SetLen(len));
+        state.now.retain(|sector, _| *sector < len.div_ceil(512));
+        state.len = len;
         Ok(())
     }
 

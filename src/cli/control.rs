@@ -1,0 +1,97 @@
+//! What all commands share that ask a running leafblk: where it listens, and
+//! how its answers are shown.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::table::Table;
+use crate::config::{Environment, Settings, UsageError, file};
+use crate::control::client::Client;
+use crate::error::Error;
+
+/// Where leafblk listens.
+#[derive(Debug, Default, Args)]
+pub struct ControlArgs {
+    /// Its control socket [default: control.sock in the runtime directory]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Its runtime directory [default: /run/leafblk for root, else
+    /// $XDG_RUNTIME_DIR/leafblk]
+    #[arg(long, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// Its configuration file, to find its control socket
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Print leafblk's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl ControlArgs {
+    /// A client for that leafblk.
+    ///
+    /// # Errors
+    /// Settings that make no socket.
+    pub fn client(&self, env: &Environment) -> Result<Client, Error> {
+        if let Some(socket) = &self.socket {
+            return Ok(Client::new(&env.working_dir.join(socket)));
+        }
+        let flags = Settings { runtime_dir: self.runtime_dir.clone(), ..Settings::default() };
+        let settings = match &self.config {
+            Some(path) => file::load(&env.working_dir.join(path))?.overridden_by(flags),
+            None => flags,
+        };
+        let socket = settings.control_socket(env)?.ok_or_else(|| {
+            UsageError::CommandLine(
+                "the control API is off in that configuration; switch it on to use this command"
+                    .into(),
+            )
+        })?;
+        Ok(Client::new(&socket))
+    }
+
+    /// Prints an answer: as JSON where that is asked for, else as `text` has
+    /// it.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub fn show(
+        &self,
+        answer: &Value,
+        text: impl FnOnce() -> Result<String, Error>,
+    ) -> Result<(), Error> {
+        let text = if self.json { format!("{answer:#}\n") } else { text()? };
+        print(&text)
+    }
+
+    /// Says that something is done, unless JSON is asked for.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub fn done(&self, sentence: &str) -> Result<(), Error> {
+        if self.json { Ok(()) } else { print(&format!("{sentence}\n")) }
+    }
+}
+
+/// Prints to stdout.
+///
+/// # Errors
+/// As write(2).
+pub(super) fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Error::failure(format!("the answer can't be printed ({error})")))
+}
+
+/// Rows of `name: value`.
+pub(super) fn details(rows: &[(&str, String)]) -> String {
+    let mut table = Table::new(&[]);
+    for (name, value) in rows {
+        table.row([format!("{name}:"), value.clone()]);
+    }
+    table.to_string()
+}

@@ -1,0 +1,296 @@
+//! `leafblk vm …`: the VMs of a running leafblk.
+
+use bytesize::ByteSize;
+use clap::{Args, Subcommand};
+
+use super::control::{ControlArgs, details};
+use super::table::Table;
+use super::values::size;
+use crate::config::forms::{SizeForm, VmForm};
+use crate::config::name::{NameOf, check_name};
+use crate::config::{Environment, UsageError, VmEntry};
+use crate::control::client::Client;
+use crate::control::{Origin, ResizeRequest, ResizeResult, State, Told, VmInfo};
+use crate::error::Error;
+
+/// What to do with VMs.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Attach a VM: from now on, and again after a restart
+    #[command(after_help = "\
+Examples:
+  leafblk vm attach web1,root=debian
+  leafblk vm attach web1,root=debian,size=20GiB,queues=2
+  leafblk vm attach test,ephemeral
+
+The VM is described as by leafblk serve --vm. root= may be left out where
+leafblk has one root.")]
+    Attach(AttachArgs),
+    /// Detach a VM: its writes are made durable, its socket goes
+    Detach(ForceArgs),
+    /// List the VMs
+    List(ListArgs),
+    /// Show a VM
+    Show(OneArgs),
+    /// Discard every change of a VM: its disk is the root again
+    Reset(ForceArgs),
+    /// Make a VM's disk larger while it runs
+    Resize(ResizeArgs),
+    /// Make everything that a VM has written durable
+    Flush(OneArgs),
+}
+
+/// `leafblk vm attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The VM
+    #[arg(
+        value_name = "NAME,root=ROOT,…",
+        help = "The VM: NAME[,root=ROOT][,size=SIZE][,leaf=PATH][,socket=PATH][,queues=N]\
+                [,readonly][,ephemeral]"
+    )]
+    pub vm: String,
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// A command on one VM.
+#[derive(Debug, Args)]
+pub struct OneArgs {
+    /// The VM
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// A command on one VM that takes it from its client.
+#[derive(Debug, Args)]
+pub struct ForceArgs {
+    /// The VM
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Cut off a client (a running hypervisor) that is connected
+    #[arg(long)]
+    pub force: bool,
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `leafblk vm list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// `leafblk vm resize`.
+#[derive(Debug, Args)]
+pub struct ResizeArgs {
+    /// The VM
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The new size of its disk: 20GiB
+    #[arg(value_name = "SIZE")]
+    pub size: String,
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+impl VmCommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Mistakes in the flags; leafblk's refusal.
+    pub fn run(&self, env: &Environment) -> Result<(), Error> {
+        match self {
+            Self::Attach(args) => attach(args, env),
+            Self::Detach(args) => detach(args, env),
+            Self::List(args) => list(args, env),
+            Self::Show(args) => show(args, env),
+            Self::Reset(args) => reset(args, env),
+            Self::Resize(args) => resize(args, env),
+            Self::Flush(args) => {
+                let client = args.control.client(env)?;
+                let path = format!("{}/flush", path_of(&args.name)?);
+                client.post::<()>(&path, None).map_err(Error::failure)?;
+                args.control.done(&format!("VM {} is flushed", args.name))
+            }
+        }
+    }
+}
+
+/// A VM's path. A name that is none is refused here: it could be another path.
+fn path_of(name: &str) -> Result<String, UsageError> {
+    check_name(NameOf::Vm, name)?;
+    Ok(format!("/v1/vms/{name}"))
+}
+
+fn attach(args: &AttachArgs, env: &Environment) -> Result<(), Error> {
+    let mut entry = VmEntry::parse(&args.vm)?;
+    for path in [&mut entry.leaf, &mut entry.socket].into_iter().flatten() {
+        *path = env.working_dir.join(&*path);
+    }
+    let client = args.control.client(env)?;
+    let answer = client.post("/v1/vms", Some(&VmForm::from(&entry))).map_err(Error::failure)?;
+    args.control.show(&answer, || {
+        let vm = read(&client, &answer)?;
+        Ok(format!(
+            "{}: socket {}, leaf {}, size {}, root {}\n",
+            vm.name,
+            vm.socket,
+            vm.leaf,
+            bytes(vm.size_bytes),
+            vm.root
+        ))
+    })
+}
+
+fn detach(args: &ForceArgs, env: &Environment) -> Result<(), Error> {
+    let client = args.control.client(env)?;
+    let path = path_of(&args.name)?;
+    // Asked for first: what the configuration has comes back.
+    let origin = client.get(&path).ok().and_then(|answer| read(&client, &answer).ok());
+    client.delete(&format!("{path}{}", query(args.force))).map_err(Error::failure)?;
+    let until = match origin.map(|vm| vm.origin) {
+        Some(Origin::Configuration) => {
+            ", until the configuration is reloaded or leafblk starts again"
+        }
+        _ => "",
+    };
+    args.control.done(&format!("VM {} is detached{until}", args.name))
+}
+
+fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {
+    let client = args.control.client(env)?;
+    let answer = client.get("/v1/vms").map_err(Error::failure)?;
+    args.control.show(&answer, || {
+        let vms: Vec<VmInfo> = client.read(answer.clone()).map_err(Error::failure)?;
+        let mut table = Table::new(&["NAME", "STATE", "CLIENT", "ROOT", "SIZE", "LEAF", "ORIGIN"]);
+        for vm in &vms {
+            table.row([
+                vm.name.clone(),
+                state(vm.state).into(),
+                yes(vm.connected).into(),
+                vm.root.clone(),
+                bytes(vm.size_bytes),
+                bytes(vm.leaf_held_bytes),
+                origin(vm.origin).into(),
+            ]);
+        }
+        Ok(table.to_string())
+    })
+}
+
+fn show(args: &OneArgs, env: &Environment) -> Result<(), Error> {
+    let client = args.control.client(env)?;
+    let answer = client.get(&path_of(&args.name)?).map_err(Error::failure)?;
+    args.control.show(&answer, || Ok(describe(&read(&client, &answer)?)))
+}
+
+fn describe(vm: &VmInfo) -> String {
+    let mut rows = vec![("name", vm.name.clone()), ("state", state(vm.state).into())];
+    if let Some(reason) = &vm.reason {
+        rows.push(("reason", reason.clone()));
+    }
+    rows.extend([
+        ("client", yes(vm.connected).into()),
+        ("root", vm.root.clone()),
+        ("size", bytes(vm.size_bytes)),
+        ("leaf", vm.leaf.clone()),
+        ("leaf holds", bytes(vm.leaf_held_bytes)),
+        ("leaf occupies", bytes(vm.leaf_allocated_bytes)),
+        ("socket", vm.socket.clone()),
+        ("queues", vm.queues.to_string()),
+        ("readonly", yes(vm.readonly).into()),
+        ("ephemeral", yes(vm.ephemeral).into()),
+        ("reactor", vm.reactor.map_or("-".into(), |reactor| reactor.to_string())),
+        ("connections", vm.connections.to_string()),
+        ("origin", origin(vm.origin).into()),
+    ]);
+    if vm.poisoned {
+        rows.push(("poisoned", "yes: writing its leaf failed; detach and attach it again".into()));
+    }
+    if let Some(counters) = &vm.counters {
+        let size = |bytes| ByteSize::b(bytes).to_string();
+        rows.extend([
+            ("reads", counters.reads.to_string()),
+            ("writes", counters.writes.to_string()),
+            ("flushes", counters.flushes.to_string()),
+            ("discards", counters.discards.to_string()),
+            ("write-zeroes", counters.write_zeroes.to_string()),
+            ("errors", counters.errors.to_string()),
+            ("read from leaf", size(counters.read_bytes_leaf)),
+            ("read from cache", size(counters.read_bytes_cache)),
+            ("read from root", size(counters.read_bytes_root)),
+            ("read as zeros", size(counters.read_bytes_zero)),
+            ("written", size(counters.written_bytes)),
+        ]);
+    }
+    details(&rows)
+}
+
+fn reset(args: &ForceArgs, env: &Environment) -> Result<(), Error> {
+    let client = args.control.client(env)?;
+    let path = format!("{}/reset{}", path_of(&args.name)?, query(args.force));
+    let answer = client.post::<()>(&path, None).map_err(Error::failure)?;
+    args.control.show(&answer, || {
+        let vm = read(&client, &answer)?;
+        Ok(format!("VM {} is what its root {} is\n", vm.name, vm.root))
+    })
+}
+
+fn resize(args: &ResizeArgs, env: &Environment) -> Result<(), Error> {
+    let path = format!("{}/resize", path_of(&args.name)?);
+    let bytes = size("SIZE", Some(&args.size))?.unwrap_or(0);
+    let client = args.control.client(env)?;
+    let request = ResizeRequest { size: SizeForm(bytes) };
+    let answer = client.post(&path, Some(&request)).map_err(Error::failure)?;
+    args.control.show(&answer, || {
+        let result: ResizeResult = client.read(answer.clone()).map_err(Error::failure)?;
+        let told = match result.told {
+            Told::Client => "its client was told",
+            Told::Nobody => "no client is connected",
+            Told::NotPossible => "its client can't be told and sees it when it connects again",
+        };
+        Ok(format!("VM {} has {} now; {told}\n", args.name, self::bytes(result.vm.size_bytes)))
+    })
+}
+
+fn read(client: &Client, answer: &serde_json::Value) -> Result<VmInfo, Error> {
+    client.read(answer.clone()).map_err(Error::failure)
+}
+
+const fn query(force: bool) -> &'static str {
+    if force { "?force=true" } else { "" }
+}
+
+/// A size for people; `-` where there is none.
+pub(super) fn bytes(bytes: Option<u64>) -> String {
+    bytes.map_or("-".into(), |bytes| ByteSize::b(bytes).to_string())
+}
+
+pub(super) const fn state(state: State) -> &'static str {
+    match state {
+        State::Attaching => "attaching",
+        State::Serving => "serving",
+        State::Changing => "changing",
+        State::Failed => "failed",
+    }
+}
+
+pub(super) const fn origin(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Configuration => "configuration",
+        Origin::Api => "api",
+    }
+}
+
+const fn yes(flag: bool) -> &'static str {
+    if flag { "yes" } else { "no" }
+}

@@ -1,0 +1,104 @@
+//! What requests bring and answers carry: JSON bodies, names, queries. Each
+//! mistake in them ends as a problem document.
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::App;
+use super::problem::{Kind, Problem};
+
+/// An answer in JSON.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_vec(&self.0) {
+            Ok(mut bytes) => {
+                // A line, for terminals.
+                bytes.push(b'\n');
+                let kind = HeaderValue::from_static("application/json");
+                ([(header::CONTENT_TYPE, kind)], bytes).into_response()
+            }
+            Err(error) => {
+                // Our own types: only a bug could make one unwritable.
+                let (_, status, title) = Kind::Failed.about();
+                log::error!("an answer can't be written as JSON: {error}");
+                (status, title).into_response()
+            }
+        }
+    }
+}
+
+/// A JSON body, read within the server's bounds of size and time. Its
+/// Content-Type is not looked at, so that plain `curl -d` works.
+pub(super) struct JsonBody<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let bytes = read_body(request.into_body(), app).await?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => Kind::Invalid
+                .because(format!("the body doesn't fit ({error}); docs/control.md has the keys")),
+            _ => Kind::BadRequest
+                .because(format!("the body is no JSON ({error}); send one JSON object")),
+        })
+    }
+}
+
+async fn read_body(body: Body, app: &App) -> Result<Vec<u8>, Problem> {
+    let bounds = app.bounds();
+    let whole = Limited::new(body, bounds.body_bytes_max).collect();
+    let collected = tokio::time::timeout(bounds.body_time_max, whole).await.map_err(|_| {
+        let seconds = bounds.body_time_max.as_secs_f32();
+        Kind::Timeout.because(format!("the body is not there after {seconds} s; send it at once"))
+    })?;
+    match collected {
+        Ok(body) => Ok(body.to_bytes().into()),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            let most = bounds.body_bytes_max;
+            Err(Kind::BodyTooLarge.because(format!("a body has at most {most} bytes; send less")))
+        }
+        Err(error) => Err(Kind::BadRequest.because(format!("the body can't be read: {error}"))),
+    }
+}
+
+/// The name in a path.
+pub(super) struct Name(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let name = Path::<String>::from_request_parts(parts, state).await;
+        name.map(|Path(name)| Self(name)).map_err(|error| Kind::BadRequest.because(error))
+    }
+}
+
+/// Whether `?force=true` was said.
+pub(super) struct Force(pub(super) bool);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ForceForm {
+    #[serde(default)]
+    force: bool,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Force {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let form = Query::<ForceForm>::from_request_parts(parts, state).await;
+        form.map(|Query(form)| Self(form.force)).map_err(|error| {
+            Kind::BadRequest.because(format!("{error}; the query is force=true or nothing"))
+        })
+    }
+}

@@ -1,0 +1,124 @@
+//! `/v1/stats`, `/v1/vms/{name}/map`, `/metrics`: what the host does, to be
+//! looked at again and again.
+
+use std::sync::{Mutex, PoisonError};
+
+use axum::extract::{FromRequestParts, Query, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::App;
+use super::json::{Json, Name};
+use super::problem::{Kind, Problem};
+use crate::config::name::NameOf;
+use crate::daemon::{Host, HostError, State as Life};
+use crate::disk::{CELLS_MAX, DiskMap};
+use crate::stats::{CacheStats, HostStats, ReactorStats, RootStats, VmStats, exposition};
+
+/// Cells of a map where no number is asked for.
+const CELLS_DEFAULT: u32 = 1024;
+
+impl HostStats {
+    /// The values at this moment. VMs and roots that are not served have none.
+    fn of(host: &Host) -> Self {
+        let vms = host.vms();
+        let served = || vms.iter().filter_map(|view| Some((view.vm.as_ref()?, view.reactor?)));
+        let reactors = host.reactors().iter().enumerate();
+        let roots = host.roots();
+        let roots = roots.iter().filter_map(|view| Some((view.root.as_ref()?, view.users.len())));
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: host.started().0.elapsed().as_secs_f64(),
+            cache: CacheStats::read(host.cache(), served().map(|(vm, _)| &**vm.disk())),
+            reactors: reactors.map(|(i, mail)| ReactorStats::read(i, mail.counters())).collect(),
+            roots: roots.map(|(root, vms)| RootStats::read(root.root(), vms)).collect(),
+            vms: served().map(|(vm, reactor)| VmStats::read(vm.disk(), reactor)).collect(),
+        }
+    }
+}
+
+/// Show what the host does
+///
+/// Counters since the start of the daemon, or since a VM was attached or reset.
+#[utoipa::path(get, path = "/v1/stats", tag = "host", responses(
+    (status = 200, description = "All values", body = HostStats),
+))]
+pub(super) async fn stats(State(app): State<App>) -> Result<Json<HostStats>, Problem> {
+    app.look(|host| Ok(HostStats::of(host))).await.map(Json)
+}
+
+/// Show the same for Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "host", responses(
+    (status = 200, description = "Prometheus's text format 0.0.4", body = String,
+        content_type = "text/plain"),
+))]
+pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
+    let text = app.look(|host| Ok(exposition::text(&HostStats::of(host)))).await?;
+    let kind = HeaderValue::from_static(exposition::CONTENT_TYPE);
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+/// How many cells a map is to have.
+pub(super) struct Cells(u32);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CellsForm {
+    cells: Option<u32>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Cells {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let form = Query::<CellsForm>::from_request_parts(parts, state).await;
+        let cells = form.ok().map(|Query(form)| form.cells.unwrap_or(CELLS_DEFAULT));
+        cells.filter(|cells| (1..=CELLS_MAX).contains(cells)).map(Self).ok_or_else(|| {
+            let sentence = format!("the query is cells=N, from 1 to {CELLS_MAX}, or nothing");
+            Kind::BadRequest.because(sentence)
+        })
+    }
+}
+
+/// Show where a VM's sectors would come from
+///
+/// The disk in cells of equal size, each with the number of its sectors that
+/// the leaf holds, that are cached, that would have to be read, that are zeros.
+#[utoipa::path(get, path = "/v1/vms/{name}/map", tag = "vms",
+    params(
+        ("name" = String, Path, description = "The VM"),
+        ("cells" = Option<u32>, Query, description = "How many cells, 1024 if left out",
+            minimum = 1, maximum = 4096),
+    ),
+    responses(
+        (status = 200, description = "The map", body = DiskMap),
+        (status = 400, description = "Not so many cells", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 404, description = "There is no such VM", body = Problem,
+            content_type = "application/problem+json"),
+        (status = 409, description = "The VM is not served", body = Problem,
+            content_type = "application/problem+json"),
+    ))]
+pub(super) async fn map(
+    State(app): State<App>,
+    Name(name): Name,
+    Cells(cells): Cells,
+) -> Result<Json<DiskMap>, Problem> {
+    app.look(move |host| make_map(host, name, cells)).await.map(Json)
+}
+
+fn make_map(host: &Host, name: String, cells: u32) -> Result<DiskMap, HostError> {
+    /// One at a time: it is memory that reactors want in the CPU's cache too.
+    static TURN: Mutex<()> = Mutex::new(());
+    let view = host.vm(&name)?;
+    let Some(vm) = view.vm else {
+        return Err(match view.state {
+            Life::Failed(reason) => HostError::NotServed { of: NameOf::Vm, name, reason },
+            _ => HostError::Busy { of: NameOf::Vm, name, doing: "attached" },
+        });
+    };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(vm.disk().map(cells))
+}

@@ -1,0 +1,107 @@
+//! Changes of roots: add and remove.
+
+use std::sync::Arc;
+
+use super::error::HostError;
+use super::host::{Host, RootView};
+use super::table::{Life, Origin};
+use crate::cache::RootKey;
+use crate::config::name::NameOf;
+use crate::config::paths::PathClaim;
+use crate::config::{RootConfig, RootEntry};
+use crate::disk::CachedRoot;
+use crate::error::Error;
+use crate::root::Root;
+
+impl Host {
+    /// Adds a root: there until it is removed, also after a restart.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing has changed then.
+    pub fn add_root(&self, entry: &RootEntry) -> Result<RootView, HostError> {
+        self.table().check_new(NameOf::Root, &entry.name, Origin::Api)?;
+        let config = RootConfig::resolve(entry)?;
+        self.add_resolved(config, Origin::Api)?;
+        self.root(&entry.name)
+    }
+
+    /// Adds an entry of the state file; where that fails, it stays known as
+    /// failed.
+    pub(super) fn restore_root(&self, entry: &RootEntry) -> Result<(), HostError> {
+        let config = RootConfig::resolve(entry)?;
+        let added = self.add_resolved(config.clone(), Origin::Api);
+        match &added {
+            // There is one by that name, which is not to be touched.
+            Ok(()) | Err(HostError::Exists { .. }) => {}
+            Err(error) => self.table().fail_root(config, Origin::Api, error.to_string()),
+        }
+        added
+    }
+
+    pub(super) fn add_resolved(&self, config: RootConfig, origin: Origin) -> Result<(), HostError> {
+        let name = config.name.clone();
+        let claims = vec![PathClaim::of_root(&config)];
+        self.table().begin_root(config.clone(), origin, claims)?;
+        let result =
+            self.open_root(&config).and_then(|root| self.publish_root(root, &name, origin));
+        if result.is_err() {
+            self.table().remove_root(&name);
+        }
+        result
+    }
+
+    fn open_root(&self, config: &RootConfig) -> Result<CachedRoot, HostError> {
+        let root = Root::open(&config.name, &config.path);
+        self.cached(root.map_err(|e| HostError::Unfit(Error::failure(e)))?)
+    }
+
+    /// Gives a root its part of the cache.
+    pub(super) fn cached(&self, root: Root) -> Result<CachedRoot, HostError> {
+        let cache = self.cache();
+        let key = root.state_key().map(RootKey);
+        let table = cache.add_root_as(root.sectors(), key).map_err(HostError::failed)?;
+        Ok(CachedRoot::new(root, table, cache.block_bytes()))
+    }
+
+    fn publish_root(&self, root: CachedRoot, name: &str, origin: Origin) -> Result<(), HostError> {
+        if origin == Origin::Api {
+            self.table().root(name)?.keep = true;
+            if let Err(error) = self.keep() {
+                self.table().root(name)?.keep = false;
+                return Err(error);
+            }
+        }
+        self.table().root(name)?.life = Life::Serving(Arc::new(root));
+        log::info!("root {name}: added");
+        Ok(())
+    }
+
+    /// Removes a root that no VM has; its blocks leave the cache. A root of
+    /// the configuration comes back with the next start or reload.
+    ///
+    /// # Errors
+    /// [`HostError`]. After [`HostError::Failed`] the root is gone even so, and
+    /// will be back at a restart.
+    pub fn remove_root(&self, name: &str) -> Result<(), HostError> {
+        let root = {
+            let mut table = self.table();
+            let users = table.users(name).join(", ");
+            let row = table.root(name)?;
+            if !users.is_empty() {
+                let users = format!("VM {users}");
+                return Err(HostError::RootUsed { name: name.into(), users });
+            }
+            let root = match &row.life {
+                Life::Failed(_) => None,
+                _ => Some(Arc::clone(row.serving(NameOf::Root, name)?)),
+            };
+            table.remove_root(name);
+            root
+        };
+        // Evicts its blocks, unless somebody still looks at it.
+        drop(root);
+        self.keep()?;
+        log::info!("root {name}: removed");
+        Ok(())
+    }
+}

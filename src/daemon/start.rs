@@ -1,0 +1,257 @@
+//! The start: everything is looked at, then something is changed.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+
+use super::acceptor::Acceptor;
+use super::error::HostError;
+use super::group;
+use super::host::Host;
+use super::sockets::{self, OwnedSocket, SocketError};
+use super::state_file::{self, Attached, StateFile};
+use super::table::{Configured, Life, NewVm, Origin, Table};
+use super::vm::{BoundVm, ListeningVm, PlannedVm};
+use crate::cache::{self, Cache, CacheConfig, Hugepages};
+use crate::config::name::NameOf;
+use crate::config::paths::PathClaim;
+use crate::config::{Config, ControlConfig, Directories, HugepagesMode, VmEntry};
+use crate::error::Error;
+use crate::reactor::{Mailbox, Reactor, Watchdog};
+use crate::root::Root;
+
+/// What a start makes.
+pub(super) struct Started {
+    pub(super) host: Host,
+    pub(super) engine: Engine,
+    pub(super) control_socket: Option<OwnedSocket>,
+    /// On the loopback address, for looking.
+    pub(super) http: Option<TcpListener>,
+}
+
+/// The threads that serve I/O. Dropping it ends them; devices are detached
+/// before.
+pub(super) struct Engine {
+    reactors: Vec<Reactor>,
+    // After the reactors: it gets them out of calls.
+    _watchdog: Watchdog,
+}
+
+/// Starts everything but the control server.
+///
+/// # Errors
+/// What is wrong with the configuration's roots and VMs, with the state file,
+/// or with this machine. What came through the API and can't be had now is no
+/// error: it is in the log and stays known as failed.
+pub(super) fn start(config: &Config) -> Result<Started, Error> {
+    let group = config.control.as_ref().and_then(|control| control.group.as_deref());
+    let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
+    let socket_group = config.socket_group.as_deref();
+    let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
+    let attached = match config.control {
+        Some(_) => state_file::read(&config.state_dir).map_err(Error::failure)?,
+        None => Attached::default(),
+    };
+    let roots: Vec<Root> = config
+        .roots
+        .iter()
+        .map(|root| Root::open(&root.name, &root.path).map_err(Error::failure))
+        .collect::<Result<_, _>>()?;
+    let planned = plan(config, &roots)?;
+    let http = config.http_port.map(bind_http).transpose()?;
+    let runtime_dir_is_new = !config.runtime_dir.exists();
+    for directory in [&config.runtime_dir, &config.state_dir] {
+        sockets::create_private_dir(directory).map_err(Error::failure)?;
+    }
+    let cache = make_cache(config)?;
+    // All sockets before any leaf: one that is in use creates nothing.
+    let bound =
+        planned.into_iter().map(|plan| plan.bind(socket_group)).collect::<Result<Vec<_>, _>>()?;
+    let control_socket =
+        config.control.as_ref().map(|control| bind_control(control, group)).transpose()?;
+    let state = config.control.as_ref().map(|_| StateFile::take(&config.state_dir));
+    let state = state.transpose().map_err(Error::failure)?;
+    if runtime_dir_is_new {
+        let_groups_pass(&config.runtime_dir, group, socket_group).map_err(Error::failure)?;
+    }
+    let engine = start_reactors(config, &cache)?;
+    let mailboxes = engine.reactors.iter().map(|reactor| Arc::clone(reactor.mailbox())).collect();
+    let acceptor = Acceptor::start().map_err(|source| {
+        Error::failure(format!("can't start to accept connections: {source}; check the limits"))
+    })?;
+    let claim = config.control.as_ref().map(|control| PathClaim::of_control(&control.socket));
+    let table = Table::with_paths(claim.as_slice());
+    let directories =
+        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
+    let host = Host::new(directories, cache, mailboxes, acceptor, table, state, socket_group);
+    host.table().configured = Configured::of(config);
+    host.serve_configured(config, roots, bound)?;
+    host.restore(attached);
+    let kept = host.cache().stats().kept * u64::from(config.cache_block_bytes);
+    if kept > 0 {
+        log::info!("took over {} of cached blocks from an earlier start", ByteSize::b(kept));
+    }
+    Ok(Started { host, engine, control_socket, http })
+}
+
+/// Lets those groups reach the sockets that may use some; two groups can't both
+/// own the directory.
+fn let_groups_pass(
+    runtime_dir: &Path,
+    control: Option<u32>,
+    vms: Option<u32>,
+) -> Result<(), SocketError> {
+    match (control, vms) {
+        (None, None) => Ok(()),
+        (Some(group), None) | (None, Some(group)) => sockets::let_pass(runtime_dir, group),
+        (Some(one), Some(other)) if one == other => sockets::let_pass(runtime_dir, one),
+        (Some(_), Some(_)) => sockets::let_all_pass(runtime_dir),
+    }
+}
+
+fn plan(config: &Config, roots: &[Root]) -> Result<Vec<PlannedVm>, Error> {
+    let plan = |vm: &crate::config::VmConfig| {
+        let root = roots.iter().find(|root| root.name() == vm.root);
+        let no_root = || Error::failure(format!("there is no root {}", vm.root));
+        PlannedVm::new(vm.clone(), root.ok_or_else(no_root)?)
+    };
+    config.vms.iter().map(plan).collect()
+}
+
+fn bind_control(control: &ControlConfig, group: Option<u32>) -> Result<OwnedSocket, Error> {
+    let socket = OwnedSocket::bind(&control.socket).map_err(|error| {
+        let hint = "or choose another --control-socket for this one, or off";
+        Error::failure(format!("control API: {error}; {hint}"))
+    })?;
+    if let Some(group) = group {
+        socket.share_with(group).map_err(Error::failure)?;
+    }
+    Ok(socket)
+}
+
+fn bind_http(port: u16) -> Result<TcpListener, Error> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|source| {
+        Error::failure(format!(
+            "can't listen on 127.0.0.1:{port} ({source}); choose another --http-port, or none"
+        ))
+    })
+}
+
+fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
+    let settings = CacheConfig {
+        size_bytes: config.cache_size_bytes,
+        block_bytes: config.cache_block_bytes,
+        hugepages: match config.hugepages {
+            HugepagesMode::Auto => Hugepages::Auto,
+            HugepagesMode::On => Hugepages::On,
+            HugepagesMode::Off => Hugepages::Off,
+        },
+        readers_max: config.reactors,
+    };
+    let made = if config.keep_cache {
+        Cache::keeping(&settings, &config.runtime_dir)
+    } else {
+        let bytes = cache::discard(&config.runtime_dir);
+        if bytes > 0 {
+            log::info!("removed {} of cache that an earlier start left", ByteSize::b(bytes));
+        }
+        Cache::new(&settings)
+    };
+    let (cache, warning) = made.map_err(Error::failure)?;
+    if let Some(warning) = warning {
+        log::warn!("{warning}");
+    }
+    Ok(cache)
+}
+
+fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Engine, Error> {
+    let failed = |source: std::io::Error| {
+        Error::failure(format!(
+            "can't start a reactor: {source}; leafblk needs io_uring (Linux 6.1 or newer, \
+             kernel.io_uring_disabled=0)"
+        ))
+    };
+    let mailboxes: Arc<[Arc<Mailbox>]> = (0..config.reactors)
+        .map(|_| Mailbox::new())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?
+        .into();
+    let watchdog = Watchdog::start(Arc::clone(&mailboxes)).map_err(failed)?;
+    let reactors = (0..u16::try_from(config.reactors).unwrap_or(u16::MAX))
+        .map(|index| {
+            Reactor::start(index, Arc::clone(cache), Arc::clone(&mailboxes), config.poll_us)
+                .map_err(failed)
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Engine { reactors, _watchdog: watchdog })
+}
+
+impl Host {
+    /// Serves what the configuration names, all of it or nothing.
+    fn serve_configured(
+        &self,
+        config: &Config,
+        roots: Vec<Root>,
+        bound: Vec<BoundVm>,
+    ) -> Result<(), Error> {
+        for (root_config, root) in config.roots.iter().zip(roots) {
+            let cached = Arc::new(self.cached(root)?);
+            let claims = vec![PathClaim::of_root(root_config)];
+            let mut table = self.table();
+            table.begin_root(root_config.clone(), Origin::Configuration, claims)?;
+            table.root(&root_config.name)?.life = Life::Serving(cached);
+        }
+        let opened =
+            bound.into_iter().map(|vm| self.open_configured(vm)).collect::<Result<Vec<_>, _>>()?;
+        for vm in opened {
+            self.publish(vm, Origin::Configuration)?;
+        }
+        Ok(())
+    }
+
+    fn open_configured(&self, bound: BoundVm) -> Result<ListeningVm, Error> {
+        let inner = self.inner();
+        let config = bound.config().clone();
+        let entry = VmEntry { name: config.name.clone(), ..VmEntry::default() };
+        let claims = PathClaim::of_vm(&config).into();
+        let new = NewVm { config, entry, origin: Origin::Configuration, claims };
+        let (root, reactor) = self.table().begin_vm(new, inner.mailboxes.len())?;
+        let mailbox = Arc::clone(&inner.mailboxes[reactor]);
+        bound.attach(&root, &inner.directories.runtime, mailbox)
+    }
+
+    /// Attaches what came through the API before. What has a name of the
+    /// configuration gives way to it, and is forgotten.
+    fn restore(&self, attached: Attached) {
+        let mut forgotten = false;
+        for root in attached.roots {
+            forgotten |= self.restored(NameOf::Root, &root.name, self.restore_root(&root));
+        }
+        for vm in attached.vms {
+            let name = vm.name.clone();
+            forgotten |= self.restored(NameOf::Vm, &name, self.restore_vm(vm));
+        }
+        if forgotten && let Err(error) = self.keep() {
+            log::error!("{error}");
+        }
+    }
+
+    fn restored(&self, of: NameOf, name: &str, result: Result<(), HostError>) -> bool {
+        match result {
+            Ok(()) => false,
+            Err(HostError::Exists { .. }) => {
+                log::warn!(
+                    "{of} {name} was attached through the API and is in the configuration now; \
+                     the configuration's counts, the other is forgotten"
+                );
+                true
+            }
+            Err(error) => {
+                log::error!("{of} {name}, attached through the API, is not served: {error}");
+                false
+            }
+        }
+    }
+}

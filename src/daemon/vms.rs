@@ -1,0 +1,234 @@
+//! Changes of VMs: attach, detach, reset, resize, flush.
+//!
+//! A change takes the VM's row out of others' reach first (see `table.rs`),
+//! works without any lock, and puts the row right afterwards. The state file
+//! is written before an attach and after a detach is answered for: a crash
+//! between leaves a VM that nobody was told of, or one that nobody was told is
+//! gone.
+
+use std::sync::Arc;
+
+use super::acceptor::Kept;
+use super::error::HostError;
+use super::host::{Host, VmView};
+use super::table::{Life, NewVm, Origin};
+use super::vm::{ListeningVm, PlannedVm, Vm};
+use crate::config::name::NameOf;
+use crate::config::paths::PathClaim;
+use crate::config::{VmConfig, VmEntry};
+use crate::disk::CachedRoot;
+
+impl Host {
+    /// Attaches a VM: there until it is detached, also after a restart.
+    ///
+    /// # Errors
+    /// [`HostError`]; nothing has changed then.
+    pub fn attach(&self, entry: VmEntry) -> Result<VmView, HostError> {
+        let name = entry.name.clone();
+        self.table().check_new(NameOf::Vm, &name, Origin::Api)?;
+        let (config, entry) = self.resolve(entry)?;
+        self.attach_resolved(config, entry, Origin::Api)?;
+        self.vm(&name)
+    }
+
+    /// What an entry means here; and the entry with its root named, as it is
+    /// kept.
+    fn resolve(&self, mut entry: VmEntry) -> Result<(VmConfig, VmEntry), HostError> {
+        let table = self.table();
+        let roots = table.roots.keys().map(String::as_str);
+        let config = VmConfig::resolve(&entry, roots, &self.inner().directories)?;
+        entry.root = Some(config.root.clone());
+        Ok((config, entry))
+    }
+
+    /// Attaches an entry of the state file; where that fails, it stays known
+    /// as failed.
+    pub(super) fn restore_vm(&self, entry: VmEntry) -> Result<(), HostError> {
+        let (mut config, entry) = self.resolve(entry)?;
+        if config.leaf.exists() {
+            // It may have grown since the entry was written.
+            config.size = None;
+        }
+        let attached = self.attach_resolved(config.clone(), entry.clone(), Origin::Api);
+        match &attached {
+            // There is one by that name, which is not to be touched.
+            Ok(()) | Err(HostError::Exists { .. }) => {}
+            Err(error) => self.table().fail_vm(config, entry, Origin::Api, error.to_string()),
+        }
+        attached
+    }
+
+    pub(super) fn attach_resolved(
+        &self,
+        config: VmConfig,
+        entry: VmEntry,
+        origin: Origin,
+    ) -> Result<(), HostError> {
+        let name = config.name.clone();
+        let claims = PathClaim::of_vm(&config).into();
+        let new = NewVm { config: config.clone(), entry, origin, claims };
+        let reactors = self.inner().mailboxes.len();
+        let (root, reactor) = self.table().begin_vm(new, reactors)?;
+        let result = self.make(config, &root, reactor).and_then(|vm| self.publish(vm, origin));
+        match &result {
+            Ok(()) => log::info!("VM {name}: attached"),
+            Err(_) => self.table().remove_vm(&name),
+        }
+        result
+    }
+
+    fn make(
+        &self,
+        config: VmConfig,
+        root: &Arc<CachedRoot>,
+        reactor: usize,
+    ) -> Result<ListeningVm, HostError> {
+        let inner = self.inner();
+        let plan = PlannedVm::new(config, root.root()).map_err(HostError::Unfit)?;
+        let bound = plan.bind(self.inner().socket_group).map_err(HostError::Unfit)?;
+        let mailbox = Arc::clone(&inner.mailboxes[reactor]);
+        bound.attach(root, &inner.directories.runtime, mailbox).map_err(HostError::Failed)
+    }
+
+    /// Keeps the VM, then lets clients in.
+    pub(super) fn publish(&self, listening: ListeningVm, origin: Origin) -> Result<(), HostError> {
+        let vm = Arc::clone(listening.vm());
+        let name = vm.disk().name();
+        if origin == Origin::Api {
+            self.table().vm(name)?.row.keep = true;
+            if let Err(error) = self.keep() {
+                self.table().vm(name)?.row.keep = false;
+                let _ = vm.close();
+                return Err(error);
+            }
+        }
+        self.table().vm(name)?.row.life = Life::Serving(Arc::clone(&vm));
+        self.inner().acceptor.add(listening);
+        Ok(())
+    }
+
+    /// Detaches a VM: drains, flushes and closes it, and removes its socket. A
+    /// client that is connected keeps it, or is cut off with `force`. A VM of
+    /// the configuration comes back with the next start or reload.
+    ///
+    /// # Errors
+    /// [`HostError`]. After [`HostError::Failed`] the VM is gone even so, and
+    /// the sentence says what is wrong with its leaf or the state file.
+    pub fn detach(&self, name: &str, force: bool) -> Result<(), HostError> {
+        if self.forget_failed(name)? {
+            return self.keep();
+        }
+        let listening = self.take_out(name, force, "detached")?;
+        let vm = Arc::clone(listening.vm());
+        let closed = vm.close().and_then(|()| vm.discard_ephemeral());
+        drop(listening);
+        self.table().remove_vm(name);
+        let kept = self.keep();
+        closed.map_err(|error| {
+            HostError::failed(format!(
+                "VM {name} is detached, but its leaf was not closed: {error}"
+            ))
+        })?;
+        kept.map_err(|error| {
+            HostError::failed(format!(
+                "VM {name} is detached, but will be back at a restart: {error}"
+            ))
+        })?;
+        log::info!("VM {name}: detached");
+        Ok(())
+    }
+
+    /// Removes a row that stands for a VM which could not be attached.
+    fn forget_failed(&self, name: &str) -> Result<bool, HostError> {
+        let mut table = self.table();
+        let failed = matches!(table.vm(name)?.row.life, Life::Failed(_));
+        if failed {
+            table.remove_vm(name);
+        }
+        Ok(failed)
+    }
+
+    /// Takes a VM out of the acceptor, drained; its row says `doing` from then
+    /// on.
+    fn take_out(
+        &self,
+        name: &str,
+        force: bool,
+        doing: &'static str,
+    ) -> Result<ListeningVm, HostError> {
+        let vm = {
+            let mut table = self.table();
+            let row = &mut table.vm(name)?.row;
+            let vm = Arc::clone(row.serving(NameOf::Vm, name)?);
+            row.life = Life::Changing(Arc::clone(&vm), doing);
+            vm
+        };
+        self.inner().acceptor.remove(vm.id(), force).map_err(|kept| {
+            if let Ok(row) = self.table().vm(name) {
+                row.row.life = Life::Serving(vm);
+            }
+            match kept {
+                Kept::Connected => HostError::Connected { name: name.into() },
+                Kept::Gone => HostError::Stopping,
+            }
+        })
+    }
+
+    /// Discards every change of a VM: its disk is the root again. A client that
+    /// is connected prevents it, or is cut off with `force`.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn reset(&self, name: &str, force: bool) -> Result<VmView, HostError> {
+        self.writable(name, "reset")?;
+        let listening = self.take_out(name, force, "reset")?;
+        let runtime_dir = &self.inner().directories.runtime;
+        // A leaf that can't be flushed loses what it holds in any case.
+        let _ = listening.vm().close();
+        let opened = listening.with_leaf_reset(runtime_dir);
+        let mut table = self.table();
+        let row = table.vm(name)?;
+        let result = match opened {
+            Ok((listening, reset)) => {
+                row.row.life = Life::Serving(Arc::clone(listening.vm()));
+                self.inner().acceptor.add(listening);
+                reset.map_err(HostError::from)
+            }
+            Err(error) => {
+                let (config, entry) = (row.row.config.clone(), row.entry.clone());
+                let origin = row.row.origin;
+                table.fail_vm(config, entry, origin, error.to_string());
+                Err(HostError::Failed(error))
+            }
+        };
+        drop(table);
+        result?;
+        log::info!("VM {name}: reset to its root");
+        self.vm(name)
+    }
+
+    /// A VM that is served and has a leaf that can be written.
+    pub(super) fn writable(&self, name: &str, verb: &'static str) -> Result<Arc<Vm>, HostError> {
+        let vm = Arc::clone(self.table().vm(name)?.row.serving(NameOf::Vm, name)?);
+        let what = match vm.disk().leaf() {
+            None => "no leaf",
+            Some(_) if vm.disk().is_read_only() => "a leaf that is open for reading only",
+            Some(_) => return Ok(vm),
+        };
+        Err(HostError::NoLeaf { name: name.into(), what, verb })
+    }
+
+    /// Makes everything that the guest has written durable, as its own flush
+    /// would.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn flush(&self, name: &str) -> Result<(), HostError> {
+        let vm = Arc::clone(self.table().vm(name)?.row.serving(NameOf::Vm, name)?);
+        match vm.lock_leaf() {
+            Some(locked) => Ok(locked.leaf.flush()?),
+            // Read-only: there is nothing that could be lost.
+            None => Ok(()),
+        }
+    }
+}

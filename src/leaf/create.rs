@@ -1,0 +1,95 @@
+//! Creating a leaf.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::header::{self, Header};
+use super::{LeafError, map_len_bytes};
+use crate::io::storage::{FileStorage, Storage, write_all};
+use crate::root::RootIdentity;
+
+/// The map begins after the two headers.
+const MAP_OFFSET: u64 = 2 * header::LEN as u64;
+/// A leaf can grow to this without moving its data, or to eight times its
+/// first size: the map's room is a hole and costs nothing.
+const GROWTH_MIN: u64 = 1 << 40;
+/// Data begins at a multiple of a large page: 2 MiB.
+const DATA_ALIGN: u64 = 2 << 20;
+
+/// Makes an empty leaf of `virtual_size` bytes at `path`, which must not exist.
+/// It gets its name when it is whole and durable.
+///
+/// # Errors
+/// [`LeafError::BadSize`], [`LeafError::Create`]; no file is left behind.
+pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(), LeafError> {
+    let header = new_header(virtual_size, root)?;
+    write_new(path, &header).map_err(|source| LeafError::Create { path: path.to_owned(), source })
+}
+
+/// Makes empty storage an empty leaf of `virtual_size` bytes, and durable; what
+/// [`create`] does before it gives the file its name.
+///
+/// # Errors
+/// [`LeafError::BadSize`]; [`LeafError::Create`] for `path`.
+pub fn create_storage(
+    path: &Path,
+    storage: &dyn Storage,
+    virtual_size: u64,
+    root: &RootIdentity,
+) -> Result<(), LeafError> {
+    let header = new_header(virtual_size, root)?;
+    write_header(storage, &header)
+        .map_err(|source| LeafError::Create { path: path.to_owned(), source })
+}
+
+fn new_header(virtual_size: u64, root: &RootIdentity) -> Result<Header, LeafError> {
+    let bad_size = || LeafError::BadSize { size: virtual_size };
+    if !super::is_possible(virtual_size) {
+        return Err(bad_size());
+    }
+    let room = map_len_bytes(virtual_size.saturating_mul(8).clamp(GROWTH_MIN, super::SIZE_MAX));
+    let data_offset = (MAP_OFFSET + room).next_multiple_of(DATA_ALIGN);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(Header {
+        clean: true,
+        compatible: 0,
+        map_void: false,
+        uuid: *uuid::Uuid::new_v4().as_bytes(),
+        generation: 1,
+        virtual_size,
+        map_offset: MAP_OFFSET,
+        data_offset,
+        created: now.as_secs(),
+        root: root.clone(),
+    })
+}
+
+fn write_header(storage: &dyn Storage, header: &Header) -> io::Result<()> {
+    write_all(storage, &header.encode(), 0)?;
+    write_all(storage, &header.encode(), header::LEN as u64)?;
+    storage.set_len(header.data_offset + header.virtual_size)?;
+    storage.sync_data()
+}
+
+fn write_new(path: &Path, header: &Header) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    // A name that nobody else has: not another creation of the same leaf, nor a
+    // daemon that had this process id and was killed.
+    name.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
+    let temporary = directory.join(name);
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let result = write_header(&FileStorage(file), header).and_then(|()| {
+        // A link, not a rename: it doesn't replace what came there meanwhile.
+        std::fs::hard_link(&temporary, path)
+    });
+    let _ = std::fs::remove_file(&temporary);
+    result?;
+    File::open(directory)?.sync_all()
+}

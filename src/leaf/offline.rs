@@ -1,0 +1,146 @@
+//! A leaf that no VM uses, as the tools handle it: locked, looked at, read and
+//! written in plain buffers.
+//!
+//! Knows files and headers. It decides nothing: what to do with a leaf that
+//! was not closed cleanly, or that has a damaged copy of its header, is the
+//! caller's.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::copies::read_header;
+use super::header::{self, Header, HeaderError};
+use super::live_map::{LiveMap, Owner};
+use super::{Leaf, LeafError};
+use crate::io::lock as flock;
+use crate::io::storage::{FileStorage, read_exact, write_all};
+use crate::units::{Sector, SectorRange};
+
+/// How often a path is opened again that was given to another file meanwhile.
+const OPEN_TRIES: u32 = 8;
+
+/// Opens the leaf file at `path` and locks it: for itself alone if `write`,
+/// else together with other readers. The lock goes with the last descriptor of
+/// this opening.
+///
+/// # Errors
+/// [`LeafError::InUse`], [`LeafError::NotALeaf`] for what is no regular file,
+/// [`LeafError::Open`].
+pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
+    let open_error = |source| LeafError::Open { path: path.to_owned(), source };
+    for _ in 0..OPEN_TRIES {
+        // Looked at first: opening a FIFO would wait for its other end.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(LeafError::NotALeaf { path: path.to_owned() });
+        }
+        let file = File::options().read(true).write(write).open(path).map_err(open_error)?;
+        if !flock::take(&file, !write).map_err(open_error)? {
+            return Err(LeafError::InUse { path: path.to_owned() });
+        }
+        // A tool may have put a new file here between opening and locking, and
+        // what is written to the old one would be lost.
+        let (ours, named) =
+            (file.metadata().map_err(open_error)?, std::fs::metadata(path).map_err(open_error)?);
+        if (ours.dev(), ours.ino()) == (named.dev(), named.ino()) {
+            return Ok(file);
+        }
+    }
+    Err(LeafError::InUse { path: path.to_owned() })
+}
+
+/// The header that counts.
+///
+/// # Errors
+/// As [`Leaf::open`].
+pub fn header(path: &Path, file: &File) -> Result<Header, LeafError> {
+    let storage = FileStorage(clone(path, file)?);
+    read_header(path, &storage)
+}
+
+/// Both copies of the header, each by itself.
+///
+/// # Errors
+/// As pread(2).
+pub fn header_copies(file: &File) -> io::Result<[Result<Header, HeaderError>; 2]> {
+    let mut copies = [Err(HeaderError::Damaged), Err(HeaderError::Damaged)];
+    for (copy, offset) in copies.iter_mut().zip([0, header::LEN as u64]) {
+        let mut bytes = [0; header::LEN];
+        match file.read_exact_at(&mut bytes, offset) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(e) => return Err(e),
+            Ok(()) => *copy = Header::decode(&bytes),
+        }
+    }
+    Ok(copies)
+}
+
+/// Another descriptor of the same opening, with the same lock.
+///
+/// # Errors
+/// [`LeafError::Open`].
+pub fn clone(path: &Path, file: &File) -> Result<File, LeafError> {
+    file.try_clone().map_err(|source| LeafError::Open { path: path.to_owned(), source })
+}
+
+/// The live map in `dir`, under whatever name, that a daemon which was killed
+/// left for the leaf with this header; `None` if there is none.
+///
+/// # Errors
+/// As readdir(3); a directory that doesn't exist has no map.
+pub fn find_live_map(dir: &Path, header: &Header) -> io::Result<Option<PathBuf>> {
+    let (owner, sectors) = (Owner::of(header), header.virtual_size / 512);
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let is_map = path.extension().is_some_and(|extension| extension == "map");
+        // Not a link, as for a daemon that would take it over.
+        if !is_map || !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
+            continue;
+        }
+        match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            // One that can't be read could be the leaf's: not silently left out.
+            Err(e) => return Err(e),
+            Ok(file) => {
+                if LiveMap::is_owned(&file, &owner, sectors)? {
+                    return Ok(Some(path));
+                }
+            }
+        }
+    }
+    Ok(None)
+}
+
+impl Leaf {
+    /// Reads held sectors into `into`, whole sectors; what isn't held reads as
+    /// anything.
+    ///
+    /// # Errors
+    /// [`LeafError::Io`].
+    pub fn read_bytes(&self, start: Sector, into: &mut [u8]) -> Result<(), LeafError> {
+        read_exact(&*self.storage, into, self.data_offset(start))
+            .map_err(|source| self.io("read", source))
+    }
+
+    /// Writes `from`, which is the range's content, and marks it as held.
+    ///
+    /// # Errors
+    /// As [`Leaf::write`]; InvalidInput if the lengths differ.
+    pub fn write_bytes(&self, range: SectorRange, from: &[u8]) -> Result<(), LeafError> {
+        self.check_writable("write", range)?;
+        if from.len() as u64 != range.byte_len() {
+            return Err(self.io("write", io::ErrorKind::InvalidInput.into()));
+        }
+        write_all(&*self.storage, from, self.data_offset(range.start()))
+            .map_err(|source| self.io("write", source))?;
+        self.mark(range)
+    }
+}
+
+#[cfg(test)]
+mod tests;

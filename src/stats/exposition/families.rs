@@ -1,0 +1,182 @@
+//! Every metric: its name, what it says, and where its value comes from.
+
+use prometheus::proto::MetricFamily;
+
+use super::{Family, seconds};
+use crate::metrics::Operation;
+use crate::stats::{CacheStats, HostStats, ReactorStats, RootStats, VmStats};
+
+/// All families, those without series included.
+pub(super) fn of(stats: &HostStats) -> Vec<MetricFamily> {
+    let families = host(stats)
+        .into_iter()
+        .chain(cache(&stats.cache))
+        .chain(reactors(&stats.reactors))
+        .chain(roots(&stats.roots))
+        .chain(vms(&stats.vms))
+        .chain(requests(&stats.vms));
+    families.map(|family| family.family).collect()
+}
+
+fn host(stats: &HostStats) -> Vec<Family> {
+    vec![
+        Family::gauge("build_info", "Always 1; the label says the version.")
+            .with(&[("version", &stats.version)], 1.0),
+        Family::gauge("uptime_seconds", "Seconds since the daemon started.")
+            .with(&[], stats.uptime_seconds),
+    ]
+}
+
+fn cache(cache: &CacheStats) -> Vec<Family> {
+    let gauge = |name, help, value: u64| Family::gauge(name, help).with(&[], value as f64);
+    let counter = |name, help, value: u64| Family::counter(name, help).with(&[], value as f64);
+    vec![
+        Family::gauge("cache_size_bytes", "Memory set aside for cached root blocks.")
+            .with(&[("pages", &cache.pages)], cache.size_bytes as f64),
+        gauge("cache_used_bytes", "Memory that holds blocks which can be hit.", cache.used_bytes),
+        gauge("cache_block_bytes", "Bytes in a cache block.", cache.block_bytes),
+        gauge("cache_filling_blocks", "Blocks being read from a root.", cache.filling_blocks),
+        gauge("cache_limbo_blocks", "Evicted blocks not free yet.", cache.limbo_blocks),
+        gauge("cache_zero_blocks", "Blocks known to be all zeros.", cache.zero_blocks),
+        counter("cache_hits_total", "Pieces of reads found in the cache.", cache.hits),
+        counter("cache_misses_total", "Pieces of reads that had to wait.", cache.misses),
+        counter("cache_fills_total", "Blocks whose reading was begun.", cache.fills),
+        counter("cache_failed_fills_total", "Blocks not readable.", cache.failed_fills),
+        counter(
+            "cache_refused_fills_total",
+            "Misses tried again for want of a free slot.",
+            cache.refused_fills,
+        ),
+        counter(
+            "cache_single_flight_waits_total",
+            "Misses that waited for a fill which another had begun.",
+            cache.single_flight_waits,
+        ),
+        counter("cache_evictions_total", "Blocks given up for others.", cache.evictions),
+    ]
+}
+
+fn reactors(reactors: &[ReactorStats]) -> Vec<Family> {
+    let each = |mut family: Family, value: fn(&ReactorStats) -> f64| {
+        for reactor in reactors {
+            family.add(&[("reactor", &reactor.reactor.to_string())], value(reactor));
+        }
+        family
+    };
+    let counter = |name, help, value| each(Family::counter(name, help), value);
+    vec![
+        each(Family::gauge("reactor_devices", "Connected devices served."), |r| r.devices as f64),
+        counter("reactor_busy_seconds_total", "Time with work in hand.", |r| seconds(r.busy_ns)),
+        counter("reactor_cpu_seconds_total", "CPU time of the thread: busy and polling.", |r| {
+            seconds(r.cpu_ns)
+        }),
+        counter("reactor_polls_total", "Turns of the loop.", |r| r.polls as f64),
+        counter("reactor_epoll_waits_total", "Calls of epoll_wait.", |r| r.looks as f64),
+        counter("reactor_sleeps_total", "Times that it slept.", |r| r.sleeps as f64),
+        counter("reactor_kicks_total", "Kicks taken from drivers.", |r| r.kicks as f64),
+        counter("reactor_calls_total", "Calls sent to drivers.", |r| r.calls as f64),
+        counter("reactor_deferred_requests_total", "Requests that had to wait.", |r| {
+            r.deferred as f64
+        }),
+    ]
+}
+
+fn roots(roots: &[RootStats]) -> Vec<Family> {
+    let each = |mut family: Family, value: fn(&RootStats) -> u64| {
+        for root in roots {
+            family.add(&[("root", &root.root)], value(root) as f64);
+        }
+        family
+    };
+    vec![
+        each(Family::gauge("root_size_bytes", "Bytes of the image."), |r| r.size_bytes),
+        each(Family::gauge("root_vms", "VMs on the root."), |r| r.vms),
+    ]
+}
+
+fn vms(vms: &[VmStats]) -> Vec<Family> {
+    let each = |mut family: Family, value: fn(&VmStats) -> Option<u64>| {
+        for vm in vms {
+            if let Some(value) = value(vm) {
+                family.add(&[("vm", &vm.vm)], value as f64);
+            }
+        }
+        family
+    };
+    let gauge = |name, help, value| each(Family::gauge(name, help), value);
+    let counter = |name, help, value| each(Family::counter(name, help), value);
+    let mut info = Family::gauge("vm_info", "Always 1; the labels say what the VM is on.");
+    let mut sources =
+        Family::counter("vm_read_sectors_total", "Sectors read, by where they came from.");
+    for vm in vms {
+        let reactor = vm.reactor.to_string();
+        info.add(&[("vm", &vm.vm), ("root", &vm.root), ("reactor", &reactor)], 1.0);
+        let from = &vm.read_sectors;
+        let by_source =
+            [("leaf", from.leaf), ("cache", from.cache), ("root", from.root), ("zero", from.zero)];
+        for (source, sectors) in by_source {
+            sources.add(&[("vm", &vm.vm), ("source", source)], sectors as f64);
+        }
+    }
+    vec![
+        info,
+        sources,
+        gauge("vm_size_bytes", "Bytes of the disk.", |vm| Some(vm.size_bytes)),
+        gauge("vm_connected", "1 while a frontend is connected.", |vm| Some(vm.connected.into())),
+        counter("vm_connections_total", "Frontends that connected.", |vm| Some(vm.connections)),
+        counter("vm_reconnects_total", "Frontends that connected after the first.", |vm| {
+            Some(vm.connections.saturating_sub(1))
+        }),
+        gauge("vm_leaf_bytes", "Bytes of the disk that the leaf holds.", |vm| {
+            vm.leaf.as_ref().map(|leaf| leaf.present_bytes)
+        }),
+        gauge("vm_leaf_allocated_bytes", "Bytes that the leaf's file occupies.", |vm| {
+            vm.leaf.as_ref().map(|leaf| leaf.allocated_bytes)
+        }),
+        gauge("vm_leaf_unsynced_bytes", "Bytes written since write-back was begun.", |vm| {
+            vm.leaf.as_ref().map(|leaf| leaf.unsynced_bytes)
+        }),
+        gauge("vm_leaf_failed", "1 after a failed sync: the leaf takes no writes.", |vm| {
+            vm.leaf.as_ref().map(|leaf| leaf.failed.into())
+        }),
+        counter("vm_cache_hits_total", "Pieces of reads found in the cache.", |vm| {
+            Some(vm.cache_hits)
+        }),
+        counter("vm_cache_misses_total", "Pieces of reads that had to wait.", |vm| {
+            Some(vm.cache_misses)
+        }),
+        counter("vm_device_faults_total", "Times that the device was stopped.", |vm| {
+            Some(vm.device_faults)
+        }),
+        counter("vm_write_back_errors_total", "Failures to write the leaf back.", |vm| {
+            Some(vm.write_back_errors)
+        }),
+    ]
+}
+
+/// What is counted by operation. Bytes are those of the kinds that have some;
+/// latencies those of the kinds that were used, since each is 26 series.
+fn requests(vms: &[VmStats]) -> Vec<Family> {
+    let mut requests = Family::counter("vm_requests_total", "Requests answered.");
+    let mut errors = Family::counter("vm_request_errors_total", "Requests answered with an error.");
+    let mut bytes =
+        Family::counter("vm_request_bytes_total", "Bytes that requests moved or were about.");
+    let mut latency = Family::histogram(
+        "vm_request_duration_seconds",
+        "From taking a request off the ring to showing its answer.",
+    );
+    for vm in vms {
+        for (operation, stats) in Operation::ALL.into_iter().zip(&vm.operations) {
+            let labels = [("vm", vm.vm.as_str()), ("operation", operation.name())];
+            requests.add(&labels, stats.requests as f64);
+            errors.add(&labels, stats.errors as f64);
+            if !matches!(operation, Operation::Flush | Operation::Other) {
+                bytes.add(&labels, vm.bytes(operation) as f64);
+            }
+            if stats.requests > 0 {
+                latency.add_latencies(&labels, &stats.latency_counts, stats.latency_sum_ns);
+            }
+        }
+    }
+    vec![requests, errors, bytes, latency]
+}

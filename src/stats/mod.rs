@@ -1,0 +1,205 @@
+//! What a host is doing, as plain values: for `GET /v1/stats`, for `/metrics`,
+//! for `leafblk top` and for the page.
+//!
+//! Owns the values and how they are read off the running parts; never on a
+//! reactor. Everything that counts up starts at 0 when its VM is attached (or
+//! the daemon started) and never goes back before that ends.
+
+pub mod exposition;
+pub mod latency;
+pub mod rates;
+mod read;
+#[cfg(test)]
+pub(crate) mod sample;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The whole host at one moment.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct HostStats {
+    /// leafblk's version.
+    pub version: String,
+    /// Seconds since the daemon started.
+    pub uptime_seconds: f64,
+    /// The cache.
+    pub cache: CacheStats,
+    /// The reactors, in the order of their numbers.
+    pub reactors: Vec<ReactorStats>,
+    /// The roots, by name.
+    pub roots: Vec<RootStats>,
+    /// The VMs, by name.
+    pub vms: Vec<VmStats>,
+}
+
+/// The cache that all VMs share.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct CacheStats {
+    /// Bytes of memory set aside for blocks.
+    pub size_bytes: u64,
+    /// Bytes in a block.
+    pub block_bytes: u64,
+    /// What the memory is made of: `hugetlb`, `transparent` or `ordinary`.
+    pub pages: String,
+    /// Bytes of blocks that can be hit now.
+    pub used_bytes: u64,
+    /// Blocks being filled now.
+    pub filling_blocks: u64,
+    /// Evicted blocks that a reactor may still be copying.
+    pub limbo_blocks: u64,
+    /// Blocks of roots known to be all zeros, which need no memory.
+    pub zero_blocks: u64,
+    /// Pieces of reads, each within one block, that were found.
+    pub hits: u64,
+    /// Pieces that had to wait for their block.
+    pub misses: u64,
+    /// Reads of a block from its root that were begun.
+    pub fills: u64,
+    /// Those that failed.
+    pub failed_fills: u64,
+    /// Misses that had to be tried again for want of a free slot.
+    pub refused_fills: u64,
+    /// Misses that waited for a fill that another had begun.
+    pub single_flight_waits: u64,
+    /// Blocks given up for others.
+    pub evictions: u64,
+}
+
+/// One reactor.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct ReactorStats {
+    /// Its number, from 0.
+    pub reactor: u64,
+    /// Connected devices that it serves.
+    pub devices: u64,
+    /// Nanoseconds in which it had work in hand.
+    pub busy_ns: u64,
+    /// Nanoseconds of CPU that its thread used: the busy ones and polling.
+    pub cpu_ns: u64,
+    /// Turns of its loop.
+    pub polls: u64,
+    /// Calls of epoll_wait(2).
+    pub looks: u64,
+    /// Times that it slept.
+    pub sleeps: u64,
+    /// Kicks that it took.
+    pub kicks: u64,
+    /// Calls that it sent.
+    pub calls: u64,
+    /// Requests that had to wait for something.
+    pub deferred: u64,
+}
+
+/// One root.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct RootStats {
+    /// Its name.
+    pub root: String,
+    /// Bytes of the image.
+    pub size_bytes: u64,
+    /// VMs on it.
+    pub vms: u64,
+}
+
+/// One VM.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct VmStats {
+    /// Its name.
+    pub vm: String,
+    /// Its root's name.
+    pub root: String,
+    /// The reactor that serves it.
+    pub reactor: u64,
+    /// Bytes of its disk.
+    pub size_bytes: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether a frontend is connected.
+    pub connected: bool,
+    /// Frontends that have connected.
+    pub connections: u64,
+    /// Its leaf, if it has one.
+    pub leaf: Option<LeafStats>,
+    /// Where the sectors that it read came from.
+    pub read_sectors: SourceSectors,
+    /// Sectors that it asked to be written.
+    pub written_sectors: u64,
+    /// Sectors that it asked to be discarded.
+    pub discarded_sectors: u64,
+    /// Sectors that it asked to be zeroed.
+    pub zeroed_sectors: u64,
+    /// Pieces of its reads that were in the cache.
+    pub cache_hits: u64,
+    /// Pieces that had to wait for their block.
+    pub cache_misses: u64,
+    /// Times that its device was stopped until it was reset.
+    pub device_faults: u64,
+    /// Failures to write its leaf back that no request waited for.
+    pub write_back_errors: u64,
+    /// Its requests by kind, in the order of
+    /// [`crate::metrics::Operation::ALL`].
+    pub operations: Vec<OperationStats>,
+}
+
+/// One VM's leaf.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct LeafStats {
+    /// Bytes of the disk that it holds.
+    pub present_bytes: u64,
+    /// Bytes that its file occupies; 0 if the file system doesn't tell.
+    pub allocated_bytes: u64,
+    /// Bytes written since write-back was last asked for.
+    pub unsynced_bytes: u64,
+    /// Whether a sync failed: nothing is acknowledged any more.
+    pub failed: bool,
+}
+
+/// Sectors by where they came from.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, ToSchema)]
+pub struct SourceSectors {
+    /// The VM's leaf.
+    pub leaf: u64,
+    /// The cache, at once.
+    pub cache: u64,
+    /// The root, through a cache block that had to be waited for.
+    pub root: u64,
+    /// Nowhere: they are known to be zeros.
+    pub zero: u64,
+}
+
+/// One kind of request.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct OperationStats {
+    /// Its name: `read`, `write`, `flush`, `discard`, `write_zeroes`, `other`.
+    pub operation: String,
+    /// Requests answered.
+    pub requests: u64,
+    /// Those that were answered with an error.
+    pub errors: u64,
+    /// How many took up to 1 µs, up to 2 µs, and so on, each bound twice the
+    /// one before; the last is what took more than 8.4 s.
+    pub latency_counts: Vec<u64>,
+    /// All their latencies together.
+    pub latency_sum_ns: u64,
+}
+
+impl SourceSectors {
+    /// All of them.
+    pub const fn total(&self) -> u64 {
+        self.leaf + self.cache + self.root + self.zero
+    }
+}
+
+impl VmStats {
+    /// Bytes that requests of a kind have moved, or were about.
+    pub fn bytes(&self, operation: crate::metrics::Operation) -> u64 {
+        use crate::metrics::Operation;
+        512 * match operation {
+            Operation::Read => self.read_sectors.total(),
+            Operation::Write => self.written_sectors,
+            Operation::Discard => self.discarded_sectors,
+            Operation::WriteZeroes => self.zeroed_sectors,
+            Operation::Flush | Operation::Other => 0,
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! A made-up host, for tests.
+
+use super::{
+    CacheStats, HostStats, LeafStats, OperationStats, ReactorStats, RootStats, SourceSectors,
+    VmStats,
+};
+use crate::metrics::{BUCKETS, Operation};
+
+/// A host with so many VMs: `web1`, `web2` and so on. The n-th has done n times
+/// what the first has.
+pub(crate) fn host(vms: u64) -> HostStats {
+    HostStats {
+        version: "0.1.0".into(),
+        uptime_seconds: 3600.0,
+        cache: CacheStats {
+            size_bytes: 1 << 30,
+            block_bytes: 65536,
+            pages: "hugetlb".into(),
+            used_bytes: 256 << 20,
+            filling_blocks: 2,
+            limbo_blocks: 1,
+            zero_blocks: 77,
+            hits: 9000,
+            misses: 1000,
+            fills: 900,
+            failed_fills: 0,
+            refused_fills: 3,
+            single_flight_waits: 100,
+            evictions: 12,
+        },
+        reactors: (0..2).map(reactor).collect(),
+        roots: vec![RootStats { root: "debian".into(), size_bytes: 2 << 30, vms }],
+        vms: (1..=vms).map(vm).collect(),
+    }
+}
+
+fn reactor(reactor: u64) -> ReactorStats {
+    ReactorStats {
+        reactor,
+        devices: 1,
+        busy_ns: 1_500_000_000,
+        cpu_ns: 2_000_000_000,
+        polls: 1_000_000,
+        looks: 2000,
+        sleeps: 500,
+        kicks: 800,
+        calls: 700,
+        deferred: 120,
+    }
+}
+
+fn vm(number: u64) -> VmStats {
+    let operation = |operation: Operation| {
+        let mut counts = vec![0; BUCKETS + 1];
+        let (fast, slow, sum_ns) = match operation {
+            Operation::Read => (900, 100, 10_500_000),
+            Operation::Write => (0, 50, 5_000_000),
+            _ => (0, 0, 0),
+        };
+        (counts[0], counts[7]) = (fast * number, slow * number);
+        OperationStats {
+            operation: operation.name().into(),
+            requests: (fast + slow) * number,
+            errors: 0,
+            latency_counts: counts,
+            latency_sum_ns: sum_ns * number,
+        }
+    };
+    VmStats {
+        vm: format!("web{number}"),
+        root: "debian".into(),
+        reactor: (number + 1) % 2,
+        size_bytes: 2 << 30,
+        read_only: false,
+        connected: !number.is_multiple_of(3),
+        connections: 3,
+        leaf: Some(LeafStats {
+            present_bytes: 100 << 20,
+            allocated_bytes: 101 << 20,
+            unsynced_bytes: 0,
+            failed: false,
+        }),
+        read_sectors: SourceSectors {
+            leaf: 64 * number,
+            cache: 7000 * number,
+            root: 800 * number,
+            zero: 136 * number,
+        },
+        written_sectors: 400 * number,
+        discarded_sectors: 0,
+        zeroed_sectors: 0,
+        cache_hits: 900 * number,
+        cache_misses: 100 * number,
+        device_faults: 0,
+        write_back_errors: 0,
+        operations: Operation::ALL.into_iter().map(operation).collect(),
+    }
+}

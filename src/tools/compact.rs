@@ -1,0 +1,55 @@
+//! `leafblk leaf compact`: gives back what the leaf needn't hold.
+//!
+//! Bits are never cleared in a leaf's map, so what remains goes into a new
+//! leaf, which takes the old one's place: sectors that equal the root leave,
+//! those that are zeros over other content become holes.
+
+use super::beside::Beside;
+use super::opened::Unclosed;
+use super::rewrite::{Held, LeafWriter};
+use super::view::View;
+use super::{LeafPlace, ToolError, human};
+use crate::config::RootEntry;
+use crate::root::Root;
+
+/// What is to be compacted.
+#[derive(Clone, Debug)]
+pub struct Compact {
+    /// The leaf.
+    pub leaf: LeafPlace,
+    /// Its root.
+    pub root: RootEntry,
+}
+
+/// Puts a smaller leaf in its place; says how much smaller.
+///
+/// # Errors
+/// The leaf's and the root's; of writing, and the old leaf stays then.
+pub fn run(what: &Compact) -> Result<String, ToolError> {
+    let view = View::open(&what.leaf, Some(&what.root), true, Unclosed::Refuse)?;
+    let before = Held::of(&view)?;
+    let after = match &view.root {
+        Some(root) => replace(&view, root, "compacting")?,
+        // It was asked for above.
+        None => before,
+    };
+    Ok(format!(
+        "compacted {}: {} of {} changed sectors given back, {} on disk instead of {}",
+        what.leaf.path.display(),
+        before.sectors.saturating_sub(after.sectors),
+        before.sectors,
+        human(after.allocated),
+        human(before.allocated),
+    ))
+}
+
+/// Puts a leaf on `root` with the view's content in the place of the view's.
+pub(super) fn replace(view: &View, root: &Root, what: &'static str) -> Result<Held, ToolError> {
+    let beside = Beside::to_replace(&view.locked.path)?;
+    let mut writer = LeafWriter::new(beside, view.size_bytes(), root)?;
+    writer.copy(view, what)?;
+    let (beside, held) = writer.finish()?;
+    beside.replace(&view.locked.file)?;
+    view.locked.forget_live_map();
+    Ok(held)
+}

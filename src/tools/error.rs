@@ -1,0 +1,84 @@
+//! What a tool can't do, each with its sentence.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::leaf::LeafError;
+use crate::root::RootError;
+
+/// A tool that didn't do its work. Nothing has changed then, unless the
+/// sentence says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the sentences say it")]
+pub enum ToolError {
+    #[error(transparent)]
+    Leaf(#[from] LeafError),
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error(transparent)]
+    Usage(#[from] crate::config::UsageError),
+    #[error(
+        "leaf {} was not closed cleanly and its live map is not in {}: what its daemon \
+         acknowledged last may be missing; start leafblk serve once, or pass the --runtime-dir \
+         that it had, or, after a loss of power, --flushed-only",
+        path.display(), dir.display()
+    )]
+    NotClosed { path: PathBuf, dir: PathBuf },
+    #[error("the live maps in {} can't be read: {source}; check --runtime-dir and its permissions", dir.display())]
+    LiveMaps { dir: PathBuf, source: io::Error },
+    #[error("{} exists already; give a name that is free", path.display())]
+    Exists { path: PathBuf },
+    #[error("{} is no name for a new file; give a path that ends in one", path.display())]
+    NoName { path: PathBuf },
+    #[error("{} can't be read: {source}; check the path and its permissions", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} can't be written: {source}; check the directory, its permissions and its free space", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error(
+        "{} reads back other than it was written; the disk or the memory is faulty, and no file was made",
+        path.display()
+    )]
+    NotVerified { path: PathBuf },
+    #[error("the output can't be printed: {0}")]
+    Print(#[source] io::Error),
+    #[error(
+        "leaf {} has {size} bytes and its new root {root_len}; grow it first: leafblk leaf resize {} {root_len}",
+        path.display(), path.display()
+    )]
+    SmallerThanRoot { path: PathBuf, size: u64, root_len: u64 },
+    #[error(
+        "leaf {} has {have} bytes and would lose those beyond {asked}; pass --shrink if nothing there is needed",
+        path.display()
+    )]
+    WouldShrink { path: PathBuf, have: u64, asked: u64 },
+    #[error("{size} bytes are less than the root of leaf {} has ({root_len}), and a leaf hides nothing of its root; give at least that size", path.display())]
+    BelowRoot { path: PathBuf, size: u64, root_len: u64 },
+    #[error("leaf {} was made on another root ({recorded}) than any that is given; pass --root with that one too", path.display())]
+    NoRootFits { path: PathBuf, recorded: String },
+    #[error("the path of root {} can't stand in a qcow2 header, which takes UTF-8 of at most 1023 bytes; give another path to it", path.display())]
+    BackingName { path: PathBuf },
+    #[error("{} is no qcow2 image that can be read: {source}; qemu-img check says more", path.display())]
+    Qcow2 { path: PathBuf, source: io::Error },
+    #[error("{} is open for writing in another program, such as QEMU; close it there first", path.display())]
+    Qcow2InUse { path: PathBuf },
+    #[error(
+        "{} has a backing file of format {format:?}, and a leaf's root is raw; flatten the chain \
+         with qemu-img rebase onto the raw root",
+        path.display()
+    )]
+    BackingFormat { path: PathBuf, format: String },
+    #[error(
+        "{0} is an overlay of {backing}, which is not the given root ({reason}); pass that one, or \
+         tell the overlay that it moved: qemu-img rebase -u -F raw -b ROOT {0}",
+        path.display()
+    )]
+    OtherBacking { path: PathBuf, backing: String, reason: String },
+    #[error("{} keeps its data in another file (an external data file); convert it with qemu-img convert -O qcow2", path.display())]
+    DataFile { path: PathBuf },
+    #[error(
+        "{0} has {size} bytes and the root {root_len}; make it at least as large: qemu-img resize {0} {root_len}",
+        path.display()
+    )]
+    Qcow2Smaller { path: PathBuf, size: u64, root_len: u64 },
+}

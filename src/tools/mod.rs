@@ -1,0 +1,101 @@
+//! The leaf's tools: what `leafblk leaf …` does with a leaf that no VM uses.
+//!
+//! One file a command. Owns the order in which a tool changes something: a
+//! leaf is locked before it is looked at; a new file is written without a name,
+//! synced, named, and its directory synced ([`beside`]), so that at any moment
+//! the name stands for the old file or the new one, whole. It knows nothing of
+//! daemons but the live map that a killed one leaves ([`opened`]), and nothing
+//! of flags or terminals but [`progress`].
+//!
+//! What a tool has to say it returns as one line, or writes to the given
+//! output; docs/leaf-tools.md describes the commands.
+
+mod beside;
+pub mod check;
+pub mod commit;
+pub mod compact;
+pub mod create;
+pub mod diff;
+mod error;
+pub mod export;
+mod extents;
+pub mod import;
+pub mod info;
+mod list;
+pub mod map;
+mod opened;
+mod pieces;
+mod progress;
+mod qcow2;
+mod raw_writer;
+pub mod rebase;
+pub mod reset;
+pub mod resize;
+mod rewrite;
+mod root_reader;
+mod view;
+
+use std::path::PathBuf;
+
+pub use error::ToolError;
+pub use opened::{RuntimeDir, State};
+
+use crate::config::RootEntry;
+use crate::root::{Root, RootError};
+
+/// Which leaf, and how to find what a killed daemon left of it.
+#[derive(Clone, Debug)]
+pub struct LeafPlace {
+    /// The leaf file.
+    pub path: PathBuf,
+    /// Where its live map would be.
+    pub runtime_dir: RuntimeDir,
+    /// Go by what was flushed where the leaf was not closed and there is no
+    /// live map.
+    pub flushed_only: bool,
+}
+
+/// A root as the tools read it, locked against writers.
+fn open_root(entry: &RootEntry) -> Result<Root, RootError> {
+    Root::open_buffered(&entry.name, &entry.path)
+}
+
+/// `bytes` as people read them: exact where that is short.
+fn human(bytes: u64) -> String {
+    if bytes < 1 << 10 {
+        return format!("{bytes} bytes");
+    }
+    let exact = crate::config::size::format_size(bytes);
+    if exact.ends_with('B') && exact.len() <= "1023KiB".len() {
+        exact
+    } else {
+        bytesize::ByteSize(bytes).display().iec().to_string().replace(' ', "")
+    }
+}
+
+/// "1 sector", "2 sectors".
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_exact_where_that_is_short() {
+        for (bytes, shown) in [
+            (0, "0 bytes"),
+            (512, "512 bytes"),
+            (1536, "1.5KiB"),
+            (4096, "4KiB"),
+            (1 << 30, "1GiB"),
+            ((1 << 30) + 512, "1.0GiB"),
+            ((5 << 30) + (300 << 20), "5420MiB"),
+            ((5 << 30) + (300 << 20) + 512, "5.3GiB"),
+        ] {
+            assert_eq!(human(bytes), shown, "{bytes}");
+        }
+        assert_eq!([counted(1, "sector"), counted(0, "sector")], ["1 sector", "0 sectors"]);
+    }
+}

@@ -1,0 +1,164 @@
+//! docs/openapi.json is what the code says, and the code does what it says.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::errors::served;
+
+const DOCUMENT: &str = include_str!("../../docs/openapi.json");
+
+fn document() -> Value {
+    serde_json::from_str(DOCUMENT).unwrap()
+}
+
+#[test]
+fn the_document_is_the_codes() {
+    let code = leafblk::control::router::document().to_pretty_json().unwrap();
+    assert!(
+        code.trim() == DOCUMENT.trim(),
+        "docs/openapi.json is out of date: run `cargo run -- openapi > docs/openapi.json`"
+    );
+    assert!(document()["openapi"].as_str().unwrap().starts_with("3.1."));
+}
+
+#[test]
+fn every_reference_in_the_document_leads_somewhere() {
+    fn references(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(map) => {
+                found.extend(map.get("$ref").and_then(Value::as_str).map(str::to_owned));
+                map.values().for_each(|value| references(value, found));
+            }
+            Value::Array(list) => list.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let (document, mut found) = (document(), BTreeSet::new());
+    references(&document, &mut found);
+    assert!(found.len() > 5);
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+    }
+}
+
+/// Whether `value` has the shape of `schema`; where not, why.
+fn check(document: &Value, schema: &Value, value: &Value, at: &str, wrong: &mut String) {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let target = document.pointer(reference.strip_prefix('#').unwrap()).unwrap();
+        return check(document, target, value, at, wrong);
+    }
+    if let Some(choices) = schema["oneOf"].as_array() {
+        let fits = |choice: &&Value| {
+            let mut wrong = String::new();
+            check(document, choice, value, at, &mut wrong);
+            wrong.is_empty()
+        };
+        if choices.iter().filter(fits).count() != 1 {
+            let _ = write!(wrong, "{at}: {value} fits no choice of {schema}; ");
+        }
+        return;
+    }
+    let types: Vec<&str> = match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(many) => many.iter().filter_map(Value::as_str).collect(),
+        _ => panic!("{at}: a schema without a type: {schema}"),
+    };
+    let is = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    if !types.contains(&is) {
+        let _ = write!(wrong, "{at}: {value} is no {types:?}; ");
+    }
+    if let Some(words) = schema["enum"].as_array().filter(|words| !words.contains(value)) {
+        let _ = write!(wrong, "{at}: {value} is none of {words:?}; ");
+    }
+    if let Value::Array(items) = value {
+        items.iter().for_each(|item| check(document, &schema["items"], item, at, wrong));
+    }
+    if let (Value::Object(fields), Some(known)) = (value, schema["properties"].as_object()) {
+        for required in schema["required"].as_array().into_iter().flatten() {
+            if !fields.contains_key(required.as_str().unwrap()) {
+                let _ = write!(wrong, "{at} lacks {required}; ");
+            }
+        }
+        for (name, field) in fields {
+            match known.get(name) {
+                Some(schema) => check(document, schema, field, &format!("{at}.{name}"), wrong),
+                None => drop(write!(wrong, "{at}.{name} is not described; ")),
+            }
+        }
+    }
+}
+
+#[test]
+fn answers_have_the_status_and_the_shape_that_the_document_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, control) = served(dir.path());
+    let document = document();
+    let image = dir.path().join("root.raw");
+    let mut done = BTreeSet::new();
+    // Method, path, path in the document, body, status.
+    for (method, path, template, body, status) in [
+        ("get", "/v1/status", "/v1/status", Value::Null, 200),
+        ("get", "/v1/version", "/v1/version", Value::Null, 200),
+        ("get", "/v1/health", "/v1/health", Value::Null, 200),
+        ("get", "/v1/problems", "/v1/problems", Value::Null, 200),
+        ("get", "/v1/problems/exists", "/v1/problems/{name}", Value::Null, 200),
+        ("get", "/v1/problems/x", "/v1/problems/{name}", Value::Null, 404),
+        ("get", "/v1/openapi.json", "/v1/openapi.json", Value::Null, 200),
+        ("get", "/v1/roots", "/v1/roots", Value::Null, 200),
+        ("post", "/v1/roots", "/v1/roots", json!({"name": "two", "path": image}), 201),
+        ("post", "/v1/roots", "/v1/roots", json!({"name": "two", "path": image}), 409),
+        ("post", "/v1/roots", "/v1/roots", json!({"name": "x", "path": "/no"}), 422),
+        ("get", "/v1/roots/two", "/v1/roots/{name}", Value::Null, 200),
+        ("get", "/v1/roots/x", "/v1/roots/{name}", Value::Null, 404),
+        ("delete", "/v1/roots/two", "/v1/roots/{name}", Value::Null, 204),
+        ("delete", "/v1/roots/debian", "/v1/roots/{name}", Value::Null, 409),
+        ("get", "/v1/vms", "/v1/vms", Value::Null, 200),
+        ("post", "/v1/vms", "/v1/vms", json!({"name": "two", "ephemeral": true}), 201),
+        ("post", "/v1/vms", "/v1/vms", json!({"name": "two"}), 409),
+        ("post", "/v1/vms", "/v1/vms", json!({"name": "x", "queues": 0}), 422),
+        ("get", "/v1/vms/two", "/v1/vms/{name}", Value::Null, 200),
+        ("get", "/v1/vms/x", "/v1/vms/{name}", Value::Null, 404),
+        ("post", "/v1/vms/two/flush", "/v1/vms/{name}/flush", Value::Null, 204),
+        ("post", "/v1/vms/x/flush", "/v1/vms/{name}/flush", Value::Null, 404),
+        ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": "8MiB"}), 200),
+        ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": 512}), 422),
+        ("post", "/v1/vms/two/reset", "/v1/vms/{name}/reset", Value::Null, 200),
+        ("post", "/v1/vms/x/reset", "/v1/vms/{name}/reset", Value::Null, 404),
+        ("delete", "/v1/vms/two", "/v1/vms/{name}", Value::Null, 204),
+        ("delete", "/v1/vms/two", "/v1/vms/{name}", Value::Null, 404),
+    ] {
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let answer = control.request(&method.to_uppercase(), path, &text);
+        let value = answer.expect(status);
+        let operation = &document["paths"][template][method];
+        let promised = &operation["responses"][status.to_string()];
+        assert!(promised.is_object(), "{method} {template} says nothing of {status}");
+        done.insert((template.to_owned(), method.to_owned()));
+        let Some(content) = promised["content"].as_object() else {
+            assert_eq!(value, Value::Null, "{method} {path}");
+            continue;
+        };
+        let (kind, content) = content.iter().next().unwrap();
+        assert_eq!(answer.header("content-type"), Some(kind.as_str()), "{method} {path}");
+        let mut wrong = String::new();
+        check(&document, &content["schema"], &value, path, &mut wrong);
+        assert!(wrong.is_empty(), "{method} {path}: {wrong}");
+    }
+    // None is left out: a new operation comes with its row above.
+    let described = document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+        item.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone()))
+    });
+    assert_eq!(described.collect::<BTreeSet<_>>(), done);
+    daemon.stop();
+}

@@ -1,0 +1,228 @@
+//! Holding what is found after an end against what may be found.
+#![expect(unsafe_code, reason = "reads into buffers of our own")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use leafblk::leaf::{Leaf, LeafError, OpenOptions};
+use leafblk::units::{Sector, SectorRange};
+use leafblk::virtqueue::GuestBuf;
+
+use super::Random;
+use super::disk::{Image, Lie, Moment, SimDisk};
+use super::model::{Value, World, root};
+use super::ops::{Machine, Step, identity, open};
+use super::states::{self, Limits};
+
+/// One in so many states is also written to and opened again, and offered to a
+/// wrong root.
+const EXERCISED: u64 = 32;
+
+/// What was tried.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Report {
+    /// Sequences of operations, or runs from a seed.
+    pub(crate) runs: u64,
+    pub(crate) operations: u64,
+    /// States after a power cut that were opened and compared.
+    pub(crate) power_cuts: u64,
+    pub(crate) kills: u64,
+    /// Operations that a fault was injected into.
+    pub(crate) faults: u64,
+}
+
+impl std::ops::AddAssign for Report {
+    fn add_assign(&mut self, other: Self) {
+        self.runs += other.runs;
+        self.operations += other.operations;
+        self.power_cuts += other.power_cuts;
+        self.kills += other.kills;
+        self.faults += other.faults;
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { runs, operations, power_cuts, kills, faults } = self;
+        write!(
+            f,
+            "{runs} runs, {operations} operations, {power_cuts} states after power cuts, \
+             {kills} after kills, {faults} faults"
+        )
+    }
+}
+
+/// Sector values, and the size in sectors.
+pub(crate) type Found = (u64, BTreeMap<u64, Value>);
+
+/// Checks states, and counts them.
+pub(crate) struct Checker {
+    pub(crate) limits: Limits,
+    pub(crate) lie: Lie,
+    pub(crate) report: Report,
+    pub(crate) random: Random,
+    root: Vec<u8>,
+    again: PathBuf,
+}
+
+impl Checker {
+    pub(crate) fn new(limits: Limits, lie: Lie, seed: u64, dir: &Path) -> Self {
+        Self {
+            limits,
+            lie,
+            report: Report::default(),
+            random: Random::new(seed),
+            root: root(),
+            again: dir.join("again"),
+        }
+    }
+
+    /// All ends in the middle of the step, and after it.
+    pub(crate) fn check_step(&mut self, machine: &Machine, step: &Step) -> Result<(), String> {
+        for moment in &step.moments {
+            if moment.before_sync {
+                self.check_power_cuts(&moment.image, &step.after_power_cut(moment))?;
+            }
+            self.check_kill(moment, &step.after_kill(moment))?;
+        }
+        let after = [machine.model.after_power_cut()];
+        let image = machine.disk.image();
+        self.check_power_cuts(&image, &after)?;
+        let live_map = std::fs::read(&machine.live_map).ok();
+        let moment = Moment { image, live_map, before_sync: false, beside: (0, 0) };
+        self.check_kill(&moment, &[machine.model.after_kill(&[])])
+    }
+
+    pub(crate) fn check_power_cuts(
+        &mut self,
+        image: &Image,
+        worlds: &[World],
+    ) -> Result<(), String> {
+        let (limits, mut random) = (self.limits, self.random.clone());
+        let mut tried = 0;
+        states::each(image, self.lie, &limits, &mut random, |state| {
+            tried += 1;
+            self.after_power_cut(state, worlds).map(drop)
+        })?;
+        self.random = random;
+        Ok(())
+    }
+
+    /// Opens the state and compares.
+    pub(crate) fn after_power_cut(
+        &mut self,
+        state: Image,
+        worlds: &[World],
+    ) -> Result<Found, String> {
+        self.report.power_cuts += 1;
+        let disk = SimDisk::new(state, Lie::Honest);
+        if self.random.one_in(EXERCISED) {
+            refuses_another_root(&disk)?;
+        }
+        let leaf = open(&disk, None).map_err(|e| format!("does not open: {e}"))?;
+        let found = self.compare(&leaf, worlds)?;
+        if self.random.one_in(EXERCISED) {
+            self.exercise(&disk, leaf, &found)?;
+        }
+        Ok(found)
+    }
+
+    /// Opens what a kill left, with its live map.
+    pub(crate) fn check_kill(&mut self, moment: &Moment, worlds: &[World]) -> Result<(), String> {
+        self.report.kills += 1;
+        let again = self.again.clone();
+        let disk = SimDisk::new(moment.image.clone(), Lie::Honest);
+        put_live_map(&again, moment.live_map.as_deref());
+        let leaf = open(&disk, Some(&again)).map_err(|e| format!("after a kill: {e}"))?;
+        self.compare(&leaf, worlds).map(drop).map_err(|e| format!("after a kill: {e}"))
+    }
+
+    /// What the leaf holds, if one of the worlds has all of it.
+    pub(crate) fn compare(&self, leaf: &Leaf, worlds: &[World]) -> Result<Found, String> {
+        let mut why = String::new();
+        for world in worlds {
+            match self.compare_with(leaf, world) {
+                Ok(found) => return Ok(found),
+                Err(e) => why = e,
+            }
+        }
+        Err(why)
+    }
+
+    fn compare_with(&self, leaf: &Leaf, world: &World) -> Result<Found, String> {
+        if leaf.sectors() != world.sectors {
+            return Err(format!("{} sectors, not {}", leaf.sectors(), world.sectors));
+        }
+        let mut present = 0;
+        let mut values = BTreeMap::new();
+        for (sector, may_be) in world.may_be.range(..world.sectors) {
+            let (sector, held) = (*sector, leaf.next_run(one(*sector)).0);
+            present += u64::from(held);
+            let content = match held {
+                true => read(leaf, sector),
+                false => Value::Root.content(sector, &self.root),
+            };
+            let is = |value: Value| value.content(sector, &self.root) == content;
+            let Some(value) = may_be.iter().copied().find(|value| is(*value)) else {
+                let content = &content[..16];
+                return Err(format!(
+                    "sector {sector} is {content:02x?}… (held: {held}), not one of {may_be:?}"
+                ));
+            };
+            values.insert(sector, value);
+        }
+        match leaf.present_sectors() {
+            all if all == present => Ok((world.sectors, values)),
+            all => Err(format!("{all} sectors are held, and {present} were ever written")),
+        }
+    }
+
+    /// What was found stays, with a write more, through a flush and an opening.
+    fn exercise(&self, disk: &SimDisk, leaf: Leaf, found: &Found) -> Result<(), String> {
+        let (sectors, values) = found;
+        let mut may_be: BTreeMap<_, _> = values.iter().map(|(s, v)| (*s, vec![*v])).collect();
+        let trouble = |e: LeafError| format!("does not work on: {e}");
+        leaf.write_zeroes(one(3)).map_err(trouble)?;
+        leaf.flush().map_err(trouble)?;
+        drop(leaf);
+        may_be.insert(3, vec![Value::Zeros]);
+        let world = World { sectors: *sectors, may_be };
+        let durable =
+            states::each(&disk.image(), Lie::Honest, &self.limits, &mut Random::new(1), |state| {
+                let leaf = open(&SimDisk::new(state, Lie::Honest), None).map_err(trouble)?;
+                self.compare(&leaf, std::slice::from_ref(&world)).map(drop)
+            });
+        durable.map(drop)
+    }
+}
+
+/// Puts a live map's file there, or none.
+pub(crate) fn put_live_map(path: &Path, bytes: Option<&[u8]>) {
+    let _ = std::fs::remove_file(path);
+    if let Some(bytes) = bytes {
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+fn refuses_another_root(disk: &SimDisk) -> Result<(), String> {
+    let storage = Box::new(disk.clone());
+    let opened =
+        Leaf::open_storage(Path::new("vm.leaf"), storage, &identity(2), &OpenOptions::default());
+    match opened {
+        Err(LeafError::OtherRoot { .. }) => Ok(()),
+        other => Err(format!("another root gives {other:?}")),
+    }
+}
+
+fn one(sector: u64) -> SectorRange {
+    SectorRange::new(Sector(sector), 1).unwrap()
+}
+
+fn read(leaf: &Leaf, sector: u64) -> [u8; 512] {
+    let mut bytes = [0xcc; 512];
+    let buf = GuestBuf::new(bytes.as_mut_ptr(), bytes.len());
+    // SAFETY: the buffer lives on.
+    let done = unsafe { leaf.read(Sector(sector), &[buf], false) }.unwrap();
+    assert_eq!(done, bytes.len());
+    bytes
+}

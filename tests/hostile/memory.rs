@@ -1,0 +1,111 @@
+//! Memory that is shared wrongly, or taken away.
+
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+
+use crate::common::frontend::*;
+use crate::common::scene::{ROOT_SECTORS, Scene, root_content};
+use crate::{breaks_its_device, loses_its_connection};
+
+fn shifted(vmm: &Vmm, guest: u64, user: u64) -> VhostUserMemoryRegionInfo {
+    let mut region = vmm.region();
+    region.guest_phys_addr = region.guest_phys_addr.wrapping_add(guest);
+    region.userspace_addr = region.userspace_addr.wrapping_add(user);
+    region
+}
+
+#[test]
+fn memory_regions_that_overlap_lose_the_connection() {
+    for (guest, user) in [(0, 0), (0x1000, 1 << 40), (1 << 40, 0x1000), (1 << 40, RAM_LEN - 1)] {
+        loses_its_connection("overlap", |vmm| {
+            let regions = [vmm.region(), shifted(vmm, guest, user)];
+            assert!(vmm.frontend.set_mem_table(&regions).is_err());
+        });
+        loses_its_connection("overlap", |vmm| {
+            vmm.share_ram();
+            let other = shifted(vmm, guest, user);
+            assert!(vmm.frontend.add_mem_region(&other).is_err());
+        });
+    }
+}
+
+#[test]
+fn memory_that_wraps_around_or_is_longer_than_its_file_loses_the_connection() {
+    for (guest, user, len, offset) in [
+        (u64::MAX - 0xfff, 0x1000, 0x2000, 0),
+        (0x1000, u64::MAX - 0xfff, 0x2000, 0),
+        (0x1000, 0x1000, RAM_LEN + 0x1000, 0),
+        (0x1000, 0x1000, RAM_LEN, 0x1000),
+        (0x1000, 0x1000, 0x1000, u64::MAX - 0xfff),
+        (0x1000, 0x1000, 1 << 62, 0),
+        (0x1000, 0x1000, 0x1000, 1),
+    ] {
+        loses_its_connection("", |vmm| {
+            let mut region = vmm.region();
+            region.guest_phys_addr = guest;
+            region.userspace_addr = user;
+            region.memory_size = len;
+            region.mmap_offset = offset;
+            assert!(vmm.frontend.set_mem_table(&[region]).is_err(), "{guest:#x} {len:#x}");
+        });
+    }
+}
+
+#[test]
+fn memory_that_is_no_file_of_memory_loses_the_connection() {
+    loses_its_connection("", |vmm| {
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        let mut region = vmm.region();
+        region.mmap_handle = std::os::fd::AsRawFd::as_raw_fd(&read);
+        assert!(vmm.frontend.set_mem_table(&[region]).is_err());
+    });
+}
+
+#[test]
+fn more_regions_than_slots_lose_the_connection() {
+    loses_its_connection("more than 32 memory regions", |vmm| {
+        vmm.share_ram();
+        let add = |i: u64| vmm.frontend.clone().add_mem_region(&shifted(vmm, i << 32, i << 32));
+        (1..32).for_each(|i| add(i).map(|_| ()).unwrap());
+        assert!(add(32).is_err());
+    });
+}
+
+#[test]
+fn taking_away_the_memory_of_a_running_ring_loses_the_connection() {
+    let mut scene = Scene::new();
+    let mut vmm = Vmm::running(&scene.victim);
+    let region = vmm.region();
+    assert!(vmm.frontend.remove_mem_region(&region).is_err());
+    scene.log.wait_for(&["VM victim", "disconnected its frontend", "outside memory"]);
+    vmm.wait_closed();
+    scene.all_is_well();
+}
+
+#[test]
+fn memory_that_is_truncated_under_a_request_ends_the_device() {
+    for (kind, sector) in [(T_IN, 8), (T_OUT, 8), (T_OUT, 9), (T_IN, ROOT_SECTORS - 8)] {
+        breaks_its_device("took away memory", |vmm| {
+            vmm.describe(vmm.rings[0].desc, 1, desc(DATA, 4096, NEXT | WRITE, 2));
+            let header = vmm.header(kind, sector);
+            vmm.ram_file.set_len(DATA - RAM_START).unwrap();
+            let data = (DATA, 4096, kind == T_IN);
+            let chain = [(header, 16, false), data, (Vmm::STATUS, 1, true)];
+            vmm.describe_chain(vmm.rings[0].desc, 0, &chain);
+            vmm.offer(0, 0);
+            vmm.kick(0);
+        });
+    }
+}
+
+#[test]
+fn a_ring_that_is_truncated_ends_the_device() {
+    let mut scene = Scene::new();
+    let mut vmm = Vmm::running(&scene.victim);
+    assert!(vmm.read_sectors(8, 8) == root_content(8, 8));
+    vmm.ram_file.set_len(0).unwrap();
+    vmm.rings[0].kick.write(1).unwrap();
+    scene.log.wait_for(&["VM victim", "its device stops", "took away memory"]);
+    drop(vmm);
+    scene.all_is_well();
+}

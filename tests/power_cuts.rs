@@ -1,0 +1,114 @@
+//! The promise under power cuts and kills, on a simulated disk: a bounded number
+//! of states. `cargo run --release --example crashsim` tries more.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::allow_attributes,
+    reason = "a test fails by panicking, and prints how much it tried"
+)]
+
+mod crashsim;
+
+use std::path::Path;
+
+use crashsim::disk::{Fails, Image, Lie, SimDisk};
+use crashsim::ops::{identity, open};
+use crashsim::states::{self, Limits};
+use crashsim::{Random, exhaustive, random};
+use leafblk::leaf::{LeafError, create_storage};
+
+/// How many seeds the bounded run takes; they are 1, 2, 3 …
+const SEEDS: u64 = 40;
+
+#[test]
+fn every_sequence_of_three_operations_keeps_the_promise_wherever_it_ends() {
+    let report = exhaustive::run(3, Lie::Honest).unwrap_or_else(|why| panic!("{why}"));
+    println!("sequences of up to 3 operations: {report}");
+    assert!(report.runs > 700 && report.power_cuts > 10_000 && report.kills > 3_000, "{report}");
+}
+
+#[test]
+fn long_random_sequences_keep_the_promise_through_crashes_and_faults() {
+    let mut report = crashsim::check::Report::default();
+    for seed in 1..=SEEDS {
+        report += random::run(seed, Lie::Honest).unwrap_or_else(|why| panic!("{why}"));
+    }
+    println!("random sequences, seeds 1 to {SEEDS}: {report}");
+    assert!(report.power_cuts > 30_000 && report.faults > 40, "{report}");
+}
+
+/// Each must be caught: what is never caught is not tested.
+const LIES: [Lie; 6] = [
+    Lie::SyncsNothing,
+    Lie::SkipsSyncs(0),
+    Lie::SkipsSyncs(1),
+    Lie::MapBeforeData(0),
+    Lie::MapBeforeData(1),
+    Lie::TearsUnits,
+];
+
+#[test]
+fn disks_that_lie_are_caught_by_short_sequences() {
+    for lie in LIES {
+        let why = exhaustive::run(3, lie).expect_err(&format!("{lie:?} was not noticed"));
+        println!("{lie:?}: {why}");
+    }
+}
+
+#[test]
+fn disks_that_lie_are_caught_by_random_sequences() {
+    for lie in LIES {
+        let caught = (1..=SEEDS).find_map(|seed| random::run(seed, lie).err());
+        println!("{lie:?}: {}", caught.unwrap_or_else(|| panic!("{lie:?} was not noticed")));
+    }
+}
+
+#[test]
+fn a_leaf_that_is_being_created_is_whole_before_it_gets_its_name() {
+    let path = Path::new("vm.leaf");
+    let disk = SimDisk::new(Image::default(), Lie::Honest);
+    disk.record(None);
+    create_storage(path, &disk, 1 << 20, &identity(1)).unwrap();
+    let limits = Limits { all: 1 << 16, pairs: 0, random: 0 };
+    let mut half_made = 0;
+    for moment in disk.moments() {
+        // The file has no name yet: what is there is no leaf, or a whole one.
+        states::each(&moment.image, Lie::Honest, &limits, &mut Random::new(1), |state| {
+            match open(&SimDisk::new(state, Lie::Honest), None) {
+                Ok(leaf) => assert_eq!((leaf.sectors(), leaf.present_sectors()), (2048, 0)),
+                Err(
+                    LeafError::NotALeaf { .. }
+                    | LeafError::Damaged { .. }
+                    | LeafError::CutShort { .. },
+                ) => {
+                    half_made += 1;
+                }
+                Err(other) => return Err(other),
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+    assert!(half_made > 10, "{half_made}");
+    // It is named now, and in every state it is whole.
+    let states = states::each(&disk.image(), Lie::Honest, &limits, &mut Random::new(1), |state| {
+        open(&SimDisk::new(state, Lie::Honest), None).map(drop)
+    });
+    assert_eq!(states.unwrap(), 1, "nothing is unsynced");
+}
+
+#[test]
+fn a_creation_that_fails_is_an_error_for_want_of_space_and_for_a_failed_sync() {
+    for (fails, errno) in [
+        (Fails::Writes(0), libc::ENOSPC),
+        (Fails::Writes(5120), libc::ENOSPC),
+        (Fails::Syncs(0), libc::EIO),
+    ] {
+        let disk = SimDisk::new(Image::default(), Lie::Honest);
+        disk.fail(Some(fails));
+        match create_storage(Path::new("vm.leaf"), &disk, 1 << 20, &identity(1)) {
+            Err(LeafError::Create { source, .. }) => assert_eq!(source.raw_os_error(), Some(errno)),
+            other => panic!("{fails:?}: {other:?}"),
+        }
+    }
+}
