@@ -18,14 +18,16 @@ cargo deb --version >/dev/null 2>&1 || cargo install --quiet cargo-deb >&2
 
 rm -rf "$stage"
 mkdir -p "$stage/release" "$stage/man" "$stage/completions" "$stage/doc"
-install -m 755 "$LEAFBLK" "$stage/release/leafblk"
+strip -o "$stage/release/leafblk" "$LEAFBLK"
+chmod 755 "$stage/release/leafblk"
 "$LEAFBLK" man "$stage/man"
 gzip -9n "$stage/man/"*.1
 "$LEAFBLK" completions bash >"$stage/completions/leafblk"
 "$LEAFBLK" completions zsh >"$stage/completions/_leafblk"
 "$LEAFBLK" completions fish >"$stage/completions/leafblk.fish"
 cp README.md CHANGELOG.md docs/*.md "$stage/doc/"
-gzip -9n "$stage/doc/CHANGELOG.md"
+mv "$stage/doc/CHANGELOG.md" "$stage/doc/changelog"
+gzip -9n "$stage/doc/changelog"
 # cargo-deb looks for the binary below the target directory.
 CARGO_TARGET_DIR=$stage cargo deb --quiet --no-build --output "$stage/"
 ls "$stage"/*.deb

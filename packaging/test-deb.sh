@@ -29,7 +29,7 @@ say "building the client (examples/read_disk.rs)"
 CLIENT=${CARGO_TARGET_DIR:-$REPO_DIR/target}/debug/examples/read_disk
 
 no_errors() {
-  lintian --allow-root --fail-on error --no-tag-display-limit "$DEB" >"$WORK/lintian.log" 2>&1
+  lintian --allow-root --fail-on error --tag-display-limit 0 "$DEB" >"$WORK/lintian.log" 2>&1
   local status=$?
   sed 's/^/#   /' "$WORK/lintian.log"
   return "$status"

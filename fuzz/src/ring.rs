@@ -173,9 +173,12 @@ pub fn run(data: &[u8]) {
             // Not in `plan`, which the steps borrow.
             let (start, words) = (memory.translate(GUEST, 8).map(|p| p as usize), LEN / 16);
             let stopped = &stop;
-            scope.spawn(move || scribble(start, words, stopped));
+            let scribbler = scope.spawn(move || scribble(start, words, stopped));
             plan.steps(&mut input);
             stop.store(true, Ordering::Relaxed);
+            // The scope waits for its end, this for its memory too: a thread that
+            // is still going looks like a leak.
+            scribbler.join().expect("it only writes");
         });
     } else {
         let expected = plan.steps_on(&mut input, before);

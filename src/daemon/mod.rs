@@ -15,6 +15,7 @@ mod report;
 mod resize;
 mod roots;
 mod service;
+mod side_by_side;
 mod signals;
 pub mod sockets;
 mod start;
@@ -24,8 +25,6 @@ mod vm;
 mod vms;
 
 use std::io::Write;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use crate::config::Config;
 use crate::control::{self, Access, Listener};
@@ -129,7 +128,7 @@ fn announce(host: &Host) {
 /// here, none of them has to wait for when it is cut off.
 fn flush_ahead(host: &Host) {
     let vms: Vec<_> = host.vms().into_iter().filter_map(|view| view.vm).collect();
-    side_by_side(&vms, |vm| {
+    side_by_side::map(vms, |vm| {
         let leaf = vm.disk().leaf().filter(|_| !vm.disk().is_read_only());
         if let Some(Err(e)) = leaf.map(|leaf| leaf.flush()) {
             log::warn!("VM {}: {e}", vm.disk().name());
@@ -144,30 +143,8 @@ fn close(vms: &[ListeningVm]) -> Result<(), Error> {
         let _ = writeln!(out, "{}", report::line_at_end(vm.vm()));
     }
     drop(out);
-    let failure = Mutex::new(Ok(()));
-    side_by_side(vms, |vm| {
-        let vm = vm.vm();
-        if let Err(e) = vm.end() {
-            log::error!("{e}");
-            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Err(e);
-        }
+    let ended = side_by_side::map(vms.iter().collect(), |vm| {
+        vm.vm().end().inspect_err(|e| log::error!("{e}"))
     });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Syncs that disks can do together: one after the other, a hundred VMs wait
-/// for a hundred of them.
-const SYNCS_AT_ONCE: usize = 16;
-
-fn side_by_side<T: Sync>(items: &[T], act: impl Fn(&T) + Sync) {
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..items.len().min(SYNCS_AT_ONCE) {
-            scope.spawn(|| {
-                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    act(item);
-                }
-            });
-        }
-    });
+    ended.into_iter().collect()
 }

@@ -10,16 +10,18 @@ use super::acceptor::Acceptor;
 use super::error::HostError;
 use super::group;
 use super::host::Host;
+use super::side_by_side;
 use super::sockets::{self, OwnedSocket, SocketError};
 use super::state_file::{self, Attached, StateFile};
 use super::table::{Cause, Configured, Life, NewVm, Table};
-use super::vm::{BoundVm, ListeningVm, PlannedVm};
+use super::vm::{BoundVm, PlannedVm};
 use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{
     Config, ControlConfig, Directories, HugepagesMode, RootConfig, UsageError, VmConfig, VmEntry,
 };
+use crate::disk::CachedRoot;
 use crate::error::Error;
 use crate::reactor::{Mailbox, Reactor, Watchdog};
 use crate::root::Root;
@@ -67,10 +69,18 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let planned = plan(config, &roots)?;
     let http = config.http_port.map(bind_http).transpose()?;
     let runtime_dir_is_new = !config.runtime_dir.exists();
+    let mut new_directories = vec![&config.runtime_dir, &config.state_dir];
+    new_directories.retain(|directory| !directory.exists());
     for directory in [&config.runtime_dir, &config.state_dir] {
         sockets::create_private_dir(directory).map_err(Error::failure)?;
     }
-    let cache = make_cache(config)?;
+    // A kept cache is found through the runtime directory; without memory for
+    // one, nothing is left behind.
+    let cache = make_cache(config).inspect_err(|_| {
+        for directory in new_directories {
+            let _ = std::fs::remove_dir(directory);
+        }
+    })?;
     // All sockets before any leaf: one that is in use creates nothing.
     let bound =
         planned.into_iter().map(|plan| plan.bind(socket_group)).collect::<Result<Vec<_>, _>>()?;
@@ -99,20 +109,6 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     Ok(Started { host, engine, control_socket, http })
 }
 
-/// Each entry by itself: it was right when it was written.
-fn check_attached(attached: &Attached, directories: &Directories) -> Result<(), Error> {
-    let file = |error: UsageError| {
-        Error::failure(format!(
-            "the state file in {} was changed: {error}",
-            directories.state.display()
-        ))
-    };
-    attached.roots.iter().try_for_each(|root| RootConfig::resolve(root).map(drop)).map_err(file)?;
-    let vm =
-        |vm: &VmEntry| VmConfig::resolve(vm, vm.root.as_deref().into_iter(), directories).map(drop);
-    attached.vms.iter().try_for_each(vm).map_err(file)
-}
-
 /// Lets those groups reach the sockets that may use some; two groups can't both
 /// own the directory.
 fn let_groups_pass(
@@ -126,6 +122,20 @@ fn let_groups_pass(
         (Some(one), Some(other)) if one == other => sockets::let_pass(runtime_dir, one),
         (Some(_), Some(_)) => sockets::let_all_pass(runtime_dir),
     }
+}
+
+/// Each entry by itself: it was right when it was written.
+fn check_attached(attached: &Attached, directories: &Directories) -> Result<(), Error> {
+    let file = |error: UsageError| {
+        Error::failure(format!(
+            "the state file in {} was changed: {error}",
+            directories.state.display()
+        ))
+    };
+    attached.roots.iter().try_for_each(|root| RootConfig::resolve(root).map(drop)).map_err(file)?;
+    let vm =
+        |vm: &VmEntry| VmConfig::resolve(vm, vm.root.as_deref().into_iter(), directories).map(drop);
+    attached.vms.iter().try_for_each(vm).map_err(file)
 }
 
 fn plan(config: &Config, roots: &[Root]) -> Result<Vec<PlannedVm>, Error> {
@@ -220,23 +230,30 @@ impl Host {
             table.begin_root(root_config.clone(), Cause::Configured, claims)?;
             table.root(&root_config.name)?.life = Life::Serving(cached);
         }
-        let opened =
-            bound.into_iter().map(|vm| self.open_configured(vm)).collect::<Result<Vec<_>, _>>()?;
+        let begun = bound
+            .into_iter()
+            .map(|bound| {
+                self.begin_configured(&bound).map(|(root, mailbox)| (bound, root, mailbox))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let runtime_dir = &self.inner().directories.runtime;
+        let opened = side_by_side::map(begun, |(bound, root, mailbox)| {
+            bound.attach(&root, runtime_dir, mailbox)
+        });
         for vm in opened {
-            self.publish(vm, Cause::Configured)?;
+            self.publish(vm?, Cause::Configured)?;
         }
         Ok(())
     }
 
-    fn open_configured(&self, bound: BoundVm) -> Result<ListeningVm, Error> {
+    fn begin_configured(&self, bound: &BoundVm) -> Result<(Arc<CachedRoot>, Arc<Mailbox>), Error> {
         let inner = self.inner();
         let config = bound.config().clone();
         let entry = VmEntry { name: config.name.clone(), ..VmEntry::default() };
         let claims = PathClaim::of_vm(&config).into();
         let new = NewVm { config, entry, cause: Cause::Configured, claims };
         let (root, reactor) = self.table().begin_vm(new, inner.mailboxes.len())?;
-        let mailbox = Arc::clone(&inner.mailboxes[reactor]);
-        bound.attach(&root, &inner.directories.runtime, mailbox)
+        Ok((root, Arc::clone(&inner.mailboxes[reactor])))
     }
 
     /// Attaches what came through the API before. What has a name of the

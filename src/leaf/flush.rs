@@ -38,6 +38,8 @@ impl Leaf {
             return Ok(());
         }
         let covers = self.written.load(Ordering::Acquire);
+        // This flush leaves nothing of it to write back.
+        self.unsynced_bytes.store(0, Ordering::Relaxed);
         // One pass over the map: pages behind it that change again belong to
         // writes that came after this call, and could otherwise keep it for ever.
         let mut place = Some(0);

@@ -135,6 +135,10 @@ fn answers_have_the_status_and_the_shape_that_the_document_promises() {
         ("post", "/v1/vms", "/v1/vms", json!({"name": "x", "queues": 0}), 422),
         ("get", "/v1/vms/two", "/v1/vms/{name}", Value::Null, 200),
         ("get", "/v1/vms/x", "/v1/vms/{name}", Value::Null, 404),
+        ("get", "/v1/stats", "/v1/stats", Value::Null, 200),
+        ("get", "/v1/vms/two/map?cells=4", "/v1/vms/{name}/map", Value::Null, 200),
+        ("get", "/v1/vms/two/map?cells=0", "/v1/vms/{name}/map", Value::Null, 400),
+        ("get", "/v1/vms/x/map", "/v1/vms/{name}/map", Value::Null, 404),
         ("post", "/v1/vms/two/flush", "/v1/vms/{name}/flush", Value::Null, 204),
         ("post", "/v1/vms/x/flush", "/v1/vms/{name}/flush", Value::Null, 404),
         ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": "8MiB"}), 200),
@@ -164,6 +168,12 @@ fn answers_have_the_status_and_the_shape_that_the_document_promises() {
         check(&document, &content["schema"], &value, path, &mut wrong);
         assert!(wrong.is_empty(), "{method} {path}: {wrong}");
     }
+    // Text, whose content tests/seeing.rs looks at.
+    let metrics = control.get("/metrics");
+    let promised = &document["paths"]["/metrics"]["get"]["responses"]["200"]["content"];
+    let kind = metrics.header("content-type").unwrap().split(';').next().unwrap();
+    assert!(metrics.status == 200 && promised[kind].is_object(), "{kind}");
+    done.insert(("/metrics".to_owned(), "get".to_owned()));
     // None is left out: a new operation comes with its row above.
     let described = document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
         item.as_object().unwrap().keys().map(move |method| (path.clone(), method.clone()))

@@ -1,6 +1,5 @@
 //! The presence map's ordering, in every interleaving (`--cfg loom`).
 
-use loom::cell::UnsafeCell;
 use loom::model::Builder;
 use loom::thread;
 use std::sync::Arc;
@@ -72,25 +71,6 @@ fn loom_a_cleared_mark_never_comes_without_its_bits() {
 }
 
 #[test]
-fn loom_who_sees_a_bit_sees_the_data() {
-    model(|| {
-        let map = Arc::new(LiveMap::create(None, &owner(), PAGE_SECTORS, 1).unwrap());
-        let data = Arc::new(UnsafeCell::new(0));
-        let writer = {
-            let (map, data) = (Arc::clone(&map), Arc::clone(&data));
-            thread::spawn(move || {
-                data.with_mut(|data| set(data, 7));
-                map.set(range(5, 1)).unwrap();
-            })
-        };
-        if map.next_run(range(5, 1)).0 {
-            assert_eq!(data.with(get), 7);
-        }
-        writer.join().unwrap();
-    });
-}
-
-#[test]
 fn loom_what_was_written_before_a_flush_is_in_the_map_when_it_returns() {
     model(|| {
         let (leaf, mem) = small_leaf();
@@ -126,16 +106,4 @@ fn loom_a_write_beside_a_flush_is_covered_by_the_next() {
         leaf.flush().unwrap();
         assert_eq!(mem.durable(MAP_OFFSET) & 3, 3);
     });
-}
-
-#[expect(unsafe_code, reason = "loom hands out pointers, and checks their use")]
-fn set(cell: *mut u32, value: u32) {
-    // SAFETY: loom fails the model if somebody else uses the cell.
-    unsafe { *cell = value }
-}
-
-#[expect(unsafe_code, reason = "loom hands out pointers, and checks their use")]
-fn get(cell: *const u32) -> u32 {
-    // SAFETY: loom fails the model if somebody writes the cell.
-    unsafe { *cell }
 }
