@@ -45,6 +45,10 @@ impl Host {
     /// Attaches an entry of the state file; where that fails, it stays known
     /// as failed.
     pub(super) fn restore_vm(&self, entry: VmEntry) -> Result<(), HostError> {
+        let (of, name) = (NameOf::Vm, entry.name.clone());
+        if self.table().vms.get(&name).is_some_and(|vm| !matches!(vm.row.life, Life::Failed(_))) {
+            return Err(HostError::Exists { of, name });
+        }
         let (mut config, entry) = match self.resolve(entry.clone()) {
             Ok(resolved) => resolved,
             Err(error) => {

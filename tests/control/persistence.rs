@@ -174,18 +174,27 @@ fn a_vm_of_the_configuration_wins_over_an_attached_one() {
     let dir = tempfile::tempdir().unwrap();
     let (daemon, control) = served(dir.path());
     control.post("/v1/vms", &json!({"name": "web2"})).expect(201);
+    // One whose root will not be there either.
+    let image = dir.path().join("root.raw");
+    control.post("/v1/roots", &json!({"name": "gone", "path": image})).expect(201);
+    control.post("/v1/vms", &json!({"name": "web3", "root": "gone"})).expect(201);
     daemon.stop();
+    let text = std::fs::read_to_string(state_file(dir.path())).unwrap();
+    let without = text.replace(&format!("[[root]]\nname = \"gone\"\npath = {image:?}\n"), "");
+    assert!(without.len() < text.len(), "{text}");
+    std::fs::write(state_file(dir.path()), without).unwrap();
     let root = format!("debian={}", dir.path().join("root.raw").display());
-    let args = ["--root", &root, "--vm", "web1,queues=4"];
+    let args = ["--root", &root, "--vm", "web1,queues=4", "--vm", "web3,queues=3"];
     let (daemon, mut log) = start_logged(dir.path(), &args);
     log.wait_for(&["root debian was attached through the API and is in the configuration now"]);
     log.wait_for(&["VM web1 was attached through the API and is in the configuration now"]);
     let control = daemon.control();
     let web1 = control.get("/v1/vms/web1").expect(200);
     assert_eq!((&web1["origin"], &web1["queues"]), (&json!("configuration"), &json!(4)));
+    assert_eq!(control.get("/v1/vms/web3").expect(200)["queues"], 3);
     assert_eq!(control.get("/v1/vms/web2").expect(200)["origin"], "api");
     let text = std::fs::read_to_string(state_file(dir.path())).unwrap();
-    assert!(text.contains("web2") && !text.contains("web1"), "{text}");
+    assert!(text.contains("web2") && !text.contains("web1") && !text.contains("web3"), "{text}");
     daemon.stop();
 }
 
