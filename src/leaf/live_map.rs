@@ -19,7 +19,7 @@
 
 mod owner;
 mod pages;
-#[cfg_attr(loom, path = "live_map/words_loom.rs")]
+#[cfg_attr(leafblk_loom, path = "live_map/words_loom.rs")]
 mod words;
 
 use std::fs::File;
@@ -35,7 +35,7 @@ use crate::units::SectorRange;
 
 /// Bytes of a map page. loom tries each access of each word in turn: it gets
 /// pages of two words.
-pub(super) const PAGE_LEN: usize = if cfg!(loom) { 16 } else { 4096 };
+pub(super) const PAGE_LEN: usize = if cfg!(leafblk_loom) { 16 } else { 4096 };
 /// Words of a map page.
 pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
 /// Sectors that a map page covers.

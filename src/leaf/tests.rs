@@ -4,7 +4,7 @@
 mod faults;
 mod fixture;
 mod format;
-#[cfg(loom)]
+#[cfg(leafblk_loom)]
 mod interleavings;
 mod mem;
 mod model;

@@ -1,5 +1,5 @@
 //! A slot's life (fill, read, evict, reuse) in every interleaving
-//! (`--cfg loom`): the whole cache, with two slots.
+//! (`--cfg leafblk_loom`): the whole cache, with two slots.
 //!
 //! loom sees no ordinary memory. So each slot has a cell beside it, which is
 //! used where the slot's bytes are, and loom fails if two threads use it without
@@ -38,8 +38,9 @@ impl Scene {
             block_bytes: SMALL,
             block_shift: SMALL.trailing_zeros(),
             epochs: Epochs::new(2),
-            core: Mutex::new(Core::new(2)),
+            core: Mutex::new(Core::new(2, None)),
             readers_max: 2,
+            lifetime_fd: None,
             lookups: Lookups::default(),
         });
         let root = cache.add_root(4 * u64::from(SMALL) / 512).unwrap();

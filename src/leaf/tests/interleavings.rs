@@ -1,4 +1,4 @@
-//! The presence map's ordering, in every interleaving (`--cfg loom`).
+//! The presence map's ordering, in every interleaving (`--cfg leafblk_loom`).
 
 use loom::model::Builder;
 use loom::thread;
