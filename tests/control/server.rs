@@ -175,6 +175,11 @@ fn want_of_descriptors_makes_clients_wait_and_nothing_spin() {
     let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
     let mut log = Log::follow(daemon.child.stderr.take().unwrap());
     let pid = daemon.pid().as_raw_nonzero().get();
+    // Once it answers it has all the descriptors that it needs; the connection
+    // is kept, so that its number doesn't become free meanwhile.
+    let mut kept = daemon.control().connect();
+    kept.write_all(b"GET /v1/health HTTP/1.1\r\nHost: leafblk\r\n\r\n").unwrap();
+    kept.read_exact(&mut [0; 12]).unwrap();
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let open: Vec<u64> =
         open.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
