@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the pictures in docs/: the page (page.png, page-dark.png) and leafblk top
-# (top.png), while two Debian guests boot and work on one root. What is seen is what
+# (top.png), while two Debian guests boot from one root. What is seen is what
 # Chromium and a terminal (tmux) show; nothing is drawn by hand.
 #
 #   LEAFBLK=target/release/leafblk qemu/pictures.sh
@@ -44,7 +44,8 @@ for name in web1 db1; do
   debian_start "$name" "$WORK/$name.log" "$QEMU_DIR/guest/demo.job" "$(socket_of "$name")"
   PIDS+=("$GUEST_PID")
 done
-moved 12
+# Booting: systemd writes its journal, and little else.
+moved 1
 tmux -L "$TERMINAL" send-keys Enter
 say "photographing"
 python3 "$QEMU_DIR/lib/picture.py" "http://127.0.0.1:$PORT/#vm=web1" "$REPO_DIR/docs"
