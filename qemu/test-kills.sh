@@ -4,7 +4,7 @@
 # orderly restarts (SIGTERM), as for a new binary. One line per check, status 1
 # if one failed.
 #
-# KILLS=N: so many kills (default 24). Each takes about 2 s of the guest's time.
+# KILLS=N: so many kills (default 24). Each takes 3 to 4 s of the guest's time.
 set -euo pipefail
 # shellcheck source=lib/guest.sh
 . "$(dirname "$0")/lib/guest.sh"
@@ -39,19 +39,37 @@ guest_works() { kill -0 "$GUEST_PID" 2>/dev/null && ! grep -q 'LEAFBLK-GUEST: EX
 # moment: waits for 0.3 to 1.3 s, whatever the dice say.
 moment() { read -r -t "$((RANDOM % 2)).$((RANDOM % 7 + 3))" <> <(:) || true; }
 
+# connections: how often a frontend has connected so far.
+connections() { grep -c ': connected' "$BACKEND_LOG.err" || true; }
+
+# both_are_back BEFORE: both disks' frontends have connected since there were BEFORE
+# connections; 1 if that takes over 20 s.
+both_are_back() {
+  local tries
+  for ((tries = 0; tries < 20; tries++)); do
+    [ "$(connections)" -ge $(($1 + 2)) ] && return
+    moment
+  done
+  return 1
+}
+
 # under_fire NAME COUNT COMMAND: a guest works while the backend is ended by COMMAND
 # and started again, COUNT times at least.
 under_fire() {
-  local name=$1 count=$2 command=$3 log=$WORK/$1.log done=0
-  { echo "RUNTIME=$((count * 2 + 6))" && cat "$QEMU_DIR/guest/kills.job"; } >"$WORK/$name.job"
-  guest_start -t $((count * 6 + 180)) -e "$ARCHIVE" "$name" "$log" "$WORK/$name.job" \
+  local name=$1 count=$2 command=$3 log=$WORK/$1.log done=0 before
+  { echo "RUNTIME=$((count * 4 + 8))" && cat "$QEMU_DIR/guest/kills.job"; } >"$WORK/$name.job"
+  guest_start -t $((count * 8 + 180)) -e "$ARCHIVE" "$name" "$log" "$WORK/$name.job" \
     "$(socket_of "$name-raw")" "$(socket_of "$name-ext4")"
   until guest_said "$log" "ok mkfs" || ! guest_works "$log"; do moment; done
   while guest_works "$log"; do
     moment
+    guest_works "$log" || break
+    before=$(connections)
     "$command"
     backend_start "$ROOT" "${VMS[@]}"
     done=$((done + 1))
+    # Else a kill would hit nobody; the guest may have ended, too.
+    both_are_back "$before" || ! guest_works "$log" || break
   done
   check "$name: ran to its end" guest_wait "$GUEST_PID" "$log"
   check "$name: $done times, at least $count" [ "$done" -ge "$count" ]
@@ -64,7 +82,7 @@ backend_start "$ROOT" "${VMS[@]}"
 
 say "a guest under at least $KILLS kills"
 under_fire kills "$KILLS" backend_kill
-resubmitted=$(grep -o 'resubmitting [0-9]*' "$BACKEND_LOG.err" | awk '{n += $2} END {print n + 0}')
+resubmitted=$(sed -n 's|.*resubmitting \([0-9]*\) .*|\1|p' "$BACKEND_LOG.err" | awk '{n += $1} END {print n + 0}')
 check "kills: $resubmitted requests in flight were taken up" [ "$resubmitted" -gt 0 ]
 
 say "a guest under at least $RESTARTS planned restarts"

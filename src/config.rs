@@ -107,6 +107,8 @@ pub struct Config {
     pub cache_block_bytes: u32,
     /// Which pages the arena is made of.
     pub hugepages: HugepagesMode,
+    /// The cache outlives the process, for the next start.
+    pub keep_cache: bool,
     /// Reactor threads, at least one.
     pub reactors: usize,
     /// How long a reactor may poll after its last work, in microseconds; 0

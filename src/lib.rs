@@ -25,6 +25,7 @@ pub mod reactor;
 pub mod request;
 pub mod root;
 pub mod stats;
+mod sync;
 pub mod tools;
 pub mod top;
 pub mod units;

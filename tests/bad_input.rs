@@ -21,6 +21,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::frontend::{IOERR, OK, T_FLUSH, T_OUT, Vmm};
 use common::scene::{ROOT_SECTORS, Scene, root_content};
+use common::small_disk::SmallDisk;
 use common::{Client, Daemon, make_root};
 
 /// Everything below a directory: what kind, how long, and what is in it.
@@ -396,7 +397,7 @@ fn a_group_is_let_in_where_it_is_asked_for_and_must_exist() {
     let daemon = Daemon::start(dir.path(), &[&args[..], &[&own.name]].concat());
     let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&daemon.socket("web1")), 0o660);
-    assert_eq!(mode(&dir.path().join("run")), 0o711);
+    assert_eq!(mode(&dir.path().join("run")), 0o710);
     let mut client = Client::connect(&daemon.socket("web1"));
     client.read(0, 512);
     drop(client);
@@ -528,67 +529,25 @@ fn too_few_hugepages_are_an_error_where_they_are_asked_for() {
 
 // Full disks.
 
-/// A small tmpfs; unmounted when it is dropped.
-struct SmallDisk {
-    dir: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn mount(size: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "leafblk-test"])
-            .arg(dir.path())
-            .output()
-            .expect("mount(8) is installed");
-        assert!(
-            mounted.status.success(),
-            "this test needs a small tmpfs, and so to run as root: {}",
-            String::from_utf8_lossy(&mounted.stderr)
-        );
-        Self { dir }
-    }
-
-    /// Takes all space that is left.
-    fn fill(&self) -> PathBuf {
-        let path = self.dir.path().join("filler");
-        let mut file = fs::File::create(&path).unwrap();
-        while file.write_all(&[1; 4096]).is_ok() {}
-        path
-    }
-
-    /// Gives the space back. Cut short, not removed: a process that another
-    /// test is just starting may hold the file open until it is executed.
-    fn make_room(&self, filler: &Path) {
-        fs::File::create(filler).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_while_a_leaf_is_created_leaves_no_leaf() {
     let temp = tempfile::tempdir().unwrap();
     let root = make_root(temp.path(), ROOT_SECTORS);
     let disk = SmallDisk::mount("1M");
     disk.fill();
-    let leaf = disk.dir.path().join("web1.leaf");
+    let leaf = disk.path().join("web1.leaf");
     let vm = format!("web1,leaf={}", leaf.display());
-    let before = inventory(disk.dir.path());
+    let before = inventory(disk.path());
     let parts = ["web1.leaf", "can't be created", "No space left", "free space"];
     fails(serve(temp.path(), &["--root", text(&root), "--vm", &vm]), 1, &parts);
-    assert_eq!(inventory(disk.dir.path()), before);
+    assert_eq!(inventory(disk.path()), before);
     assert!(!temp.path().join("run/web1.sock").exists());
 }
 
 #[test]
 fn a_full_disk_reaches_that_guest_and_goes_away_with_its_cause() {
     let disk = SmallDisk::mount("4M");
-    let leaf = disk.dir.path().join("victim.leaf");
+    let leaf = disk.path().join("victim.leaf");
     let mut scene = Scene::with_victim(&format!("victim,leaf={}", leaf.display()));
     let mut vmm = Vmm::running(&scene.victim);
     vmm.write_sectors(0, &[0x11; 4096]);

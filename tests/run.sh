@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Runs everything that leafblk is held to: formatting, lints, unit, property and
-# socket tests, and QEMU guests. Installs what is missing where it can (Debian
-# packages, as root). Ends with a count; exit status 1 if anything failed.
+# socket tests, simulated power cuts, kills, a short run of each fuzz target,
+# what is shown in a terminal and a browser, QEMU guests and the Debian package.
+# Installs what is missing where it can (Debian packages, as root). Ends with a
+# count; exit status 1 if anything failed. Longer runs: tests/soak.sh (kills),
+# tests/fuzz.sh (fuzzing), `cargo run --release --example crashsim` (power cuts).
 #
 #   tests/run.sh            all of it
 #   tests/run.sh --no-qemu  without guests, which are then counted as skipped
@@ -93,7 +96,9 @@ step "cargo fmt" fmt cargo fmt --check
 step "cargo clippy" clippy cargo clippy --all-targets -- -D warnings
 cargo_tests
 step "cargo build --release" build cargo build --release
-for guests in qemu/test-guests.sh qemu/test-filesystems.sh qemu/test-debian.sh; do
+counted tests/seeing.sh seeing tests/seeing.sh
+for guests in qemu/test-guests.sh qemu/test-filesystems.sh qemu/test-debian.sh \
+    qemu/test-kills.sh qemu/test-control.sh packaging/test-deb.sh; do
     if [ "$with_qemu" -eq 1 ]; then
         counted "$guests" "$(basename "$guests" .sh)" "$guests"
     else

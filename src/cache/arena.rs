@@ -1,6 +1,6 @@
 //! The memory that cached blocks lie in: one mapping, made once, never moved.
 //!
-//! Owns the mapping and, where it is made of hugetlb pages, its memfd. Knows
+//! Owns the mapping and the file behind it, if there is one. Knows
 //! nothing of blocks, slots or who reads and writes them: that two parties
 //! never disagree about a piece of it is the business of [`super::access`].
 //!
@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "maps and unmaps memory")]
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -98,7 +99,7 @@ impl Arena {
         self.len
     }
 
-    /// The memfd behind the mapping; only hugetlb arenas have one.
+    /// The file behind the mapping; only hugetlb arenas and kept ones have one.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.memfd.as_ref().map(AsFd::as_fd)
     }
@@ -129,6 +130,40 @@ impl Arena {
             )
         }?;
         Ok(Self { start: non_null(start)?, len, memfd: Some(memfd), pages: ArenaPages::Hugetlb })
+    }
+
+    /// Maps a file of hugetlbfs or tmpfs that has `len` bytes, all of which can
+    /// be had (a hugetlbfs mount reserves them here).
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub(super) fn of_file(file: File, len: usize, is_huge: bool) -> io::Result<Self> {
+        // An address range that begins on a huge page, then the file in it.
+        let place = Self::map_ordinary(len)?;
+        // SAFETY: replaces the mapping that `place` has just made and nobody
+        // has seen; it owns the range from then on.
+        unsafe {
+            mmap(
+                place.start.as_ptr().cast(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::FIXED,
+                &file,
+                0,
+            )
+        }?;
+        // SAFETY: the range is exactly this mapping; the advice changes no content.
+        let advised = !is_huge
+            && hugepages::shared_may_be_transparent()
+            && unsafe { madvise(place.start.as_ptr().cast(), len, Advice::LinuxHugepage) }.is_ok();
+        let pages = match (is_huge, advised) {
+            (true, _) => ArenaPages::Hugetlb,
+            (false, true) => ArenaPages::Transparent,
+            (false, false) => ArenaPages::Ordinary,
+        };
+        let mut arena = place;
+        (arena.memfd, arena.pages) = (Some(file.into()), pages);
+        Ok(arena)
     }
 
     /// Anonymous memory rather than a memfd: what shared memory may use is a

@@ -3,15 +3,17 @@
 //! Owns the steps that fills are made of. Taken on misses, on the adding and
 //! removing of roots and for statistics; never on a hit.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::CacheError;
+use super::directory::{Directory, RootKey};
 use super::entry::{BlockState, SlotIndex};
 use super::epoch::Epochs;
 use super::policy::Policy;
 use super::slots::{SlotRole, Slots};
-use super::table::{RootId, RootTable, Roots};
+use super::table::{BlockKey, RootId, RootTable, Roots};
 use super::waiters::{Waiter, WaiterList, WaiterPool};
 
 /// Requests that may wait for other requests' fills, all VMs together. Beyond
@@ -37,6 +39,7 @@ pub(super) struct Counters {
     pub(super) joined_waits: u64,
     pub(super) evictions: u64,
     pub(super) zero_blocks: u64,
+    pub(super) kept: u64,
 }
 
 #[derive(Debug)]
@@ -45,14 +48,26 @@ pub(super) struct Core {
     pub(super) policy: Policy,
     pub(super) roots: Roots,
     pub(super) counters: Counters,
+    /// What each slot holds, for a later process.
+    directory: Option<Directory>,
+    /// What an earlier process left, by root: slots and their blocks.
+    left: HashMap<RootKey, Vec<(SlotIndex, u32)>>,
     waiters: WaiterPool,
     orphans: WaiterList,
     reserve: u32,
 }
 
 impl Core {
-    pub(super) fn new(slots: u32) -> Self {
+    pub(super) fn new(slots: u32, directory: Option<Directory>) -> Self {
+        let mut left: HashMap<_, Vec<_>> = HashMap::new();
+        for slot in (0..slots).map(SlotIndex) {
+            if let Some((key, block)) = directory.as_ref().and_then(|d| d.get(slot)) {
+                left.entry(key).or_default().push((slot, block));
+            }
+        }
         Self {
+            directory,
+            left,
             slots: Slots::new(slots),
             policy: Policy::new(slots),
             roots: Roots::default(),
@@ -67,8 +82,49 @@ impl Core {
         &mut self,
         sectors: u64,
         block_bytes: u32,
+        key: Option<RootKey>,
     ) -> Result<Arc<RootTable>, CacheError> {
-        self.roots.add(sectors, block_bytes)
+        let table = self.roots.add(sectors, block_bytes, key)?;
+        for (slot, block) in key.and_then(|key| self.left.remove(&key)).unwrap_or_default() {
+            self.adopt(&table, slot, block);
+        }
+        Ok(table)
+    }
+
+    /// Takes a block over that an earlier process left, unless its slot has got
+    /// another one since.
+    fn adopt(&mut self, table: &RootTable, slot: SlotIndex, block: u32) {
+        let still = self.directory.as_ref().and_then(|directory| directory.get(slot));
+        let is_free = self.slots.role(slot) == SlotRole::Free;
+        let entry = table.entry(u64::from(block)).map(|entry| entry.load().state());
+        if !is_free || still.map(|(key, block)| (Some(key), block)) != Some((table.key(), block)) {
+            return;
+        }
+        // Beyond the end, or there twice: an evicted block stays in its slot
+        // until that is used again.
+        let Some(BlockState::Empty(_)) = entry else {
+            return;
+        };
+        let record = self.slots.get_mut(slot);
+        record.key = BlockKey { root: table.id(), block };
+        // It had proved its worth, as far as anybody remembers.
+        record.returning = true;
+        self.counters.kept += 1;
+        self.admit(slot);
+    }
+
+    /// The slot is about to be filled: nobody may take it for what it held.
+    pub(super) fn forget_content(&self, slot: SlotIndex) {
+        if let Some(directory) = &self.directory {
+            directory.clear(slot);
+        }
+    }
+
+    /// The slot's bytes are complete, and are the block's.
+    pub(super) fn note_content(&self, slot: SlotIndex, table: &RootTable, block: u32) {
+        if let (Some(directory), Some(key)) = (&self.directory, table.key()) {
+            directory.set(slot, key, block);
+        }
     }
 
     /// A slot that nobody uses or looks at, evicting where there are too few.

@@ -17,7 +17,7 @@
 //! write to the entry is a release or a read-modify-write (so the release
 //! sequence goes on), and [`AtomicEntry::load`] acquires.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// Slots that an entry can name.
 pub(super) const SLOTS_MAX: u32 = 1 << 28;
@@ -114,7 +114,7 @@ impl Entry {
 pub(super) struct AtomicEntry(AtomicU32);
 
 impl AtomicEntry {
-    pub(super) const fn empty() -> Self {
+    pub(super) fn empty() -> Self {
         Self(AtomicU32::new(TAG_EMPTY))
     }
 

@@ -31,7 +31,7 @@
 //! Advancing is done by one thread at a time (under the cache's lock); the cells
 //! are written by their readers alone.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// The epochs of one cache and its readers.
 #[derive(Debug)]

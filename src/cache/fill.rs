@@ -121,7 +121,10 @@ impl FillTicket {
                 entry.set_zero();
                 core.count_zero(self.key.root, 1);
             }
-            (FillOutcome::Data, Some(_)) => core.admit(self.slot),
+            (FillOutcome::Data, Some(_)) => {
+                core.admit(self.slot);
+                core.note_content(self.slot, &self.table, self.key.block);
+            }
         }
     }
 
@@ -182,6 +185,7 @@ impl RootCache {
         record.returning = returning;
         record.waiters = WaiterList::EMPTY;
         core.slots.assign(slot, SlotRole::Filling);
+        core.forget_content(slot);
         entry.set_filling(slot);
         drop(core);
         FillStart::Fill(FillTicket {

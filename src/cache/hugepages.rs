@@ -74,6 +74,13 @@ pub(super) fn transparent_are_off() -> bool {
         .map_or(true, |text| text.contains("[never]"))
 }
 
+/// Whether shared memory may get transparent huge pages when it asks for them.
+pub(super) fn shared_may_be_transparent() -> bool {
+    let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    let setting = setting.unwrap_or_default();
+    ["[always]", "[within_size]", "[advise]", "[force]"].iter().any(|on| setting.contains(on))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

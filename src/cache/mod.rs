@@ -22,16 +22,21 @@
 //! - All memory is had when the cache is made or a root is added; lookups, fills
 //!   and evictions allocate nothing.
 //!
+//! A cache may outlive its process: its arena is then a file in memory, beside
+//! which a directory says what each slot holds (`kept.rs`, `directory.rs`).
+//!
 //! How blocks are chosen for eviction is in `policy.rs`, why evicted memory is
 //! safe in `epoch.rs`; the block size is measured in docs/cache.md.
 
 mod access;
 mod arena;
 mod core;
+mod directory;
 mod entry;
 mod epoch;
 mod fill;
 mod hugepages;
+mod kept;
 mod lookups;
 mod policy;
 mod slots;
@@ -42,18 +47,24 @@ mod waiters;
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
 
 use self::core::Core;
+use self::directory::Directory;
 use self::entry::{BlockState, SLOTS_MAX, SlotIndex};
 use self::epoch::Epochs;
 use self::slots::SlotRole;
 use self::table::RootTable;
+use crate::sync::{Mutex, MutexGuard};
 
 pub use self::access::{BlockRef, Lookup, Reader};
 pub use self::arena::{Arena, ArenaPages};
+pub use self::directory::RootKey;
 pub use self::fill::{FillOutcome, FillStart, FillTicket};
 pub use self::hugepages::Shortage;
+pub use self::kept::discard;
 pub use self::lookups::Lookups;
 pub use self::waiters::Waiter;
 
@@ -88,6 +99,34 @@ pub struct CacheConfig {
     pub hugepages: Hugepages,
     /// How many [`Reader`]s may exist at a time.
     pub readers_max: usize,
+}
+
+impl CacheConfig {
+    fn check(&self) -> Result<(), CacheError> {
+        let block_bytes = self.block_bytes;
+        if !block_bytes.is_power_of_two()
+            || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes)
+        {
+            return Err(CacheError::BlockSize { block_bytes });
+        }
+        let min_bytes = SLOTS_MIN * u64::from(block_bytes);
+        let max_bytes = u64::from(SLOTS_MAX) * u64::from(block_bytes);
+        if !(min_bytes..=max_bytes).contains(&self.size_bytes) {
+            return Err(CacheError::Size {
+                size_bytes: self.size_bytes,
+                block_bytes,
+                min_bytes,
+                max_bytes,
+            });
+        }
+        Ok(())
+    }
+
+    /// Blocks that an arena of so many bytes has room for.
+    fn slots(&self, arena_len: usize) -> u32 {
+        let slots = u32::try_from(arena_len >> self.block_bytes.trailing_zeros());
+        slots.unwrap_or(SLOTS_MAX).min(SLOTS_MAX)
+    }
 }
 
 /// Why there is no cache, root or reader.
@@ -156,6 +195,7 @@ pub struct Cache {
     epochs: Epochs,
     core: Mutex<Core>,
     readers_max: usize,
+    lifetime_fd: Option<RawFd>,
     lookups: Lookups,
 }
 
@@ -211,6 +251,8 @@ pub struct CacheStats {
     pub joined_waits: u64,
     /// Blocks evicted, those of removed roots included.
     pub evictions: u64,
+    /// Blocks taken over from an earlier process.
+    pub kept: u64,
 }
 
 impl Cache {
@@ -220,35 +262,53 @@ impl Cache {
     /// # Errors
     /// [`CacheError`], for sizes that are not possible and for lack of memory.
     pub fn new(config: &CacheConfig) -> Result<(Arc<Self>, Option<String>), CacheError> {
-        let block_bytes = config.block_bytes;
-        if !block_bytes.is_power_of_two()
-            || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes)
-        {
-            return Err(CacheError::BlockSize { block_bytes });
-        }
-        let min_bytes = SLOTS_MIN * u64::from(block_bytes);
-        let max_bytes = u64::from(SLOTS_MAX) * u64::from(block_bytes);
-        if !(min_bytes..=max_bytes).contains(&config.size_bytes) {
-            return Err(CacheError::Size {
-                size_bytes: config.size_bytes,
-                block_bytes,
-                min_bytes,
-                max_bytes,
-            });
-        }
+        config.check()?;
         let (arena, warning) = Arena::map(config.size_bytes, config.hugepages)?;
-        let block_shift = block_bytes.trailing_zeros();
-        let slots = u32::try_from(arena.len() >> block_shift).unwrap_or(SLOTS_MAX);
-        let cache = Self {
+        Ok((Self::made_of(config, arena, None), warning))
+    }
+
+    /// Makes a cache that outlives the process, and takes over what an earlier
+    /// one left for `runtime_dir`, which exists. The sentence is a warning, as
+    /// for [`Self::new`], or why this cache will not be kept.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn keeping(
+        config: &CacheConfig,
+        runtime_dir: &Path,
+    ) -> Result<(Arc<Self>, Option<String>), CacheError> {
+        config.check()?;
+        match kept::open(config, runtime_dir) {
+            Ok((arena, directory, warning)) => {
+                Ok((Self::made_of(config, arena, Some(directory)), warning))
+            }
+            Err(why) => {
+                let (cache, warning) = Self::new(config)?;
+                let also = warning.map_or(String::new(), |warning| format!("; {warning}"));
+                Ok((cache, Some(format!("the cache won't outlive this process: {why}{also}"))))
+            }
+        }
+    }
+
+    fn made_of(config: &CacheConfig, arena: Arena, directory: Option<Directory>) -> Arc<Self> {
+        let block_shift = config.block_bytes.trailing_zeros();
+        let slots = config.slots(arena.len());
+        Arc::new(Self {
             arena,
-            block_bytes,
+            block_bytes: config.block_bytes,
             block_shift,
             epochs: Epochs::new(config.readers_max),
-            core: Mutex::new(Core::new(slots.min(SLOTS_MAX))),
-            readers_max: config.readers_max,
+            lifetime_fd: directory.as_ref().map(Directory::raw_fd),
             lookups: Lookups::default(),
-        };
-        Ok((Arc::new(cache), warning))
+            core: Mutex::new(Core::new(slots, directory)),
+            readers_max: config.readers_max,
+        })
+    }
+
+    /// The file that whoever reads into the arena must keep open until the
+    /// reading has ended, if the cache is to outlive the process.
+    pub const fn lifetime_fd(&self) -> Option<RawFd> {
+        self.lifetime_fd
     }
 
     /// Adds a root of so many sectors, none of its blocks cached.
@@ -256,7 +316,21 @@ impl Cache {
     /// # Errors
     /// [`CacheError::RootTooLarge`].
     pub fn add_root(self: &Arc<Self>, sectors: u64) -> Result<Arc<RootCache>, CacheError> {
-        let table = self.lock().add_root(sectors, self.block_bytes)?;
+        self.add_root_as(sectors, None)
+    }
+
+    /// As [`Self::add_root`], with whatever blocks of the root that `key` names
+    /// an earlier process has left. The key is the image's: of a root that may
+    /// have changed since, there must be another or none.
+    ///
+    /// # Errors
+    /// As [`Self::add_root`].
+    pub fn add_root_as(
+        self: &Arc<Self>,
+        sectors: u64,
+        key: Option<RootKey>,
+    ) -> Result<Arc<RootCache>, CacheError> {
+        let table = self.lock().add_root(sectors, self.block_bytes, key)?;
         Ok(Arc::new(RootCache { cache: Arc::clone(self), table }))
     }
 
@@ -309,6 +383,7 @@ impl Cache {
             refused_fills: counters.refused_fills,
             joined_waits: counters.joined_waits,
             evictions: counters.evictions,
+            kept: counters.kept,
         }
     }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::CacheError;
+use super::directory::RootKey;
 use super::entry::AtomicEntry;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
 
@@ -25,6 +26,7 @@ pub(super) struct BlockKey {
 #[derive(Debug)]
 pub(super) struct RootTable {
     id: RootId,
+    key: Option<RootKey>,
     root: SectorRange,
     block_bytes: u32,
     entries: Box<[AtomicEntry]>,
@@ -39,6 +41,11 @@ impl RootTable {
 
     pub(super) const fn id(&self) -> RootId {
         self.id
+    }
+
+    /// The image that it is, if a later process may know it again.
+    pub(super) const fn key(&self) -> Option<RootKey> {
+        self.key
     }
 
     pub(super) const fn blocks(&self) -> usize {
@@ -77,6 +84,7 @@ impl Roots {
         &mut self,
         sectors: u64,
         block_bytes: u32,
+        key: Option<RootKey>,
     ) -> Result<Arc<RootTable>, CacheError> {
         let too_large = || CacheError::RootTooLarge { sectors, block_bytes };
         let root = SectorRange::whole(sectors).ok_or_else(too_large)?;
@@ -89,6 +97,7 @@ impl Roots {
         let index = free.unwrap_or(self.roots.len());
         let table = Arc::new(RootTable {
             id: RootId(u32::try_from(index).map_err(|_| too_large())?),
+            key,
             root,
             block_bytes,
             entries: entries.into_boxed_slice(),
@@ -144,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_last_block_ends_where_the_root_does() {
-        let table = Roots::default().add(129, 65536).unwrap();
+        let table = Roots::default().add(129, 65536, None).unwrap();
         assert_eq!(table.blocks(), 2);
         assert_eq!(table.sectors_of(0).count(), 128);
         assert_eq!(table.sectors_of(1).count(), 1);
@@ -156,17 +165,17 @@ mod tests {
     #[test]
     fn a_root_beyond_the_largest_file_or_table_is_an_error() {
         for sectors in [u64::MAX, 1 << 54, (1 << 32) * 8 + 1] {
-            assert!(Roots::default().add(sectors, 4096).is_err(), "{sectors}");
+            assert!(Roots::default().add(sectors, 4096, None).is_err(), "{sectors}");
         }
     }
 
     #[test]
     fn an_id_is_used_again_and_its_old_table_is_not_mistaken_for_the_new() {
         let mut roots = Roots::default();
-        let (a, b) = (roots.add(8, 4096).unwrap(), roots.add(8, 4096).unwrap());
+        let (a, b) = (roots.add(8, 4096, None).unwrap(), roots.add(8, 4096, None).unwrap());
         assert_ne!(a.id(), b.id());
         roots.remove(a.id());
-        let c = roots.add(8, 4096).unwrap();
+        let c = roots.add(8, 4096, None).unwrap();
         assert_eq!(a.id(), c.id());
         assert!(!roots.contains(&a) && roots.contains(&b) && roots.contains(&c));
     }

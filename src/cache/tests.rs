@@ -1,5 +1,8 @@
 //! The cache as a whole, on one thread: what a caller sees.
 
+#[cfg(leafblk_loom)]
+mod interleavings;
+mod kept;
 mod model;
 mod stress;
 

@@ -24,6 +24,11 @@ pub struct ServeArgs {
     /// off takes none [default: auto]
     #[arg(long, value_name = "auto|on|off")]
     pub hugepages: Option<String>,
+    /// Leave the cache in memory at the end, so that the next start finds it
+    /// warm (docs/durability.md); without this, what an earlier start left is
+    /// removed
+    #[arg(long)]
+    pub keep_cache: bool,
     /// Threads that serve I/O [default: half the CPUs, 1 to 4]
     #[arg(long, value_name = "N")]
     pub reactors: Option<String>,
@@ -61,6 +66,7 @@ impl ServeArgs {
                 Some(text) => Some(text.parse::<HugepagesMode>()?),
                 None => None,
             },
+            keep_cache: self.keep_cache.then_some(true),
             reactors: number("reactors", "from 1", self.reactors.as_deref())?,
             poll_us: number("poll-us", "from 0", self.poll_us.as_deref())?,
             socket_group: self.socket_group.clone(),

@@ -157,7 +157,9 @@ pub enum UsageError {
         known: String,
     },
     /// No root at all.
-    #[error("VM {vm} has no root; give one with --root NAME=PATH or a [[root]] table")]
+    #[error(
+        "VM {vm} has no root; give one with --root NAME=PATH, a [[root]] table or leafblk root add"
+    )]
     NoRoot {
         /// The first VM.
         vm: String,

@@ -30,6 +30,8 @@ pub struct Settings {
     pub cache_block_bytes: Option<u64>,
     /// Which pages the arena is made of.
     pub hugepages: Option<HugepagesMode>,
+    /// The cache outlives the process.
+    pub keep_cache: Option<bool>,
     /// Reactor threads.
     pub reactors: Option<u64>,
     /// Polling after the last work, in microseconds.
@@ -238,6 +240,7 @@ impl Settings {
             cache_size_bytes: flags.cache_size_bytes.or(self.cache_size_bytes),
             cache_block_bytes: flags.cache_block_bytes.or(self.cache_block_bytes),
             hugepages: flags.hugepages.or(self.hugepages),
+            keep_cache: flags.keep_cache.or(self.keep_cache),
             reactors: flags.reactors.or(self.reactors),
             poll_us: flags.poll_us.or(self.poll_us),
             socket_group: flags.socket_group.or(self.socket_group),

@@ -49,6 +49,7 @@ fn defaults_fill_what_nobody_said() {
             cache_block_bytes: 64 << 10,
             hugepages: HugepagesMode::Auto,
             reactors: 4,
+            keep_cache: false,
             poll_us: 50,
             socket_group: None,
             http_port: None,

@@ -170,7 +170,7 @@ impl From<VmView> for VmInfo {
             readonly: disk.map_or(config.readonly, Disk::is_read_only),
             ephemeral: config.ephemeral,
             connected: vm.as_ref().is_some_and(|vm| vm.link().is_connected()),
-            connections: vm.as_ref().map_or(0, |vm| vm.link().connections()),
+            connections: disk.map_or(0, |disk| disk.counters().connections.get()),
             reactor,
             leaf_held_bytes: leaf.map(|leaf| leaf.present_sectors() * SECTOR_SIZE),
             leaf_allocated_bytes: leaf.and_then(|leaf| leaf.allocated_bytes().ok()),

@@ -171,7 +171,8 @@ impl Accepting {
 
     fn close(self) -> Vec<ListeningVm> {
         for connection in self.doors.values().filter_map(|door| door.connection.as_ref()) {
-            let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+            // The frontend learns of the end by the close, when all is drained.
+            let _ = connection.stream.shutdown(std::net::Shutdown::Read);
         }
         let mut vms = Vec::new();
         for mut door in self.doors.into_values() {

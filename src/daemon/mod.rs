@@ -15,6 +15,7 @@ mod report;
 mod resize;
 mod roots;
 mod service;
+mod side_by_side;
 mod signals;
 pub mod sockets;
 mod start;
@@ -83,6 +84,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
     log::info!("stopping");
     service.stopping();
     server.stop();
+    flush_ahead(&host);
     stop(&host, engine)
 }
 
@@ -122,19 +124,27 @@ fn announce(host: &Host) {
     let _ = out.flush();
 }
 
+/// Flushes every leaf while its guest is still served: what is written up to
+/// here, none of them has to wait for when it is cut off.
+fn flush_ahead(host: &Host) {
+    let vms: Vec<_> = host.vms().into_iter().filter_map(|view| view.vm).collect();
+    side_by_side::map(vms, |vm| {
+        let leaf = vm.disk().leaf().filter(|_| !vm.disk().is_read_only());
+        if let Some(Err(e)) = leaf.map(|leaf| leaf.flush()) {
+            log::warn!("VM {}: {e}", vm.disk().name());
+        }
+    });
+}
+
 /// Flushes and closes every leaf, whatever becomes of the others.
 fn close(vms: &[ListeningVm]) -> Result<(), Error> {
-    let mut result = Ok(());
+    let mut out = std::io::stdout().lock();
     for vm in vms {
-        let vm = vm.vm();
-        {
-            let mut out = std::io::stdout().lock();
-            let _ = writeln!(out, "{}", report::line_at_end(vm));
-        }
-        if let Err(e) = vm.close().and_then(|()| vm.discard_ephemeral()) {
-            log::error!("{e}");
-            result = Err(e);
-        }
+        let _ = writeln!(out, "{}", report::line_at_end(vm.vm()));
     }
-    result
+    drop(out);
+    let ended = side_by_side::map(vms.iter().collect(), |vm| {
+        vm.vm().end().inspect_err(|e| log::error!("{e}"))
+    });
+    ended.into_iter().collect()
 }

@@ -8,8 +8,8 @@
 
 use super::error::HostError;
 use super::host::{Host, State};
-use super::table::{Configured, Life, Origin};
-use crate::config::{Config, RootConfig, VmConfig, VmEntry};
+use super::table::{Cause, Configured, Life, Origin};
+use crate::config::{Config, RootConfig, RootEntry, VmConfig, VmEntry};
 
 impl Host {
     /// Makes what is served what `new` says; `running` is what the process was
@@ -69,11 +69,10 @@ impl Host {
 
     fn reload_root(&self, new: &RootConfig) -> Result<(), HostError> {
         let Ok(view) = self.root(&new.name) else {
-            return self.add_resolved(new.clone(), Origin::Configuration);
+            return self.add_resolved(new.clone(), Cause::Configured);
         };
         if matches!(view.state, State::Failed(_)) {
-            self.table().remove_root(&new.name);
-            return self.add_resolved(new.clone(), Origin::Configuration);
+            return self.add_resolved(new.clone(), Cause::Configured);
         }
         if view.config != *new {
             log::warn!(
@@ -92,11 +91,10 @@ impl Host {
     fn reload_vm(&self, new: &VmConfig) -> Result<(), HostError> {
         let entry = || VmEntry { name: new.name.clone(), ..VmEntry::default() };
         let Ok(view) = self.vm(&new.name) else {
-            return self.attach_resolved(new.clone(), entry(), Origin::Configuration);
+            return self.attach_resolved(new.clone(), entry(), Cause::Configured);
         };
         if matches!(view.state, State::Failed(_)) {
-            self.table().remove_vm(&new.name);
-            return self.attach_resolved(new.clone(), entry(), Origin::Configuration);
+            return self.attach_resolved(new.clone(), entry(), Cause::Configured);
         }
         if !same_but_size(&view.config, new) {
             log::warn!(
@@ -134,14 +132,12 @@ impl Host {
             let table = self.table();
             let failed = |life: &Life<_>| matches!(life, Life::Failed(_));
             let roots = table.roots.values().filter(|root| root.keep && failed(&root.life));
-            roots.map(|root| root.config.clone()).collect::<Vec<_>>()
+            let entry = |root: &RootConfig| (root.name.clone(), root.path.clone());
+            roots.map(|root| entry(&root.config)).collect::<Vec<_>>()
         };
-        for config in roots {
-            self.table().remove_root(&config.name);
-            let added = self.add_resolved(config.clone(), Origin::Api);
-            if let Err(error) = added {
-                log::error!("reload: root {}: {error}", config.name);
-                self.table().fail_root(config, Origin::Api, error.to_string());
+        for (name, path) in roots {
+            if let Err(error) = self.restore_root(&RootEntry { name: name.clone(), path }) {
+                log::error!("reload: root {name}: {error}");
             }
         }
         let vms = {
@@ -152,7 +148,6 @@ impl Host {
         };
         for entry in vms {
             let name = entry.name.clone();
-            self.table().remove_vm(&name);
             if let Err(error) = self.restore_vm(entry) {
                 log::error!("reload: VM {name}: {error}");
             }
@@ -183,6 +178,7 @@ fn fixed_settings(running: &Config, new: &Config) -> Vec<&'static str> {
         ("cache-block", running.cache_block_bytes == new.cache_block_bytes),
         ("hugepages", running.hugepages == new.hugepages),
         ("reactors", running.reactors == new.reactors),
+        ("keep-cache", running.keep_cache == new.keep_cache),
         ("poll-us", running.poll_us == new.poll_us),
         ("socket-group", running.socket_group == new.socket_group),
         ("http-port", running.http_port == new.http_port),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::error::HostError;
 use super::host::{Host, RootView};
-use super::table::{Life, Origin};
+use super::table::{Cause, Life, Origin};
+use crate::cache::RootKey;
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{RootConfig, RootEntry};
@@ -20,7 +21,7 @@ impl Host {
     pub fn add_root(&self, entry: &RootEntry) -> Result<RootView, HostError> {
         self.table().check_new(NameOf::Root, &entry.name, Origin::Api)?;
         let config = RootConfig::resolve(entry)?;
-        self.add_resolved(config, Origin::Api)?;
+        self.add_resolved(config, Cause::Asked)?;
         self.root(&entry.name)
     }
 
@@ -28,19 +29,20 @@ impl Host {
     /// failed.
     pub(super) fn restore_root(&self, entry: &RootEntry) -> Result<(), HostError> {
         let config = RootConfig::resolve(entry)?;
-        let added = self.add_resolved(config.clone(), Origin::Api);
-        if let Err(error) = &added {
-            self.table().fail_root(config, Origin::Api, error.to_string());
+        let added = self.add_resolved(config.clone(), Cause::Kept);
+        match &added {
+            // There is one by that name, which is not to be touched.
+            Ok(()) | Err(HostError::Exists { .. }) => {}
+            Err(error) => self.table().fail_root(config, Origin::Api, error.to_string()),
         }
         added
     }
 
-    pub(super) fn add_resolved(&self, config: RootConfig, origin: Origin) -> Result<(), HostError> {
+    pub(super) fn add_resolved(&self, config: RootConfig, cause: Cause) -> Result<(), HostError> {
         let name = config.name.clone();
         let claims = vec![PathClaim::of_root(&config)];
-        self.table().begin_root(config.clone(), origin, claims)?;
-        let result =
-            self.open_root(&config).and_then(|root| self.publish_root(root, &name, origin));
+        self.table().begin_root(config.clone(), cause, claims)?;
+        let result = self.open_root(&config).and_then(|root| self.publish_root(root, &name, cause));
         if result.is_err() {
             self.table().remove_root(&name);
         }
@@ -55,12 +57,13 @@ impl Host {
     /// Gives a root its part of the cache.
     pub(super) fn cached(&self, root: Root) -> Result<CachedRoot, HostError> {
         let cache = self.cache();
-        let table = cache.add_root(root.sectors()).map_err(HostError::failed)?;
+        let key = root.state_key().map(RootKey);
+        let table = cache.add_root_as(root.sectors(), key).map_err(HostError::failed)?;
         Ok(CachedRoot::new(root, table, cache.block_bytes()))
     }
 
-    fn publish_root(&self, root: CachedRoot, name: &str, origin: Origin) -> Result<(), HostError> {
-        if origin == Origin::Api {
+    fn publish_root(&self, root: CachedRoot, name: &str, cause: Cause) -> Result<(), HostError> {
+        if cause == Cause::Asked {
             self.table().root(name)?.keep = true;
             if let Err(error) = self.keep() {
                 self.table().root(name)?.keep = false;

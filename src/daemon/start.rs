@@ -4,18 +4,24 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytesize::ByteSize;
+
 use super::acceptor::Acceptor;
 use super::error::HostError;
 use super::group;
 use super::host::Host;
+use super::side_by_side;
 use super::sockets::{self, OwnedSocket, SocketError};
 use super::state_file::{self, Attached, StateFile};
-use super::table::{Configured, Life, NewVm, Origin, Table};
-use super::vm::{BoundVm, ListeningVm, PlannedVm};
-use crate::cache::{Cache, CacheConfig, Hugepages};
+use super::table::{Cause, Configured, Life, NewVm, Table};
+use super::vm::{BoundVm, PlannedVm};
+use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
-use crate::config::{Config, ControlConfig, Directories, HugepagesMode, VmEntry};
+use crate::config::{
+    Config, ControlConfig, Directories, HugepagesMode, RootConfig, UsageError, VmConfig, VmEntry,
+};
+use crate::disk::CachedRoot;
 use crate::error::Error;
 use crate::reactor::{Mailbox, Reactor, Watchdog};
 use crate::root::Root;
@@ -52,6 +58,9 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
         Some(_) => state_file::read(&config.state_dir).map_err(Error::failure)?,
         None => Attached::default(),
     };
+    let directories =
+        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
+    check_attached(&attached, &directories)?;
     let roots: Vec<Root> = config
         .roots
         .iter()
@@ -59,11 +68,19 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
         .collect::<Result<_, _>>()?;
     let planned = plan(config, &roots)?;
     let http = config.http_port.map(bind_http).transpose()?;
-    let cache = make_cache(config)?;
     let runtime_dir_is_new = !config.runtime_dir.exists();
+    let mut new_directories = vec![&config.runtime_dir, &config.state_dir];
+    new_directories.retain(|directory| !directory.exists());
     for directory in [&config.runtime_dir, &config.state_dir] {
         sockets::create_private_dir(directory).map_err(Error::failure)?;
     }
+    // A kept cache is found through the runtime directory; without memory for
+    // one, nothing is left behind.
+    let cache = make_cache(config).inspect_err(|_| {
+        for directory in new_directories {
+            let _ = std::fs::remove_dir(directory);
+        }
+    })?;
     // All sockets before any leaf: one that is in use creates nothing.
     let bound =
         planned.into_iter().map(|plan| plan.bind(socket_group)).collect::<Result<Vec<_>, _>>()?;
@@ -81,12 +98,14 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     })?;
     let claim = config.control.as_ref().map(|control| PathClaim::of_control(&control.socket));
     let table = Table::with_paths(claim.as_slice());
-    let directories =
-        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
     let host = Host::new(directories, cache, mailboxes, acceptor, table, state, socket_group);
     host.table().configured = Configured::of(config);
     host.serve_configured(config, roots, bound)?;
     host.restore(attached);
+    let kept = host.cache().stats().kept * u64::from(config.cache_block_bytes);
+    if kept > 0 {
+        log::info!("took over {} of cached blocks from an earlier start", ByteSize::b(kept));
+    }
     Ok(Started { host, engine, control_socket, http })
 }
 
@@ -105,8 +124,22 @@ fn let_groups_pass(
     }
 }
 
+/// Each entry by itself: it was right when it was written.
+fn check_attached(attached: &Attached, directories: &Directories) -> Result<(), Error> {
+    let file = |error: UsageError| {
+        Error::failure(format!(
+            "the state file in {} was changed: {error}",
+            directories.state.display()
+        ))
+    };
+    attached.roots.iter().try_for_each(|root| RootConfig::resolve(root).map(drop)).map_err(file)?;
+    let vm =
+        |vm: &VmEntry| VmConfig::resolve(vm, vm.root.as_deref().into_iter(), directories).map(drop);
+    attached.vms.iter().try_for_each(vm).map_err(file)
+}
+
 fn plan(config: &Config, roots: &[Root]) -> Result<Vec<PlannedVm>, Error> {
-    let plan = |vm: &crate::config::VmConfig| {
+    let plan = |vm: &VmConfig| {
         let root = roots.iter().find(|root| root.name() == vm.root);
         let no_root = || Error::failure(format!("there is no root {}", vm.root));
         PlannedVm::new(vm.clone(), root.ok_or_else(no_root)?)
@@ -134,7 +167,7 @@ fn bind_http(port: u16) -> Result<TcpListener, Error> {
 }
 
 fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
-    let (cache, warning) = Cache::new(&CacheConfig {
+    let settings = CacheConfig {
         size_bytes: config.cache_size_bytes,
         block_bytes: config.cache_block_bytes,
         hugepages: match config.hugepages {
@@ -143,8 +176,17 @@ fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
             HugepagesMode::Off => Hugepages::Off,
         },
         readers_max: config.reactors,
-    })
-    .map_err(Error::failure)?;
+    };
+    let made = if config.keep_cache {
+        Cache::keeping(&settings, &config.runtime_dir)
+    } else {
+        let bytes = cache::discard(&config.runtime_dir);
+        if bytes > 0 {
+            log::info!("removed {} of cache that an earlier start left", ByteSize::b(bytes));
+        }
+        Cache::new(&settings)
+    };
+    let (cache, warning) = made.map_err(Error::failure)?;
     if let Some(warning) = warning {
         log::warn!("{warning}");
     }
@@ -185,30 +227,38 @@ impl Host {
             let cached = Arc::new(self.cached(root)?);
             let claims = vec![PathClaim::of_root(root_config)];
             let mut table = self.table();
-            table.begin_root(root_config.clone(), Origin::Configuration, claims)?;
+            table.begin_root(root_config.clone(), Cause::Configured, claims)?;
             table.root(&root_config.name)?.life = Life::Serving(cached);
         }
-        let opened =
-            bound.into_iter().map(|vm| self.open_configured(vm)).collect::<Result<Vec<_>, _>>()?;
+        let begun = bound
+            .into_iter()
+            .map(|bound| {
+                self.begin_configured(&bound).map(|(root, mailbox)| (bound, root, mailbox))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let runtime_dir = &self.inner().directories.runtime;
+        let opened = side_by_side::map(begun, |(bound, root, mailbox)| {
+            bound.attach(&root, runtime_dir, mailbox)
+        });
         for vm in opened {
-            self.publish(vm, Origin::Configuration)?;
+            self.publish(vm?, Cause::Configured)?;
         }
         Ok(())
     }
 
-    fn open_configured(&self, bound: BoundVm) -> Result<ListeningVm, Error> {
+    fn begin_configured(&self, bound: &BoundVm) -> Result<(Arc<CachedRoot>, Arc<Mailbox>), Error> {
         let inner = self.inner();
         let config = bound.config().clone();
         let entry = VmEntry { name: config.name.clone(), ..VmEntry::default() };
         let claims = PathClaim::of_vm(&config).into();
-        let new = NewVm { config, entry, origin: Origin::Configuration, claims };
+        let new = NewVm { config, entry, cause: Cause::Configured, claims };
         let (root, reactor) = self.table().begin_vm(new, inner.mailboxes.len())?;
-        let mailbox = Arc::clone(&inner.mailboxes[reactor]);
-        bound.attach(&root, &inner.directories.runtime, mailbox)
+        Ok((root, Arc::clone(&inner.mailboxes[reactor])))
     }
 
     /// Attaches what came through the API before. What has a name of the
-    /// configuration gives way to it, and is forgotten.
+    /// configuration gives way to it, and is forgotten. The file is not written
+    /// before everything is in the table again.
     fn restore(&self, attached: Attached) {
         let mut forgotten = false;
         for root in attached.roots {

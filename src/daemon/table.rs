@@ -28,6 +28,26 @@ pub enum Origin {
     Api,
 }
 
+/// How a root or a VM comes into the table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Cause {
+    /// The configuration has it.
+    Configured,
+    /// Somebody asks for it now.
+    Asked,
+    /// The state file has it already.
+    Kept,
+}
+
+impl Cause {
+    pub(super) const fn origin(self) -> Origin {
+        match self {
+            Self::Configured => Origin::Configuration,
+            Self::Asked | Self::Kept => Origin::Api,
+        }
+    }
+}
+
 /// What is being done to a row.
 #[derive(Debug)]
 pub(super) enum Life<T> {
@@ -101,7 +121,7 @@ pub(super) struct Configured {
 pub(super) struct NewVm {
     pub(super) config: VmConfig,
     pub(super) entry: VmEntry,
-    pub(super) origin: Origin,
+    pub(super) cause: Cause,
     pub(super) claims: Vec<PathClaim>,
 }
 
@@ -114,37 +134,44 @@ impl Table {
         table
     }
 
-    /// Makes a row for a root that is being opened.
+    /// Makes a row for a root that is being opened. A failed one gives way.
     pub(super) fn begin_root(
         &mut self,
         config: RootConfig,
-        origin: Origin,
+        cause: Cause,
         claims: Vec<PathClaim>,
     ) -> Result<(), HostError> {
         let name = config.name.clone();
-        self.check_new(NameOf::Root, &name, origin)?;
+        if self.roots.get(&name).is_some_and(|root| matches!(root.life, Life::Failed(_))) {
+            self.remove_root(&name);
+        }
+        self.check_new(NameOf::Root, &name, cause.origin())?;
         self.paths.claim_all(&claims)?;
-        let life = Life::Attaching;
-        self.roots.insert(name, Row { config, origin, keep: false, life, claims });
+        let (origin, keep, life) = (cause.origin(), cause == Cause::Kept, Life::Attaching);
+        self.roots.insert(name, Row { config, origin, keep, life, claims });
         Ok(())
     }
 
     /// Makes a row for a VM that is being attached; its root, and the reactor
-    /// that is to serve it.
+    /// that is to serve it. A failed one gives way.
     pub(super) fn begin_vm(
         &mut self,
         new: NewVm,
         reactors: usize,
     ) -> Result<(Arc<CachedRoot>, usize), HostError> {
-        let NewVm { config, entry, origin, claims } = new;
+        let NewVm { config, entry, cause, claims } = new;
         let name = config.name.clone();
-        self.check_new(NameOf::Vm, &name, origin)?;
+        if self.vms.get(&name).is_some_and(|vm| matches!(vm.row.life, Life::Failed(_))) {
+            self.remove_vm(&name);
+        }
+        self.check_new(NameOf::Vm, &name, cause.origin())?;
         let no_root = || HostError::NoSuch { of: NameOf::Root, name: config.root.clone() };
         let root = self.roots.get(&config.root).ok_or_else(no_root)?;
         let root = Arc::clone(root.serving(NameOf::Root, &config.root)?);
         self.paths.claim_all(&claims)?;
         let reactor = self.least_busy(reactors);
-        let row = Row { config, origin, keep: false, life: Life::Attaching, claims };
+        let (origin, keep) = (cause.origin(), cause == Cause::Kept);
+        let row = Row { config, origin, keep, life: Life::Attaching, claims };
         self.vms.insert(name, VmRow { row, entry, reactor });
         Ok((root, reactor))
     }

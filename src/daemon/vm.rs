@@ -251,14 +251,16 @@ impl Vm {
         result.map_err(Error::failure)
     }
 
-    /// Removes the closed leaf's file, where the VM is ephemeral.
+    /// Closes the leaf for good: an ephemeral one is thrown away.
     ///
     /// # Errors
-    /// As unlink(2).
-    pub(super) fn discard_ephemeral(&self) -> Result<(), Error> {
+    /// As [`Self::close`], and as unlink(2).
+    pub(super) fn end(&self) -> Result<(), Error> {
+        let closed = self.close();
         if !self.config.ephemeral || self.disk.is_read_only() {
-            return Ok(());
+            return closed;
         }
+        // Whether its content got to the disk makes no difference.
         let path = &self.config.leaf;
         std::fs::remove_file(path).map_err(|source| {
             let path = path.display();

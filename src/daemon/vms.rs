@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::acceptor::Kept;
 use super::error::HostError;
 use super::host::{Host, VmView};
-use super::table::{Life, NewVm, Origin};
+use super::table::{Cause, Life, NewVm, Origin};
 use super::vm::{ListeningVm, PlannedVm, Vm};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
@@ -22,12 +22,13 @@ impl Host {
     /// Attaches a VM: there until it is detached, also after a restart.
     ///
     /// # Errors
-    /// [`HostError`]; nothing has changed then.
+    /// [`HostError`]; nothing is served then, though an empty leaf that was
+    /// made may stay.
     pub fn attach(&self, entry: VmEntry) -> Result<VmView, HostError> {
         let name = entry.name.clone();
         self.table().check_new(NameOf::Vm, &name, Origin::Api)?;
         let (config, entry) = self.resolve(entry)?;
-        self.attach_resolved(config, entry, Origin::Api)?;
+        self.attach_resolved(config, entry, Cause::Asked)?;
         self.vm(&name)
     }
 
@@ -44,14 +45,30 @@ impl Host {
     /// Attaches an entry of the state file; where that fails, it stays known
     /// as failed.
     pub(super) fn restore_vm(&self, entry: VmEntry) -> Result<(), HostError> {
-        let (mut config, entry) = self.resolve(entry)?;
+        let (of, name) = (NameOf::Vm, entry.name.clone());
+        if self.table().vms.get(&name).is_some_and(|vm| !matches!(vm.row.life, Life::Failed(_))) {
+            return Err(HostError::Exists { of, name });
+        }
+        let (mut config, entry) = match self.resolve(entry.clone()) {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                // Its root is gone from the configuration, or from the file.
+                let directories = &self.inner().directories;
+                let config =
+                    VmConfig::resolve(&entry, entry.root.as_deref().into_iter(), directories)?;
+                self.table().fail_vm(config, entry, Origin::Api, error.to_string());
+                return Err(error);
+            }
+        };
         if config.leaf.exists() {
             // It may have grown since the entry was written.
             config.size = None;
         }
-        let attached = self.attach_resolved(config.clone(), entry.clone(), Origin::Api);
-        if let Err(error) = &attached {
-            self.table().fail_vm(config, entry, Origin::Api, error.to_string());
+        let attached = self.attach_resolved(config.clone(), entry.clone(), Cause::Kept);
+        match &attached {
+            // There is one by that name, which is not to be touched.
+            Ok(()) | Err(HostError::Exists { .. }) => {}
+            Err(error) => self.table().fail_vm(config, entry, Origin::Api, error.to_string()),
         }
         attached
     }
@@ -60,14 +77,14 @@ impl Host {
         &self,
         config: VmConfig,
         entry: VmEntry,
-        origin: Origin,
+        cause: Cause,
     ) -> Result<(), HostError> {
         let name = config.name.clone();
         let claims = PathClaim::of_vm(&config).into();
-        let new = NewVm { config: config.clone(), entry, origin, claims };
+        let new = NewVm { config: config.clone(), entry, cause, claims };
         let reactors = self.inner().mailboxes.len();
         let (root, reactor) = self.table().begin_vm(new, reactors)?;
-        let result = self.make(config, &root, reactor).and_then(|vm| self.publish(vm, origin));
+        let result = self.make(config, &root, reactor).and_then(|vm| self.publish(vm, cause));
         match &result {
             Ok(()) => log::info!("VM {name}: attached"),
             Err(_) => self.table().remove_vm(&name),
@@ -88,11 +105,11 @@ impl Host {
         bound.attach(root, &inner.directories.runtime, mailbox).map_err(HostError::Failed)
     }
 
-    /// Keeps the VM, then lets clients in.
-    pub(super) fn publish(&self, listening: ListeningVm, origin: Origin) -> Result<(), HostError> {
+    /// Keeps the VM, if it isn't kept yet, then lets clients in.
+    pub(super) fn publish(&self, listening: ListeningVm, cause: Cause) -> Result<(), HostError> {
         let vm = Arc::clone(listening.vm());
         let name = vm.disk().name();
-        if origin == Origin::Api {
+        if cause == Cause::Asked {
             self.table().vm(name)?.row.keep = true;
             if let Err(error) = self.keep() {
                 self.table().vm(name)?.row.keep = false;
@@ -118,7 +135,7 @@ impl Host {
         }
         let listening = self.take_out(name, force, "detached")?;
         let vm = Arc::clone(listening.vm());
-        let closed = vm.close().and_then(|()| vm.discard_ephemeral());
+        let closed = vm.end();
         drop(listening);
         self.table().remove_vm(name);
         let kept = self.keep();

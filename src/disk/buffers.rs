@@ -3,6 +3,7 @@
 
 use std::ptr;
 
+use super::copy::copy;
 use crate::prefetch;
 use crate::virtqueue::GuestBuf;
 
@@ -43,7 +44,7 @@ impl BufCursor {
             let (now, later) = bytes.split_at(buf.len());
             // SAFETY: `buf` is mapped and as long as `now`; the source is our
             // own memory (a cache slot, a constant), which no guest maps.
-            unsafe { ptr::copy_nonoverlapping(now.as_ptr(), buf.ptr(), now.len()) };
+            unsafe { copy(now, buf.ptr()) };
             bytes = later;
         }
     }

@@ -73,7 +73,7 @@ impl Disk {
     }
 
     fn map_with(&self, cells: u32, effort: Effort) -> DiskMap {
-        // Read once: a disk may grow meanwhile.
+        // Once: the disk may grow meanwhile.
         let sectors = self.sectors();
         let cells = u64::from(cells.clamp(1, CELLS_MAX)).min(sectors.max(1));
         let boundary = |cell: u64| {

@@ -6,6 +6,7 @@
 //! a reactor's io_uring) or handed to [`lanes`] (threads of the VM's own).
 
 mod buffers;
+mod copy;
 mod counters;
 pub mod lanes;
 mod map;

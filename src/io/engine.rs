@@ -37,6 +37,14 @@ impl Engine {
         Ok(Self { ring, in_flight: 0, unsubmitted: 0 })
     }
 
+    /// Keeps `file` open as long as the kernel has anything of this ring to do,
+    /// also after the process was killed: a registered file is let go when the
+    /// ring's last request is done (io_uring_register(2)). A lock on it then
+    /// says that nothing is read into this process's memory any more.
+    pub(crate) fn keep_open(&self, file: RawFd) -> io::Result<()> {
+        self.ring.submitter().register_files(&[file])
+    }
+
     /// The descriptor that polls readable when there are completions.
     pub(crate) fn poll_fd(&self) -> RawFd {
         self.ring.as_raw_fd()

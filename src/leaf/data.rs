@@ -2,10 +2,10 @@
 #![expect(unsafe_code, reason = "passes buffers in guest memory on to the storage")]
 
 use std::io;
-use std::sync::atomic::Ordering;
 
 use super::{Leaf, LeafError};
 use crate::io::storage::zero;
+use crate::sync::atomic::Ordering;
 use crate::units::{Sector, SectorRange};
 use crate::virtqueue::GuestBuf;
 

@@ -1,11 +1,11 @@
 //! Making writes durable: data, then map.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::live_map::PAGE_LEN;
 use super::{Leaf, LeafError};
 use crate::io::storage::write_all;
+use crate::sync::atomic::Ordering;
 
 /// Map pages that one round copies: 4 MiB, 16 GiB of disk. A flush that has
 /// more goes several rounds.
@@ -38,6 +38,8 @@ impl Leaf {
             return Ok(());
         }
         let covers = self.written.load(Ordering::Acquire);
+        // This flush leaves nothing of it to write back.
+        self.unsynced_bytes.store(0, Ordering::Relaxed);
         // One pass over the map: pages behind it that change again belong to
         // writes that came after this call, and could otherwise keep it for ever.
         let mut place = Some(0);

@@ -18,21 +18,24 @@
 //! that the leaf may become, which is address space and nothing else.
 
 mod owner;
+mod pages;
+#[cfg_attr(leafblk_loom, path = "live_map/words_loom.rs")]
 mod words;
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
 pub(super) use self::owner::Owner;
 use self::words::Words;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::units::SectorRange;
 
-/// Bytes of a map page.
-pub(super) const PAGE_LEN: usize = 4096;
+/// Bytes of a map page. loom tries each access of each word in turn: it gets
+/// pages of two words.
+pub(super) const PAGE_LEN: usize = if cfg!(leafblk_loom) { 16 } else { 4096 };
 /// Words of a map page.
 pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
 /// Sectors that a map page covers.
@@ -182,21 +185,6 @@ impl LiveMap {
         owner.announce_in(&self.file, sectors)
     }
 
-    /// Puts a page that has bits into the summary, as changed.
-    fn adopt_page(&self, page: usize) -> io::Result<()> {
-        let offset = (page + 1) as u64 * PAGE_LEN as u64;
-        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
-            Ok(data) if data < offset + PAGE_LEN as u64 => {}
-            Ok(_) | Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(e) => return Err(e.into()),
-        }
-        if (0..PAGE_WORDS).any(|i| self.word(page * PAGE_WORDS + i).load(Ordering::Relaxed) != 0) {
-            self.summary.set(page);
-            self.changed.set(page);
-        }
-        Ok(())
-    }
-
     #[inline]
     fn word(&self, index: usize) -> &AtomicU64 {
         self.words.get(index)
@@ -246,37 +234,6 @@ impl LiveMap {
         (wanted.unwrap_or(false), sector - range.start().0)
     }
 
-    /// How many sectors of the range are present. Passes over map pages
-    /// without any 64 at a time.
-    pub(super) fn count_in(&self, range: SectorRange) -> u64 {
-        let end = range.end().0;
-        let mut sector = range.start().0;
-        let mut present = 0;
-        while sector < end {
-            let page = Self::page_of(sector);
-            if !self.summary.is_set(page) {
-                let word_empty = self.summary.0.get(page / 64).load(Ordering::Relaxed) == 0;
-                let next = if word_empty { (page / 64 + 1) * 64 } else { page + 1 };
-                sector = next as u64 * PAGE_SECTORS;
-                continue;
-            }
-            let page_end = end.min((page as u64 + 1) * PAGE_SECTORS);
-            while sector < page_end {
-                let (mask, here) = first_word(sector, page_end - sector);
-                let bits = self.word_of(sector).load(Ordering::Relaxed) & mask;
-                present += u64::from(bits.count_ones());
-                sector += here;
-            }
-        }
-        present
-    }
-
-    /// Map pages that have anything in them.
-    pub(super) fn pages_used(&self) -> u64 {
-        let words = 0..self.pages().div_ceil(64);
-        words.map(|i| u64::from(self.summary.0.get(i).load(Ordering::Relaxed).count_ones())).sum()
-    }
-
     /// Marks the range as held; returns how many of its sectors were not.
     ///
     /// # Errors
@@ -316,11 +273,6 @@ impl LiveMap {
         self.pages.load(Ordering::Acquire)
     }
 
-    /// Whether anything is in the page.
-    pub(super) fn has_bits(&self, page: usize) -> bool {
-        self.summary.is_set(page)
-    }
-
     /// Takes up to `most` (at least 64) pages that changed, clearing their
     /// marks, from the place `from` on; returns the place to go on from. A
     /// pass from 0 to the end visits each page once, however many of them
@@ -355,34 +307,6 @@ impl LiveMap {
     /// Marks a page as changed again: its copy did not get to the disk.
     pub(super) fn mark_changed(&self, page: usize) {
         self.changed.set(page);
-    }
-
-    /// Copies a page out, little-endian.
-    pub(super) fn copy_page(&self, page: usize, into: &mut Vec<u8>) {
-        for i in 0..PAGE_WORDS {
-            let word = self.word(page * PAGE_WORDS + i).load(Ordering::Acquire);
-            into.extend_from_slice(&word.to_le_bytes());
-        }
-    }
-
-    /// Fills a page of a new map with what the durable map has.
-    pub(super) fn load_page(&self, page: usize, bytes: &[u8]) -> io::Result<()> {
-        let offset = (page + 1) as u64 * PAGE_LEN as u64;
-        allocate(&self.file, offset)?;
-        for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            self.word(page * PAGE_WORDS + i).store(u64::from_le_bytes(*word), Ordering::Relaxed);
-        }
-        self.summary.set(page);
-        Ok(())
-    }
-
-    /// Sectors present in all.
-    pub(super) fn count(&self) -> u64 {
-        let page_count = |page: usize| {
-            let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
-            words.map(|i| u64::from(self.word(i).load(Ordering::Relaxed).count_ones())).sum::<u64>()
-        };
-        (0..self.pages()).filter(|page| self.has_bits(*page)).map(page_count).sum()
     }
 }
 

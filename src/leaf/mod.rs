@@ -20,7 +20,6 @@ mod error;
 mod flush;
 pub mod header;
 mod live_map;
-mod lock;
 pub mod offline;
 mod open;
 mod reset;
@@ -29,14 +28,15 @@ mod resize;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 pub use create::{create, create_storage};
 pub use error::LeafError;
 pub use open::OpenOptions;
 
 use crate::io::storage::Storage;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::units::{Sector, SectorRange};
 use header::Header;
 use live_map::LiveMap;
@@ -178,14 +178,17 @@ impl Leaf {
     /// finds little to do. May wait: not for reactors.
     ///
     /// # Errors
-    /// As sync_file_range(2). An error of write-back poisons the leaf: the
-    /// kernel reports it once per open file, so the next fdatasync(2) would
-    /// succeed without the data.
+    /// As sync_file_range(2). An error of the write-back itself poisons the
+    /// leaf, whichever it is. The kernel reports it once per open file, so the
+    /// next fdatasync(2) would succeed; and the pages are gone or will never be
+    /// written: ext4 drops them when delayed allocation finds no space, NFS when
+    /// the server refuses them (ENOSPC, EDQUOT, ESTALE). Their writes were
+    /// acknowledged, so a flush can't be, also where space comes back later.
     pub fn start_write_back(&self, wait: bool) -> io::Result<()> {
         self.unsynced_bytes.store(0, Ordering::Relaxed);
         let result = self.storage.write_back(self.data_offset, self.sectors() * 512, wait);
         if let Err(error) = &result
-            && matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC | libc::EDQUOT))
+            && !is_about_the_call(error)
         {
             self.poison();
         }
@@ -233,6 +236,14 @@ impl Leaf {
     fn io(&self, operation: &'static str, source: io::Error) -> LeafError {
         LeafError::Io { path: self.path.clone(), operation, source }
     }
+}
+
+/// Whether sync_file_range(2) refused the call, and so wrote nothing: file
+/// systems that have no page cache, kernels and sandboxes that know no such call.
+fn is_about_the_call(error: &io::Error) -> bool {
+    const REFUSALS: [i32; 6] =
+        [libc::EINVAL, libc::EBADF, libc::ESPIPE, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM];
+    error.raw_os_error().is_some_and(|errno| REFUSALS.contains(&errno))
 }
 
 #[cfg(test)]

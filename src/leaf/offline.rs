@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use super::copies::read_header;
 use super::header::{self, Header, HeaderError};
 use super::live_map::{LiveMap, Owner};
-use super::{Leaf, LeafError, lock as flock};
+use super::{Leaf, LeafError};
+use crate::io::lock as flock;
 use crate::io::storage::{FileStorage, read_exact, write_all};
 use crate::units::{Sector, SectorRange};
 

@@ -1,8 +1,7 @@
 //! Opening and closing a leaf.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use super::copies::read_header;
 use super::header::Header;
@@ -10,6 +9,8 @@ use super::live_map::{LiveMap, Owner, PAGE_LEN};
 use super::{Leaf, LeafError, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How a leaf is opened.
 #[derive(Clone, Debug, Default)]
@@ -129,8 +130,8 @@ impl Leaf {
     pub(super) fn reload_map(&mut self) -> Result<(), LeafError> {
         let header = self.header();
         let map = new_map(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
-        *self.present.get_mut() = map.count();
-        *self.sectors.get_mut() = header.virtual_size / 512;
+        self.present.store(map.count(), Ordering::Relaxed);
+        self.sectors.store(header.virtual_size / 512, Ordering::Release);
         self.map = map;
         Ok(())
     }

@@ -8,10 +8,10 @@
 //! - Shrinking: header; then what lies beyond is cut off.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use super::live_map::{Owner, PAGE_LEN, PAGE_SECTORS};
 use super::{Leaf, LeafError, SIZE_MAX, durable_map};
+use crate::sync::atomic::Ordering;
 
 impl Leaf {
     /// The largest size in bytes that the leaf can grow to.

@@ -4,6 +4,8 @@
 mod faults;
 mod fixture;
 mod format;
+#[cfg(leafblk_loom)]
+mod interleavings;
 mod mem;
 mod model;
 mod sizes;

@@ -23,13 +23,18 @@ const SLOW_ALONE: Duration = Duration::from_millis(4);
 const PENALTY: u32 = 20;
 const PENALTY_MAX: Duration = Duration::from_secs(1);
 
-/// Bytes after which write-back is asked for, so that a flush finds little to
-/// do however much was written before it. Less would take the CPU from short
-/// bursts of writes, which then wait for their own write-back.
-pub(super) const WRITE_BACK_BYTES: u64 = 96 << 20;
+/// Bytes written since the last flush after which write-back is asked for, so
+/// that a flush finds little to do however much was written before it. Sooner
+/// would take the CPU from short bursts of writes, which then wait for their own
+/// write-back.
+const BURST_BYTES: u64 = 128 << 20;
+/// The same once that has happened: who writes more than a burst is written back
+/// in steps, the last of which is all that a flush finds.
+const STEP_BYTES: u64 = 32 << 20;
 /// Bytes written during one write-back after which writes go to the lane: the
-/// disk doesn't keep up, and the kernel will soon make writers wait.
-const BEHIND_BYTES: u64 = 1 << 30;
+/// disk doesn't keep up, and what is written now would be waited for in the next
+/// flush, or sooner, when the kernel makes writers wait.
+const BEHIND_BYTES: u64 = 48 << 20;
 
 /// How often a thread has given the CPU up of its own accord, as getrusage(2)
 /// counts it: looked at after each sleep and each slow write only, as a look
@@ -55,7 +60,9 @@ impl Waits {
 pub(super) struct WritePace {
     /// Until then, writes go to the lane.
     lane_until: Option<Instant>,
-    pub(super) write_back_running: bool,
+    write_back_running: bool,
+    /// Write-back was asked for since the last flush.
+    past_burst: bool,
 }
 
 impl WritePace {
@@ -89,5 +96,72 @@ impl WritePace {
                 self.lane_until = Some(Instant::now() + (took * PENALTY).min(PENALTY_MAX));
             }
         }
+    }
+
+    /// Whether write-back is to be asked for, `unsynced` bytes after the last
+    /// time.
+    pub(super) fn wants_write_back(&self, unsynced: u64) -> bool {
+        let most = if self.past_burst { STEP_BYTES } else { BURST_BYTES };
+        !self.write_back_running && unsynced >= most
+    }
+
+    /// It was asked for.
+    pub(super) fn write_back_began(&mut self) {
+        (self.write_back_running, self.past_burst) = (true, true);
+    }
+
+    /// What was under way is written.
+    pub(super) fn write_back_ended(&mut self) {
+        self.write_back_running = false;
+    }
+
+    /// A flush begins: what is written from here on is another burst.
+    pub(super) fn flush_began(&mut self) {
+        self.past_burst = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_left_alone_and_what_follows_is_written_back_in_steps_until_a_flush() {
+        let mut pace = WritePace::default();
+        assert!(!pace.wants_write_back(BURST_BYTES - 1));
+        assert!(pace.wants_write_back(BURST_BYTES));
+        pace.write_back_began();
+        assert!(!pace.wants_write_back(BURST_BYTES), "one at a time");
+        pace.write_back_ended();
+        assert!(pace.wants_write_back(STEP_BYTES));
+        pace.flush_began();
+        assert!(!pace.wants_write_back(STEP_BYTES));
+    }
+
+    #[test]
+    fn only_whole_pages_of_a_disk_that_keeps_up_are_written_at_once() {
+        let mut pace = WritePace::default();
+        assert!(pace.is_inline(8, 8, 0));
+        assert!(!pace.is_inline(4, 8, 0) && !pace.is_inline(8, 4, 0));
+        assert!(!pace.is_inline(8, INLINE_SECTORS + 8, 0));
+        pace.write_back_began();
+        assert!(!pace.is_inline(8, 8, BEHIND_BYTES + 1));
+    }
+
+    #[test]
+    fn a_write_that_waited_long_sends_those_after_it_to_the_lane() {
+        let now = Instant::now();
+        let ago = |time: Duration| now.checked_sub(time).expect("the machine runs that long");
+        let wait = |waits: &mut Waits| {
+            waits.look();
+            waits.0 -= 1;
+        };
+        let (mut pace, mut waits) = (WritePace::default(), Waits::default());
+        wait(&mut waits);
+        pace.wrote(ago(SLOW * 2), true, &mut waits);
+        assert!(pace.is_inline(8, 8, 0), "alone it harms nobody");
+        wait(&mut waits);
+        pace.wrote(ago(SLOW * 2), false, &mut waits);
+        assert!(!pace.is_inline(8, 8, 0));
     }
 }

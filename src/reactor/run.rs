@@ -76,6 +76,9 @@ impl Runner {
         poll_us: u32,
     ) -> io::Result<Self> {
         let engine = Engine::new()?;
+        if let Some(file) = cache.lifetime_fd() {
+            engine.keep_open(file)?;
+        }
         let raw = epoll::create(true)?;
         #[expect(unsafe_code, reason = "the epoll crate returns a bare number")]
         // SAFETY: a descriptor that was just made and is nobody else's.

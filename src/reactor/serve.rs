@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use super::device::Device;
-use super::pace::WRITE_BACK_BYTES;
 use super::run::Runner;
 use super::task::{Answered, TaskKind};
 use crate::disk::lanes::Work;
@@ -162,6 +161,7 @@ impl Runner {
             }
             Ok(Command::Flush) => match device.disk.leaf() {
                 Some(leaf) if !device.disk.is_read_only() && !leaf.is_flushed() => {
+                    device.pace.flush_began();
                     self.hand_over(device, asker, Work::Flush);
                     return;
                 }
@@ -250,7 +250,7 @@ impl Runner {
         let Some(leaf) = device.disk.leaf() else {
             return;
         };
-        if device.pace.write_back_running || leaf.unsynced_bytes() < WRITE_BACK_BYTES {
+        if !device.pace.wants_write_back(leaf.unsynced_bytes()) {
             return;
         }
         let Some(lanes) = &device.lanes else { return };
@@ -258,7 +258,7 @@ impl Runner {
         let entry = self.tasks.get(task);
         (entry.kind, entry.slot) = (TaskKind::WriteBack, slot);
         device.in_flight += 1;
-        device.pace.write_back_running = true;
+        device.pace.write_back_began();
         // SAFETY: no buffers.
         unsafe { lanes.submit(Work::WriteBack, false, task) };
     }
@@ -311,7 +311,7 @@ impl Runner {
             self.tasks.give_back(id);
             if let Some(device) = self.devices[slot].as_deref_mut() {
                 device.in_flight -= 1;
-                device.pace.write_back_running = false;
+                device.pace.write_back_ended();
                 if result.is_err() {
                     device.disk.counters().write_back_errors.add(1);
                 }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::SeekFrom;
@@ -176,6 +176,22 @@ impl Root {
     /// Its identity.
     pub fn identity(&self) -> &RootIdentity {
         &self.identity
+    }
+
+    /// Names this image in its present state: another file, or the same after
+    /// any change, has another name. `None` for a block device, which does not
+    /// tell of changes.
+    pub fn state_key(&self) -> Option<[u8; 16]> {
+        let meta = self.file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+        let mut hash = Sha256::new();
+        for number in [meta.dev(), meta.ino(), self.identity.len_bytes] {
+            hash.update(number.to_le_bytes());
+        }
+        for time in [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()] {
+            hash.update(time.to_le_bytes());
+        }
+        hash.update(self.identity.fingerprint);
+        hash.finalize()[..16].try_into().ok()
     }
 
     /// The descriptor that fills read from.

@@ -189,6 +189,11 @@ fn lock_file(path: &Path) -> Result<File, ToolError> {
     Ok(file)
 }
 
+/// What an image says of itself, on one line and without control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// An overlay on another image would be silent corruption as a leaf on `root`.
 fn check_backing(
     path: &Path,
@@ -201,8 +206,8 @@ fn check_backing(
     }
     let other = |reason: String| ToolError::OtherBacking {
         path: path.to_owned(),
-        backing: name.to_owned(),
-        reason,
+        backing: printable(name),
+        reason: printable(&reason),
     };
     // QEMU takes a relative name from where the overlay is, `file:` or not.
     let named = name.strip_prefix("file:").unwrap_or(name);

@@ -6,7 +6,6 @@
 //! nothing is ever read from it.
 
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::net::{SendFlags, send};
@@ -18,7 +17,6 @@ const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 #[derive(Debug, Default)]
 pub struct FrontendLink {
     state: Mutex<State>,
-    connections: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -45,11 +43,6 @@ impl FrontendLink {
         self.lock().connected
     }
 
-    /// Frontends that have connected so far.
-    pub fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Relaxed)
-    }
-
     /// Tells the frontend to read the configuration space again. Waits for
     /// nobody.
     pub fn config_changed(&self) -> Told {
@@ -70,7 +63,6 @@ impl FrontendLink {
 
     /// A frontend has come.
     pub(super) fn connected(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
         *self.lock() = State { connected: true, channel: None };
     }
 

@@ -31,6 +31,8 @@ pub enum QueueError {
     RingOutside(u64),
     #[error("the driver's index {avail} is more than the queue's size ahead of {seen}")]
     BadAvailIndex { avail: u16, seen: u16 },
+    #[error("the driver offers {ahead} more chains while {in_hand} of its queue are in hand")]
+    TooManyInHand { in_hand: u16, ahead: u16 },
     #[error("descriptor {0} does not exist")]
     BadDescriptor(u16),
     #[error("a descriptor chain loops or has more than {SEGMENTS_MAX} segments")]

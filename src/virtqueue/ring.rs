@@ -61,6 +61,8 @@ pub struct SplitQueue {
     /// The driver's index as last loaded: a batch needs one load.
     avail_seen: u16,
     next_used: u16,
+    /// Chains taken and not given back.
+    in_hand: u16,
     /// `next_used` at the last publication.
     published: u16,
     /// Where requests in flight are noted, if the frontend keeps a region.
@@ -102,6 +104,7 @@ impl SplitQueue {
             next_avail: config.next_avail,
             avail_seen: config.next_avail,
             next_used: 0,
+            in_hand: 0,
             published: 0,
             tracking: None,
             resubmit: Vec::new(),
@@ -216,14 +219,20 @@ impl SplitQueue {
             if let Some(head) = self.resubmit.pop() {
                 // It is noted as in flight, and keeps its place in the order.
                 self.walk(head, memory, chain)?;
+                self.in_hand = self.in_hand.wrapping_add(1);
                 return Ok(true);
             }
             let avail = self.load_avail();
             if avail == self.next_avail {
                 return Ok(false);
             }
-            if avail.wrapping_sub(self.next_avail) > self.config.size {
+            let ahead = avail.wrapping_sub(self.next_avail);
+            if ahead > self.config.size {
                 return Err(QueueError::BadAvailIndex { avail, seen: self.next_avail });
+            }
+            // What is kept of a request is bounded by this, not by the driver.
+            if ahead > self.config.size.saturating_sub(self.in_hand) {
+                return Err(QueueError::TooManyInHand { in_hand: self.in_hand, ahead });
             }
             self.avail_seen = avail;
         }
@@ -234,6 +243,7 @@ impl SplitQueue {
             tracking.tracker.popped(head);
         }
         self.next_avail = self.next_avail.wrapping_add(1);
+        self.in_hand = self.in_hand.wrapping_add(1);
         Ok(true)
     }
 
@@ -352,6 +362,7 @@ impl SplitQueue {
             tracking.tracker.used(head);
         }
         self.next_used = self.next_used.wrapping_add(1);
+        self.in_hand = self.in_hand.wrapping_sub(1);
     }
 
     /// Shows the driver everything given back since the last time, and says

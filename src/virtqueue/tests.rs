@@ -357,6 +357,24 @@ fn an_available_index_too_far_ahead_is_refused() {
 }
 
 #[test]
+fn more_chains_than_the_queue_has_entries_are_never_in_hand() {
+    let rig = Rig::new(4);
+    (0..4).for_each(|i| rig.desc(DESC, i, (DATA, 16), 0, 0));
+    let (mut queue, mut chain) = (rig.queue(), Chain::default());
+    rig.offer(0, &[0, 1, 2, 3]);
+    for _ in 0..4 {
+        assert_eq!(queue.pop(&rig.memory, &mut chain), Ok(true));
+    }
+    queue.add_used(2, 0);
+    // One came back, and two more are offered.
+    rig.offer(4, &[2]);
+    assert_eq!(queue.pop(&rig.memory, &mut chain), Ok(true));
+    rig.offer(5, &[2]);
+    let error = queue.pop(&rig.memory, &mut chain).unwrap_err();
+    assert_eq!(error, QueueError::TooManyInHand { in_hand: 4, ahead: 1 });
+}
+
+#[test]
 fn a_descriptor_beyond_its_table_is_refused() {
     let rig = Rig::new(16);
     rig.offer(0, &[16]);

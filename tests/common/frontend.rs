@@ -399,6 +399,23 @@ impl Vmm {
         fds[1].revents().is_empty()
     }
 
+    /// Reads a sector; false if the backend goes away instead of answering (or
+    /// just after): [`Self::used`] has the answer of the next one.
+    pub(crate) fn answers_a_read(&mut self) -> bool {
+        let header = self.header(T_IN, 0);
+        let chain = [(header, 16, false), (DATA, 512, true), (Self::STATUS, 1, true)];
+        self.describe_chain(self.rings[0].desc, 0, &chain);
+        self.offer(0, 0);
+        self.kick(0);
+        // A call may come for nothing.
+        while self.wait_for_used(0) {
+            if self.try_used(0).is_some() {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Writes a request's header; its address.
     pub(crate) fn header(&self, kind: u32, sector: u64) -> u64 {
         let mut bytes = [0; 16];

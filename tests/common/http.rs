@@ -68,6 +68,17 @@ impl Control {
         stream
     }
 
+    /// Sends bytes; what comes back until the server closes, or nothing where
+    /// it dies meanwhile.
+    pub(crate) fn try_raw(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut stream = UnixStream::connect(&self.0).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.write_all(bytes).ok()?;
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).ok()?;
+        Some(said)
+    }
+
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> Answer {
         let mut stream = self.connect();
         write!(

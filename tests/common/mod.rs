@@ -10,6 +10,7 @@
 pub(crate) mod frontend;
 pub(crate) mod http;
 pub(crate) mod scene;
+pub(crate) mod small_disk;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};

@@ -145,6 +145,15 @@ fn an_overlay_of_another_root_is_refused() {
 }
 
 #[test]
+fn what_an_image_says_of_itself_stays_on_one_line() {
+    let scene = Scene::new();
+    let args = ["-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "a\n\u{1b}[31mb"];
+    scene.qemu_img(&[&["create"][..], &args, &["odd.qcow2", "4M"]].concat());
+    let refused = scene.refusal(&["import", "odd.qcow2", "b.leaf", "--root", "root.raw"], 1);
+    assert!(refused.contains("overlay of a") && !refused.contains('\u{1b}'), "{refused:?}");
+}
+
+#[test]
 fn what_is_no_importable_image_is_refused_by_name() {
     let scene = Scene::new();
     let refuse = |image: &str| scene.refusal(&["import", image, "b.leaf", "--root", "root.raw"], 1);

@@ -10,6 +10,9 @@
 mod agreement;
 mod changes;
 mod checking;
+#[path = "../common/mod.rs"]
+mod common;
+mod daemon;
 mod kills;
 mod properties;
 mod refusals;

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use leafblk::leaf::{self, Leaf, OpenOptions};
 use leafblk::root::Root;
@@ -63,9 +63,14 @@ pub(crate) fn leaves_are_open() -> RwLockReadGuard<'static, ()> {
     OPEN_LEAVES.read().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// To be held while a process is started.
+pub(crate) fn no_leaf_is_open() -> RwLockWriteGuard<'static, ()> {
+    OPEN_LEAVES.write().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Starts a process that gets none of our leaves.
 pub(crate) fn spawn(command: &mut Command) -> Child {
-    let _none = OPEN_LEAVES.write().unwrap_or_else(PoisonError::into_inner);
+    let _none = no_leaf_is_open();
     command.spawn().unwrap()
 }
 

@@ -1,7 +1,7 @@
 //! The page in headless Chromium, driven through ChromeDriver's HTTP (W3C
 //! WebDriver).
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use super::{Host, MIB, PATIENCE, wait_for};
 use crate::common::Client;
-use crate::common::http::read_answer;
 
 /// A browser, until it is dropped.
 struct Browser {
@@ -40,7 +39,7 @@ impl Browser {
             .unwrap();
         let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
         let port = lines.map_while(Result::ok).find_map(|line| {
-            let text = line.split("on port ").nth(1)?;
+            let text = line.split("successfully on port ").nth(1)?;
             text.trim_end_matches('.').parse().ok()
         });
         let profile = tempfile::tempdir().unwrap();
@@ -84,7 +83,7 @@ impl Browser {
             body.len()
         )
         .unwrap();
-        let answer = read_answer(stream).json();
+        let answer = read_value(stream);
         assert!(answer["value"]["error"].is_null(), "{method} {path}: {answer}");
         answer["value"].clone()
     }
@@ -118,6 +117,26 @@ impl Browser {
             entries.filter(|entry| ["WARNING", "SEVERE"].iter().any(|l| entry["level"] == *l));
         bad.map(|entry| entry["message"].as_str().unwrap().to_owned()).collect()
     }
+}
+
+/// ChromeDriver's answer, by its Content-Length: it keeps the connection open.
+fn read_value(stream: TcpStream) -> Value {
+    let mut stream = BufReader::new(stream);
+    let mut len = 0;
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        let line = line.trim_end().to_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("content-length:") {
+            len = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; len];
+    stream.read_exact(&mut body).unwrap();
+    serde_json::from_slice(&body).unwrap()
 }
 
 const PICTURE: &str = "return document.getElementById('map').toDataURL()";

@@ -90,6 +90,21 @@ impl Terminal {
         assert_eq!(self.asked("#{alternate_on} #{cursor_flag}"), "1 0");
     }
 
+    /// Starts top; its process.
+    fn starts_top_and_tells_its_pid(&self, host: &Host) -> rustix::process::Pid {
+        let pid_file = host.daemon.dir.join("top.pid");
+        let program = env!("CARGO_BIN_EXE_leafblk");
+        let socket = host.daemon.dir.join("run/control.sock");
+        self.runs(&format!(
+            "sh -c 'echo $$ > {}; exec {program} top --socket {}'; echo ended with $?",
+            pid_file.display(),
+            socket.display()
+        ));
+        self.shows("VMs (2)");
+        let pid = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+        rustix::process::Pid::from_raw(pid).unwrap()
+    }
+
     /// Top has ended, and everything is as it was before.
     fn is_as_before(&self, modes: &str) {
         self.shows("ended with 0");
@@ -148,6 +163,9 @@ fn top_shows_the_load_and_obeys_its_keys_and_gives_the_terminal_back() {
         .until("the detail's end", |s| !s.contains("web1: 128 MiB") && !s.contains("sort by the"));
     terminal.tmux(&["resize-window", "-x", "80", "-y", "24"]);
     terminal.until("80 columns", |s| s.contains("IOPS") && !s.contains("p50"));
+    // Wide again, for a shell that is asked for its modes in one line.
+    terminal.tmux(&["resize-window", "-x", "140", "-y", "40"]);
+    terminal.shows("p50");
     terminal.types(&["q"]);
     terminal.is_as_before(&modes);
 }
@@ -161,19 +179,21 @@ fn top_gives_the_terminal_back_after_control_c_and_after_sigterm() {
     terminal.starts_top(&host, "");
     terminal.types(&["C-c"]);
     terminal.is_as_before(&modes);
-    let pid_file = host.daemon.dir.join("top.pid");
-    let program = env!("CARGO_BIN_EXE_leafblk");
-    let socket = host.daemon.dir.join("run/control.sock");
-    terminal.runs(&format!(
-        "clear; sh -c 'echo $$ > {}; exec {program} top --socket {}'; echo ended with $?",
-        pid_file.display(),
-        socket.display()
-    ));
-    terminal.shows("VMs (2)");
-    let pid = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    terminal.types(&["-l", "clear"]);
+    terminal.types(&["Enter"]);
+    let pid = terminal.starts_top_and_tells_its_pid(&host);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     terminal.is_as_before(&modes);
+}
+
+#[test]
+#[ignore = "needs tmux: run tests/seeing.sh"]
+fn top_ends_when_its_terminal_goes_away() {
+    let host = Host::start();
+    let terminal = Terminal::open();
+    let pid = terminal.starts_top_and_tells_its_pid(&host);
+    terminal.tmux(&["kill-server"]);
+    wait_for("the end of top", || rustix::process::test_kill_process(pid).is_err().then_some(()));
 }
 
 #[test]

@@ -26,6 +26,8 @@ fn every_key_reaches_its_setting() {
         control-group = "kvm"
         log = "debug"
         http-port = 9470
+        socket-group = "qemu"
+        keep-cache = true
         [[root]]
         name = "d"
         path = "/d.raw"
@@ -61,12 +63,13 @@ fn every_key_reaches_its_setting() {
             cache_block_bytes: Some(4096),
             hugepages: Some(HugepagesMode::Off),
             reactors: Some(3),
+            keep_cache: Some(true),
             poll_us: Some(0),
-            socket_group: None,
+            socket_group: Some("qemu".into()),
+            http_port: Some(9470),
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
             log: Some("debug".into()),
-            http_port: Some(9470),
         }
     );
 }

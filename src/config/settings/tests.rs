@@ -97,6 +97,7 @@ fn a_flag_replaces_the_files_entry_of_the_same_name() {
         vms: vec![vm("a,queues=4,readonly"), vm("b")],
         roots: vec![RootEntry::parse("r=/1").unwrap()],
         reactors: Some(1),
+        keep_cache: Some(true),
         poll_us: Some(1),
         ..Settings::default()
     };

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use tempfile::TempDir;
@@ -20,6 +20,8 @@ use crate::virtqueue::GuestBuf;
 #[derive(Default)]
 struct Script {
     fail_sync: AtomicBool,
+    /// Errno of write-back; 0: none.
+    fail_write_back: AtomicI32,
     syncs: AtomicUsize,
     /// Runs in each sync, before it: writers beside a flush.
     during_sync: OnceLock<Box<dyn Fn(usize) + Send + Sync>>,
@@ -61,10 +63,10 @@ impl Storage for Scripted {
     }
 
     fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
-        if self.1.fail_sync.load(Ordering::SeqCst) {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
+        match self.1.fail_write_back.load(Ordering::SeqCst) {
+            0 => self.0.write_back(offset, len, wait),
+            errno => Err(io::Error::from_raw_os_error(errno)),
         }
-        self.0.write_back(offset, len, wait)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -120,29 +122,57 @@ fn range(start: u64, count: u64) -> SectorRange {
     SectorRange::new(Sector(start), count).unwrap()
 }
 
+/// What a leaf is like after the failure, and after it was opened again.
+fn assert_loses_only_what_was_not_flushed(fail: impl FnOnce(&Script, &Leaf)) {
+    let place = Place::new(1 << 20);
+    let script = Arc::<Script>::default();
+    let leaf = place.open_scripted(&script);
+    leaf.write_zeroes(range(0, 8)).unwrap();
+    leaf.flush().unwrap();
+    leaf.write_zeroes(range(8, 8)).unwrap();
+    fail(&script, &leaf);
+    assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
+    assert!(matches!(leaf.close(), Err(LeafError::Poisoned { .. })));
+    drop(leaf);
+
+    let leaf = place.open(false);
+    assert_eq!(leaf.next_run(range(0, 16)), (true, 8), "what was flushed stays");
+    assert!(leaf.is_absent(range(8, 8)), "what was lost is the root's again");
+    leaf.close().unwrap();
+}
+
 #[test]
 fn writes_that_a_failed_sync_lost_are_not_taken_over_as_zeros() {
-    for by_write_back in [false, true] {
+    assert_loses_only_what_was_not_flushed(|script, leaf| {
+        script.fail_sync.store(true, Ordering::SeqCst);
+        leaf.flush().unwrap_err();
+        script.fail_sync.store(false, Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn a_write_back_that_failed_for_whatever_reason_is_a_failed_sync() {
+    for errno in [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::ESTALE, libc::EROFS, libc::ETIMEDOUT]
+    {
+        assert_loses_only_what_was_not_flushed(|script, leaf| {
+            script.fail_write_back.store(errno, Ordering::SeqCst);
+            leaf.start_write_back(true).unwrap_err();
+            // The kernel has told it once: the next sync succeeds.
+            script.fail_write_back.store(0, Ordering::SeqCst);
+        });
+    }
+}
+
+#[test]
+fn a_write_back_that_is_not_to_be_had_does_no_harm() {
+    for errno in [libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM] {
         let place = Place::new(1 << 20);
         let script = Arc::<Script>::default();
         let leaf = place.open_scripted(&script);
         leaf.write_zeroes(range(0, 8)).unwrap();
+        script.fail_write_back.store(errno, Ordering::SeqCst);
+        leaf.start_write_back(true).unwrap_err();
         leaf.flush().unwrap();
-        leaf.write_zeroes(range(8, 8)).unwrap();
-        script.fail_sync.store(true, Ordering::SeqCst);
-        if by_write_back {
-            leaf.start_write_back(true).unwrap_err();
-        } else {
-            leaf.flush().unwrap_err();
-        }
-        script.fail_sync.store(false, Ordering::SeqCst);
-        assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
-        assert!(matches!(leaf.close(), Err(LeafError::Poisoned { .. })));
-        drop(leaf);
-
-        let leaf = place.open(false);
-        assert_eq!(leaf.next_run(range(0, 16)), (true, 8), "what was flushed stays");
-        assert!(leaf.is_absent(range(8, 8)), "what was lost is the root's again");
         leaf.close().unwrap();
     }
 }

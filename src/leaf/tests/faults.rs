@@ -180,6 +180,84 @@ fn short_writes_are_continued_wherever_they_end() {
 }
 
 #[test]
+fn short_reads_are_continued_when_a_leaf_is_opened() {
+    for read_max in [1, 7, 511, 4095] {
+        let (leaf, mem) = faulty();
+        write(&leaf, 9, 3, 1).unwrap();
+        leaf.close().unwrap();
+        drop(leaf);
+        mem.state().read_max = Some(read_max);
+        let leaf = reopen(&mem);
+        assert_eq!(leaf.next_run(range(9, 100)), (true, 3), "{read_max} bytes at a time");
+        mem.state().read_max = None;
+        assert!(is_all(&read(&leaf, 9, 3), 1));
+    }
+}
+
+#[test]
+fn a_leaf_that_ends_early_is_refused_and_does_not_hang() {
+    let (leaf, mem) = faulty();
+    drop(leaf);
+    mem.state().read_max = Some(0);
+    let storage = Box::new(mem.clone());
+    let opened =
+        Leaf::open_storage(Path::new("vm.leaf"), storage, &root(1), &OpenOptions::default());
+    assert!(matches!(opened, Err(LeafError::NotALeaf { .. })));
+}
+
+#[test]
+fn a_leaf_whose_file_system_went_read_only_refuses_writes_and_is_whole_when_it_is_back() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 1, 1).unwrap();
+    leaf.flush().unwrap();
+    write(&leaf, 1, 1, 2).unwrap();
+    // As ext4 with errors=remount-ro: what is dirty can't be written any more.
+    mem.state().fail_writes = Some((0, libc::EROFS));
+    mem.state().fail_punch = Some(libc::EROFS);
+    assert_eq!(errno(write(&leaf, 2, 1, 3)), Some(libc::EROFS));
+    assert_eq!(errno(leaf.write_zeroes(range(0, 1))), Some(libc::EROFS));
+    assert!(is_all(&read(&leaf, 0, 1), 1), "reads go on");
+    assert!(!leaf.is_poisoned(), "nothing that was acknowledged is lost yet");
+    mem.state().fail_sync = Some(libc::EROFS);
+    assert_eq!(errno(leaf.flush()), Some(libc::EROFS));
+    assert!(leaf.is_poisoned());
+    // Opening it for writing says why; nothing is changed by that.
+    let storage = Box::new(mem.clone());
+    let opened =
+        Leaf::open_storage(Path::new("vm.leaf"), storage, &root(1), &OpenOptions::default());
+    match opened {
+        Err(LeafError::Io { source, .. }) => assert_eq!(source.raw_os_error(), Some(libc::EROFS)),
+        other => panic!("{other:?}"),
+    }
+    let mut state = mem.state();
+    (state.fail_writes, state.fail_punch, state.fail_sync) = (None, None, None);
+    drop(state);
+    drop(leaf);
+    mem.lose_power(|| false);
+    let leaf = reopen(&mem);
+    assert_eq!(leaf.next_run(range(0, 10)), (true, 1));
+    assert!(is_all(&read(&leaf, 0, 1), 1));
+    write(&leaf, 1, 1, 4).unwrap();
+    leaf.close().unwrap();
+}
+
+#[test]
+fn a_sync_that_fails_while_opening_fails_the_opening_and_the_next_one_succeeds() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 1, 1).unwrap();
+    leaf.close().unwrap();
+    drop(leaf);
+    mem.state().fail_sync = Some(libc::EIO);
+    let open = || {
+        let storage = Box::new(mem.clone());
+        Leaf::open_storage(Path::new("vm.leaf"), storage, &root(1), &OpenOptions::default())
+    };
+    assert!(matches!(open(), Err(LeafError::Io { operation: "sync", .. })));
+    mem.state().fail_sync = None;
+    assert_eq!(open().unwrap().present_sectors(), 1);
+}
+
+#[test]
 fn a_disk_that_takes_nothing_fails_the_write_and_does_not_hang_it() {
     let (leaf, mem) = faulty();
     mem.state().write_max = Some(0);

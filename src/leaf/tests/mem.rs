@@ -29,7 +29,9 @@ pub(super) struct State {
     pub(super) ops: Vec<Op>,
     /// Most bytes that one write takes, if not all.
     pub(super) write_max: Option<usize>,
-    /// Errno of the writes and punches from the offset on.
+    /// Most bytes that one read gives, if not all.
+    pub(super) read_max: Option<usize>,
+    /// Errno of the writes from the offset on.
     pub(super) fail_writes: Option<(u64, i32)>,
     pub(super) fail_punch: Option<i32>,
     pub(super) fail_set_len: Option<i32>,
@@ -131,7 +133,7 @@ impl Storage for Mem {
         for buf in bufs {
             let at = offset + done as u64;
             let rest = usize::try_from(state.len.saturating_sub(at)).unwrap();
-            let buf = buf.take(rest);
+            let buf = buf.take(rest.min(state.read_max.unwrap_or(usize::MAX) - done));
             // SAFETY: valid for writes by the trait's contract.
             let into = unsafe { std::slice::from_raw_parts_mut(buf.ptr(), buf.len()) };
             state.get(at, into);

@@ -1,5 +1,5 @@
-//! A leaf against a map of sectors, through writes, flushes and every way to
-//! end: closed, killed, and without power.
+//! A leaf against a root and a map of changed sectors, through writes, flushes,
+//! other sizes, resets and every way to end: closed, killed, and without power.
 
 use std::collections::HashMap;
 
@@ -9,11 +9,17 @@ use proptest::prelude::*;
 use super::mem::Mem;
 use super::*;
 
+/// The root that the leaves of these tests belong to is 1 MiB.
+const ROOT_SECTORS: u64 = 2048;
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64, u64, u8),
     Zero(u64, u64),
     Flush,
+    Reset,
+    /// To so many sectors: more or fewer.
+    Resize(u64),
     Close,
     Kill,
     /// A seed for what stays.
@@ -55,19 +61,43 @@ fn naive_run(held: &HashMap<u64, u8>, start: u64, count: u64) -> (bool, u64) {
     (present, run as u64)
 }
 
+/// The root: each sector is a byte of its own.
+fn root_bytes() -> Vec<u8> {
+    (0..ROOT_SECTORS).flat_map(|sector| [(sector % 241) as u8 + 10; 512]).collect()
+}
+
+/// What a guest reads: the leaf's sectors, the root's, and zeros behind it.
+fn guest_sees(leaf: &Leaf, root: &[u8], sector: u64) -> Vec<u8> {
+    match leaf.next_run(range(sector, 1)).0 {
+        true => read(leaf, sector, 1),
+        false => root_sector(root, sector),
+    }
+}
+
+fn root_sector(root: &[u8], sector: u64) -> Vec<u8> {
+    root.chunks(512).nth(sector as usize).map_or_else(|| vec![0; 512], <[u8]>::to_vec)
+}
+
 /// The leaf's runs and content are the model's.
 fn check(leaf: &Leaf, held: &HashMap<u64, u8>, probes: &[(u64, u64)]) -> Result<(), TestCaseError> {
+    let (root, size) = (root_bytes(), leaf.sectors());
     prop_assert_eq!(leaf.present_sectors(), held.len() as u64);
-    for (start, count) in probes {
+    for (start, count) in probes.iter().filter(|(start, _)| *start < size) {
+        let count = &(*count).min(size - start);
+        for sector in [*start, start + count - 1] {
+            let changed = held.get(&sector).map(|fill| vec![*fill; 512]);
+            let expected = changed.unwrap_or_else(|| root_sector(&root, sector));
+            prop_assert_eq!(guest_sees(leaf, &root, sector), expected, "sector {}", sector);
+        }
         let expected = naive_run(held, *start, *count);
         prop_assert_eq!(leaf.next_run(range(*start, *count)), expected, "{} at {}", count, start);
         let absent = expected == (false, *count);
         prop_assert_eq!(leaf.is_absent(range(*start, *count)), absent);
     }
     let mut at = 0;
-    while at < SECTORS {
-        let (present, count) = leaf.next_run(range(at, SECTORS - at));
-        prop_assert_eq!((present, count), naive_run(held, at, SECTORS - at));
+    while at < size {
+        let (present, count) = leaf.next_run(range(at, size - at));
+        prop_assert_eq!((present, count), naive_run(held, at, size - at));
         if present {
             for (sector, bytes) in (at..).zip(read(leaf, at, count).chunks(512)) {
                 prop_assert!(is_all(bytes, held[&sector]), "sector {}", sector);
@@ -90,8 +120,30 @@ fn apply(leaf: &Leaf, held: &mut HashMap<u64, u8>, step: &Step) {
             held.extend((*start..start + count).map(|s| (s, 0)));
         }
         Step::Flush => leaf.flush().unwrap(),
-        Step::Close | Step::Kill | Step::LosePower(_) => {}
+        Step::Reset | Step::Resize(_) | Step::Close | Step::Kill | Step::LosePower(_) => {}
     }
+}
+
+/// Carries a step out that wants the leaf for itself.
+fn apply_alone(leaf: &mut Leaf, held: &mut HashMap<u64, u8>, step: &Step) {
+    match step {
+        Step::Reset => {
+            leaf.reset().unwrap();
+            held.clear();
+        }
+        Step::Resize(sectors) if *sectors > leaf.sectors() => leaf.grow(sectors * 512).unwrap(),
+        Step::Resize(sectors) => {
+            leaf.shrink(sectors * 512).unwrap();
+            held.retain(|sector, _| sector < sectors);
+        }
+        _ => {}
+    }
+}
+
+/// Sizes that end in a map page, at its end and past it.
+fn sizes() -> impl Strategy<Value = Step> {
+    let edge = prop::sample::select(vec![ROOT_SECTORS + 70, live_map::PAGE_SECTORS, SECTORS]);
+    (edge, 0u64..140).prop_map(|(edge, off)| Step::Resize(edge + off - 70))
 }
 
 fn reopen(mem: &Mem) -> Leaf {
@@ -104,14 +156,25 @@ proptest! {
 
     #[test]
     fn a_leaf_that_is_closed_or_killed_holds_what_was_written(
-        steps in steps(prop::sample::select(vec![Step::Close, Step::Kill])),
+        steps in steps(prop_oneof![
+            2 => Just(Step::Close),
+            2 => Just(Step::Kill),
+            1 => Just(Step::Reset),
+            2 => sizes(),
+        ]),
         probes in vec(ranges(), 20),
     ) {
         let home = Home::new();
         let mut leaf = home.open();
         let mut held = HashMap::new();
         for step in &steps {
+            if let Step::Write(start, count, _) | Step::Zero(start, count) = step
+                && start + count > leaf.sectors()
+            {
+                continue;
+            }
             apply(&leaf, &mut held, step);
+            apply_alone(&mut leaf, &mut held, step);
             if let Step::Close | Step::Kill = step {
                 if let Step::Close = step {
                     leaf.close().unwrap();
@@ -173,7 +236,7 @@ proptest! {
                     }
                     may_be = held.iter().map(|(s, fill)| (*s, vec![Some(*fill)])).collect();
                 }
-                Step::Close | Step::Kill => {}
+                Step::Reset | Step::Resize(_) | Step::Close | Step::Kill => {}
             }
         }
     }

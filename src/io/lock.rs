@@ -1,9 +1,10 @@
-//! The lock that keeps a leaf to one process: flock(2) on the open file.
+//! The lock that keeps a file to one process: flock(2) on the open file.
 //!
 //! A killed process's lock may outlive it by a moment: its io_uring is taken
-//! apart by a kernel thread, and until then holds the files that it read from.
-//! Whoever starts the next daemon at once must not be told that the leaf is in
-//! use, so a lock that no living process holds is waited for.
+//! apart by a kernel thread once its last request is done, and until then holds
+//! the files that it read from. Whoever starts the next daemon at once must not
+//! be told that a leaf is in use, so a lock that no living process holds is
+//! waited for.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +20,7 @@ const WAIT_STEP: Duration = Duration::from_millis(1);
 
 /// Locks the file for one writer or for many readers; false if a process that
 /// is alive holds it otherwise.
-pub(super) fn take(file: &File, shared: bool) -> io::Result<bool> {
+pub(crate) fn take(file: &File, shared: bool) -> io::Result<bool> {
     let operation = if shared {
         FlockOperation::NonBlockingLockShared
     } else {

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The control API under real guests: a VM is attached to an empty host, its disk
+# grows while the guest runs, and after a kill -9 of the backend it is there
+# again without being asked for.
+set -euo pipefail
+# shellcheck source=lib/guest.sh
+. "$(dirname "$0")/lib/guest.sh"
+# shellcheck source=lib/backend.sh
+. "$(dirname "$0")/lib/backend.sh"
+
+BACKEND=leafblk
+ensure_guests
+ensure_backend
+make_work_dir
+
+ROOT=$WORK/root.raw
+head -c 32M /dev/urandom >"$ROOT"
+
+# control COMMAND…: the command, asked of this script's backend.
+control() { "$LEAFBLK" "$@" --runtime-dir "$WORK/run"; }
+
+# guest_reaches LOG TEXT: returns when the guest has reported this, or has ended.
+guest_reaches() {
+  grep -q -m1 "^LEAFBLK-GUEST: $2"$'\r''\?$' \
+    < <(timeout 120 tail -n +1 --pid="$GUEST_PID" -F "$1" 2>/dev/null || true)
+}
+
+say "an empty host, a VM attached to it, and a disk that grows"
+backend_start "$ROOT"
+check "attach: the VM is served" control vm attach web1,root=root
+guest_start grow "$WORK/grow.log" "$QEMU_DIR/guest/control.job" "$(socket_of web1)"
+check "grow: the guest runs" guest_reaches "$WORK/grow.log" waits
+check "grow: a second VM is attached meanwhile" control vm attach web2,root=root
+TOLD=$(control vm resize web1 48MiB)
+echo "# $TOLD"
+check "grow: QEMU was told" [ "$TOLD" = "VM web1 has 48.0 MiB now; its client was told" ]
+check "grow: the guest ran to its end" guest_wait "$GUEST_PID" "$WORK/grow.log"
+guest_checks grow "$WORK/grow.log" sees-the-new-size old-and-new-part last-sectors
+check "grow: 32 MiB before" [ "$(guest_value "$WORK/grow.log" sectors-before)" = 65536 ]
+check "grow: 48 MiB after" [ "$(guest_value "$WORK/grow.log" sectors-after)" = 98304 ]
+
+say "killed and started again"
+kill -9 "${BACKEND_PIDS[0]}"
+backend_stop || true
+backend_start "$ROOT"
+control vm list | sed 's/^/# /'
+check "restart: both VMs are back" [ "$(control vm list --json | grep -c '"state": "serving"')" = 2 ]
+check "restart: the size is kept" grep -q 'size: *48.0 MiB' <(control vm show web1)
+check "detach" control vm detach web1
+check "detach: its socket is gone" [ ! -e "$(socket_of web1)" ]
+check "the backend stops with status 0" backend_stop
+summary || exit 1

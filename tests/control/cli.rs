@@ -1,0 +1,174 @@
+//! The command line that speaks to the API.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::common::scene::ROOT_SECTORS;
+use crate::common::{Client, Daemon, make_root};
+
+fn leafblk(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    command.args(args).current_dir(dir);
+    if matches!(args[0], "vm" | "root" | "status") {
+        command.arg("--runtime-dir").arg(dir.join("run"));
+    }
+    command.output().unwrap()
+}
+
+/// What a command that succeeds prints.
+fn says(dir: &Path, args: &[&str]) -> String {
+    let output = leafblk(dir, args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    assert_eq!(stderr, "", "{args:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one sentence of a command that fails.
+fn fails(dir: &Path, args: &[&str], status: i32) -> String {
+    let output = leafblk(dir, args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {stderr}");
+    assert_eq!(output.stdout, b"", "{args:?}");
+    assert!(stderr.starts_with("leafblk: ") && stderr.lines().count() == 1, "{stderr}");
+    stderr
+}
+
+/// The words of the line that begins with `first`.
+fn row<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(first));
+    line.unwrap_or_else(|| panic!("no {first} in {text}")).split_whitespace().collect()
+}
+
+#[test]
+fn a_host_is_run_from_the_command_line() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    make_root(dir, ROOT_SECTORS);
+    let daemon = Daemon::start(dir, &[]);
+    // Relative paths count from where the command is given.
+    let added = says(dir, &["root", "add", "debian=root.raw"]);
+    assert!(added.starts_with("debian: ") && added.contains("size 2.0 MiB"), "{added}");
+    let attached = says(dir, &["vm", "attach", "web1,root=debian,size=8MiB,leaf=my.leaf"]);
+    assert!(attached.contains("web1: socket") && attached.contains("my.leaf"), "{attached}");
+    assert!(dir.join("my.leaf").exists());
+    let list = says(dir, &["vm", "list"]);
+    assert_eq!(row(&list, "NAME"), ["NAME", "STATE", "CLIENT", "ROOT", "SIZE", "LEAF", "ORIGIN"]);
+    let web1 = row(&list, "web1");
+    assert_eq!(web1, ["web1", "serving", "no", "debian", "8.0", "MiB", "0", "B", "api"]);
+    let roots = says(dir, &["root", "list"]);
+    assert_eq!(row(&roots, "debian")[..6], ["debian", "serving", "2.0", "MiB", "1", "api"]);
+
+    let client = Client::connect(&daemon.socket("web1"));
+    let text = fails(dir, &["vm", "detach", "web1"], 1);
+    assert!(text.contains("has a client connected"), "{text}");
+    let told = says(dir, &["vm", "resize", "web1", "16MiB"]);
+    assert_eq!(
+        told,
+        "VM web1 has 16.0 MiB now; its client can't be told and sees it when it connects again\n"
+    );
+    drop(client);
+    assert_eq!(says(dir, &["vm", "flush", "web1"]), "VM web1 is flushed\n");
+    let show = says(dir, &["vm", "show", "web1"]);
+    assert_eq!(row(&show, "size:"), ["size:", "16.0", "MiB"]);
+    assert_eq!(row(&show, "connections:"), ["connections:", "1"]);
+    assert!(says(dir, &["root", "show", "debian"]).contains("fingerprint:"));
+    let status = says(dir, &["status"]);
+    assert_eq!(row(&status, "health:"), ["health:", "ok"]);
+    assert_eq!(row(&status, "VMs:")[..3], ["VMs:", "1", "served;"]);
+    let reset = says(dir, &["vm", "reset", "web1", "--force"]);
+    assert_eq!(reset, "VM web1 is what its root debian is\n");
+    assert_eq!(says(dir, &["vm", "detach", "web1"]), "VM web1 is detached\n");
+    assert_eq!(says(dir, &["root", "remove", "debian"]), "root debian is removed\n");
+    daemon.stop();
+}
+
+#[test]
+fn json_is_what_the_api_answers() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    make_root(dir, ROOT_SECTORS);
+    let daemon = Daemon::start(dir, &[]);
+    let control = daemon.control();
+    let json = |args: &[&str]| -> Value {
+        let text = says(dir, &[args, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap()
+    };
+    assert_eq!(json(&["root", "add", "root.raw"]), control.get("/v1/roots/root").expect(200));
+    assert_eq!(json(&["vm", "attach", "web1"])["name"], "web1");
+    assert_eq!(json(&["vm", "list"]), control.get("/v1/vms").expect(200));
+    assert_eq!(json(&["vm", "show", "web1"]), control.get("/v1/vms/web1").expect(200));
+    assert_eq!(json(&["root", "list"]), control.get("/v1/roots").expect(200));
+    assert_eq!(json(&["vm", "resize", "web1", "8MiB"])["told"], "nobody");
+    assert_eq!(json(&["vm", "reset", "web1"])["leaf_held_bytes"], 0);
+    let status = json(&["status"]);
+    assert_eq!(
+        (&status["health"]["status"], &status["status"]["vms"]["total"]),
+        (&"ok".into(), &1.into())
+    );
+    assert_eq!(says(dir, &["vm", "flush", "web1", "--json"]), "");
+    assert_eq!(says(dir, &["vm", "detach", "web1", "--json"]), "");
+    daemon.stop();
+}
+
+#[test]
+fn mistakes_name_the_cause_and_what_to_do() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let text = fails(dir, &["vm", "list"], 1);
+    for part in ["no leafblk listens on", "run/control.sock", "leafblk serve", "--runtime-dir"] {
+        assert!(text.contains(part), "{text}");
+    }
+    std::fs::create_dir(dir.join("run")).unwrap();
+    // One that was killed leaves its socket behind.
+    drop(std::os::unix::net::UnixListener::bind(dir.join("run/control.sock")).unwrap());
+    assert!(fails(dir, &["status"], 1).contains("refused"));
+    std::fs::remove_file(dir.join("run/control.sock")).unwrap();
+    make_root(dir, ROOT_SECTORS);
+    let daemon = Daemon::start(dir, &[]);
+    for (args, status, part) in [
+        (&["vm", "attach", "a/b"][..], 2, "has a slash"),
+        (&["vm", "attach", "x,color=red"], 2, "unknown option"),
+        (&["vm", "attach", "x"], 1, "VM x has no root"),
+        (&["vm", "show", "nope"], 1, "there is no VM nope"),
+        (&["vm", "detach", "../roots/x"], 2, "has a slash"),
+        (&["vm", "resize", "x", "4G"], 2, "write 4GiB"),
+        (&["vm", "resize", "x", "4GiB"], 1, "there is no VM x"),
+        (&["root", "add", "x=/nope.raw"], 1, "/nope.raw can't be read"),
+        (&["root", "remove", "nope"], 1, "there is no root nope"),
+        (&["vm", "lits"], 2, "did you mean list?"),
+        (&["completions", "tcsh"], 2, "invalid value 'tcsh'"),
+    ] {
+        let text = fails(dir, args, status);
+        assert!(text.contains(part), "{args:?}: {text}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn completions_and_man_pages_know_every_command() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = says(dir, &["completions", shell]);
+        for word in ["serve", "qemu-args", "attach", "resize", "control-group"] {
+            assert!(script.contains(word), "{shell} lacks {word}");
+        }
+    }
+    let checked = Command::new("bash")
+        .arg("-c")
+        .arg("source <(\"$0\" completions bash) && complete -p leafblk")
+        .arg(env!("CARGO_BIN_EXE_leafblk"))
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    says(dir, &["man", "pages"]);
+    for page in ["leafblk.1", "leafblk-serve.1", "leafblk-vm-attach.1", "leafblk-root-add.1"] {
+        let text = std::fs::read_to_string(dir.join("pages").join(page)).unwrap();
+        assert!(text.contains(".TH"), "{page}: {text}");
+    }
+    let document: Value = serde_json::from_str(&says(dir, &["openapi"])).unwrap();
+    assert!(document["paths"]["/v1/vms"].is_object());
+}

@@ -1,0 +1,337 @@
+//! A disk that fails under a running guest: what the guest sees, and that all
+//! is well once the cause is gone and the VM is attached again.
+//!
+//! Reactor, connection, disk and leaf are the real ones, in this process, so
+//! that the leaf's storage can be told to fail.
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::allow_attributes,
+    reason = "a test fails by panicking, and passes buffers on"
+)]
+
+mod common;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use common::frontend::{
+    F_FLUSH, IOERR, OK, T_DISCARD, T_FLUSH, T_OUT, T_WRITE_ZEROES, VERSION_1, Vmm,
+};
+use common::make_root;
+use common::scene::{ROOT_SECTORS, root_content};
+use common::small_disk::SmallDisk;
+use leafblk::cache::{Cache, CacheConfig, Hugepages};
+use leafblk::disk::{CachedRoot, Disk};
+use leafblk::io::storage::{FileStorage, Storage};
+use leafblk::leaf::{Leaf, OpenOptions, create};
+use leafblk::reactor::{Mailbox, Reactor};
+use leafblk::root::Root;
+use leafblk::vhost_user::{self, FrontendLink};
+use leafblk::virtqueue::GuestBuf;
+
+/// What the disk does wrong; errnos, or 0.
+#[derive(Debug, Default)]
+struct Faults {
+    sync: AtomicI32,
+    /// Writes of the headers and the map.
+    map: AtomicI32,
+    /// Writes and zeroing of data.
+    data: AtomicI32,
+    /// Most bytes that a write or a read does, or 0.
+    most: AtomicUsize,
+    calls: Mutex<Vec<&'static str>>,
+}
+
+impl Faults {
+    fn check(&self, errno: &AtomicI32, call: &'static str) -> io::Result<()> {
+        match errno.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            errno => {
+                self.calls.lock().unwrap().push(call);
+                Err(io::Error::from_raw_os_error(errno))
+            }
+        }
+    }
+
+    fn set(&self, errno: &AtomicI32, value: i32) {
+        errno.store(value, Ordering::SeqCst);
+        self.calls.lock().unwrap().clear();
+    }
+
+    /// That the fault was met: a test without one would show nothing.
+    fn was_met(&self, call: &str) {
+        assert!(self.calls.lock().unwrap().contains(&call), "{call} was never called");
+    }
+
+    fn cut(&self, bufs: &[GuestBuf]) -> Option<GuestBuf> {
+        let most = self.most.load(Ordering::SeqCst);
+        bufs.iter().find(|buf| most > 0 && buf.len() > 0).map(|buf| buf.take(most))
+    }
+}
+
+#[derive(Debug)]
+struct Faulty(FileStorage, Arc<Faults>, u64);
+
+impl Storage for Faulty {
+    unsafe fn read_into(&self, bufs: &[GuestBuf], offset: u64, nowait: bool) -> io::Result<usize> {
+        let cut = self.1.cut(bufs);
+        // SAFETY: by this method's contract.
+        unsafe { self.0.read_into(cut.as_ref().map_or(bufs, std::slice::from_ref), offset, nowait) }
+    }
+
+    unsafe fn write_from(&self, bufs: &[GuestBuf], offset: u64) -> io::Result<usize> {
+        match offset < self.2 {
+            true => self.1.check(&self.1.map, "map")?,
+            false => self.1.check(&self.1.data, "data")?,
+        }
+        let cut = self.1.cut(bufs);
+        // SAFETY: by this method's contract.
+        unsafe { self.0.write_from(cut.as_ref().map_or(bufs, std::slice::from_ref), offset) }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.1.check(&self.1.sync, "sync")?;
+        self.0.sync_data()
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.1.check(&self.1.data, "data")?;
+        self.0.punch_hole(offset, len)
+    }
+
+    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
+        self.0.write_back(offset, len, wait)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.0.len_bytes()
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.0.allocated()
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        self.0.raw_fd()
+    }
+}
+
+/// A host with one VM.
+struct Host {
+    root: Arc<CachedRoot>,
+    reactor: Reactor,
+    listener: UnixListener,
+    socket: PathBuf,
+    leaf: PathBuf,
+    live_map: PathBuf,
+    faults: Arc<Faults>,
+    _dir: tempfile::TempDir,
+}
+
+/// The VM, attached.
+struct Attached {
+    vmm: Vmm,
+    leaf: Arc<Leaf>,
+    thread: JoinHandle<Result<(), String>>,
+}
+
+const BLOCK: u32 = 65536;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let live_map = dir.path().join("vm.map");
+        Self::with(dir, live_map)
+    }
+
+    fn with(dir: tempfile::TempDir, live_map: PathBuf) -> Self {
+        let path = make_root(dir.path(), ROOT_SECTORS);
+        let (size_bytes, hugepages) = (16 << 20, Hugepages::Off);
+        let config = CacheConfig { size_bytes, block_bytes: BLOCK, hugepages, readers_max: 1 };
+        let (cache, _) = Cache::new(&config).unwrap();
+        let root = Root::open("root", &path).unwrap();
+        let leaf = dir.path().join("vm.leaf");
+        // Room for several pages of the map, 16 MiB of disk each.
+        create(&leaf, 64 << 20, root.identity()).unwrap();
+        let blocks = cache.add_root(root.sectors()).unwrap();
+        let peers: Arc<[Arc<Mailbox>]> = Arc::new([Mailbox::new().unwrap()]);
+        let reactor = Reactor::start(0, cache, peers, 0).unwrap();
+        let socket = dir.path().join("vm.sock");
+        Self {
+            root: Arc::new(CachedRoot::new(root, blocks, BLOCK)),
+            reactor,
+            listener: UnixListener::bind(&socket).unwrap(),
+            socket,
+            leaf,
+            live_map,
+            faults: Arc::default(),
+            _dir: dir,
+        }
+    }
+
+    fn attach(&self) -> Attached {
+        let file = File::options().read(true).write(true).open(&self.leaf).unwrap();
+        // As far as the data, which begins at a multiple of 2 MiB.
+        let data = file.metadata().unwrap().len() - (64 << 20);
+        let storage = Box::new(Faulty(FileStorage(file), Arc::clone(&self.faults), data));
+        let options = OpenOptions { live_map: Some(self.live_map.clone()), read_only: false };
+        let identity = self.root.root().identity();
+        let leaf = Leaf::open_storage(&self.leaf, storage, identity, &options).unwrap();
+        let leaf = Arc::new(leaf);
+        let disk = Disk::new("vm".into(), Arc::clone(&self.root), Some(Arc::clone(&leaf)), false);
+        let (disk, mailbox) = (Arc::new(disk), Arc::clone(self.reactor.mailbox()));
+        let listener = self.listener.try_clone().unwrap();
+        let thread = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().map_err(|e| e.to_string())?;
+            vhost_user::serve(stream, &disk, 1, &mailbox, &FrontendLink::default())
+        });
+        let features = VERSION_1 | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
+        Attached { vmm: Vmm::running_with(&self.socket, features, 256), leaf, thread }
+    }
+}
+
+impl Attached {
+    fn flush(&mut self) -> u8 {
+        self.vmm.request(T_FLUSH, 0, 0).0
+    }
+
+    /// The VMM goes; whether the leaf could be closed.
+    fn detach(self) -> bool {
+        drop(self.vmm);
+        self.thread.join().unwrap().unwrap();
+        self.leaf.close().is_ok()
+    }
+
+    /// Writes, flushes and reads, each well.
+    fn works(&mut self) {
+        self.vmm.write_sectors(64, &[0x77; 4096]);
+        assert_eq!(self.flush(), OK);
+        assert!(self.vmm.read_sectors(64, 8) == [0x77; 4096]);
+        assert!(self.vmm.read_sectors(1000, 8) == root_content(1000, 8));
+    }
+}
+
+#[test]
+fn after_a_failed_sync_a_guest_gets_ioerr_until_it_is_attached_again() {
+    let host = Host::new();
+    let mut vm = host.attach();
+    vm.vmm.write_sectors(0, &[0x11; 4096]);
+    assert_eq!(vm.flush(), OK);
+    vm.vmm.write_sectors(8, &[0x22; 4096]);
+    host.faults.set(&host.faults.sync, libc::EIO);
+    assert_eq!(vm.flush(), IOERR);
+    host.faults.was_met("sync");
+    host.faults.set(&host.faults.sync, 0);
+    // A second sync would succeed, without the data: nothing is acknowledged.
+    assert_eq!(vm.flush(), IOERR);
+    assert_eq!(vm.vmm.request(T_OUT, 16, 4096).0, IOERR);
+    assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096], "reads go on");
+    assert!(vm.vmm.read_sectors(1000, 8) == root_content(1000, 8));
+    assert!(!vm.detach(), "a poisoned leaf is not marked as clean");
+
+    let mut vm = host.attach();
+    assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096], "what was flushed");
+    let unflushed = vm.vmm.read_sectors(8, 8);
+    assert!(unflushed == root_content(8, 8), "the durable map counts, not the live one");
+    vm.works();
+    assert!(vm.detach());
+}
+
+#[test]
+fn a_full_disk_under_the_map_is_over_when_there_is_space() {
+    let host = Host::new();
+    let mut vm = host.attach();
+    vm.vmm.write_sectors(0, &[0x11; 4096]);
+    host.faults.set(&host.faults.map, libc::ENOSPC);
+    assert_eq!(vm.flush(), IOERR);
+    host.faults.was_met("map");
+    assert_eq!(vm.flush(), IOERR);
+    vm.vmm.write_sectors(8, &[0x22; 4096]);
+    host.faults.set(&host.faults.map, 0);
+    assert_eq!(vm.flush(), OK, "no second attaching is needed");
+    assert!(vm.vmm.read_sectors(0, 16)[4096..] == [0x22; 4096]);
+    assert!(vm.detach());
+    let mut vm = host.attach();
+    assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096]);
+    vm.works();
+    assert!(vm.detach());
+}
+
+#[test]
+fn a_file_system_that_went_read_only_fails_writes_and_not_reads() {
+    let host = Host::new();
+    let mut vm = host.attach();
+    vm.vmm.write_sectors(0, &[0x11; 4096]);
+    assert_eq!(vm.flush(), OK);
+    vm.vmm.write_sectors(8, &[0x22; 4096]);
+    for errno in [&host.faults.data, &host.faults.map, &host.faults.sync] {
+        host.faults.set(errno, libc::EROFS);
+    }
+    assert_eq!(vm.vmm.request(T_OUT, 16, 4096).0, IOERR);
+    host.faults.was_met("data");
+    // Through the lane too.
+    assert_eq!(vm.vmm.request(T_OUT, 17, 512).0, IOERR);
+    for kind in [T_DISCARD, T_WRITE_ZEROES] {
+        let mut segment = [0; 16];
+        segment[..8].copy_from_slice(&0u64.to_le_bytes());
+        segment[8..12].copy_from_slice(&8u32.to_le_bytes());
+        vm.vmm.write(common::frontend::DATA, &segment);
+        assert_eq!(vm.vmm.request(kind, 0, 16).0, IOERR);
+    }
+    assert_eq!(vm.flush(), IOERR);
+    assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096]);
+    assert!(!vm.detach());
+    for errno in [&host.faults.data, &host.faults.map, &host.faults.sync] {
+        host.faults.set(errno, 0);
+    }
+    let mut vm = host.attach();
+    assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096]);
+    vm.works();
+    assert!(vm.detach());
+}
+
+#[test]
+fn a_disk_that_does_a_little_at_a_time_does_all() {
+    let host = Host::new();
+    for most in [700, 4096, 5000] {
+        host.faults.most.store(most, Ordering::SeqCst);
+        let mut vm = host.attach();
+        let bytes: Vec<u8> = (0..65536u32).map(|i| (i * 7 % 251) as u8).collect();
+        vm.vmm.write_sectors(3, &bytes);
+        assert!(vm.vmm.read_sectors(3, 128) == bytes, "{most} bytes at a time");
+        vm.works();
+        assert!(vm.detach());
+    }
+}
+
+#[test]
+fn a_full_runtime_directory_reaches_that_guest_and_goes_away_with_its_cause() {
+    let memory = SmallDisk::mount("64k");
+    let host = Host::with(tempfile::tempdir().unwrap(), memory.path().join("vm.map"));
+    let mut vm = host.attach();
+    vm.vmm.write_sectors(0, &[0x11; 4096]);
+    let filler: &Path = &memory.fill();
+    // A page of the map that the live map has not got yet.
+    const FAR: u64 = 40 << 11;
+    assert_eq!(vm.vmm.request(T_OUT, FAR, 4096).0, IOERR);
+    assert_eq!(vm.flush(), OK, "what was acknowledged can be flushed");
+    memory.make_room(filler);
+    vm.vmm.write_sectors(FAR, &[0x22; 4096]);
+    vm.works();
+    assert!(vm.vmm.read_sectors(FAR, 8) == [0x22; 4096]);
+    assert!(vm.detach());
+}

@@ -1,0 +1,62 @@
+//! The tools beside a running daemon, and after its kill.
+
+use std::process::Stdio;
+
+use crate::common::{Client, Daemon, make_root, root_sector};
+use crate::scene::{no_leaf_is_open, output, text};
+
+const SECTORS: u64 = 4096;
+
+/// `leafblk leaf ARGS` on the daemon's directories: its status and what it says.
+fn leaf(dir: &std::path::Path, args: &[&str]) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    command.current_dir(dir).arg("leaf").args(args);
+    let output = output(&mut command);
+    (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+}
+
+#[test]
+fn a_served_leaf_is_refused_and_a_killed_daemons_acknowledged_write_is_not_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), SECTORS);
+    let root = root.to_str().unwrap();
+    let start = || {
+        let _none = no_leaf_is_open();
+        Daemon::start_with(dir.path(), &["--root", root, "--vm", "web1"], Stdio::null())
+    };
+    let daemon = start();
+    let mut client = Client::connect(&daemon.socket("web1"));
+    client.write(100 * 512, &[0x5a; 4096]);
+    let path = daemon.leaf("web1");
+    let path = path.to_str().unwrap();
+    for args in [
+        &["info", path][..],
+        &["reset", path],
+        &["commit", path, "--root", root, "--output", "new.raw"],
+        &["compact", path, "--root", root],
+    ] {
+        let (status, said) = leaf(dir.path(), args);
+        assert_eq!(status, Some(1), "{args:?}: {said}");
+        assert!(said.contains("is in use by another process"), "{args:?}: {said}");
+    }
+    // Acknowledged, not flushed.
+    client.write(200 * 512, &[0xa5; 512]);
+    daemon.kill();
+    drop(client);
+    let mut content: Vec<u8> = (0..SECTORS).flat_map(root_sector).collect();
+    content[100 * 512..][..4096].fill(0x5a);
+    content[200 * 512..][..512].fill(0xa5);
+    let run = ["--runtime-dir", "run"];
+    let args = ["commit", path, "--root", root, "--output", "new.raw"];
+    let (status, said) = leaf(dir.path(), &[&args[..], &run].concat());
+    assert_eq!(status, Some(0), "{said}");
+    assert!(std::fs::read(dir.path().join("new.raw")).unwrap() == content);
+    // The daemon goes on with the compacted leaf.
+    let (status, said) = leaf(dir.path(), &[&["compact", path, "--root", root][..], &run].concat());
+    assert_eq!(status, Some(0), "{said}");
+    let daemon = start();
+    let mut client = Client::connect(&daemon.socket("web1"));
+    assert!(client.read(96 * 512, 128 * 512) == content[96 * 512..][..128 * 512]);
+    drop(client);
+    daemon.stop();
+}
