@@ -72,7 +72,7 @@ pub struct Leaf {
     /// Counts completed writes; what a flush has covered follows it.
     written: AtomicU64,
     flushed: AtomicU64,
-    /// Bytes written since write-back was last asked for.
+    /// Bytes written since write-back was last asked for, or a flush began.
     unsynced_bytes: AtomicU64,
     poisoned: AtomicBool,
     flushing: Mutex<flush::Buffers>,
@@ -163,7 +163,7 @@ impl Leaf {
             && self.flushed.load(Ordering::Acquire) == self.written.load(Ordering::Acquire)
     }
 
-    /// Bytes written since write-back was last begun.
+    /// Bytes written since write-back was last asked for, or a flush began.
     #[inline]
     pub fn unsynced_bytes(&self) -> u64 {
         self.unsynced_bytes.load(Ordering::Relaxed)
