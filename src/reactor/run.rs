@@ -59,7 +59,9 @@ pub(super) struct Runner {
     pub(super) clock: TurnClock,
     pub(super) counters: Arc<ReactorCounters>,
     pub(super) waiters: Vec<Waiter>,
-    pub(super) batch: Batch,
+    /// Boxed, so that taking it out for a turn moves a pointer: moving 8 chains
+    /// there and back cost a request at queue depth 1 a fifth of its time.
+    pub(super) batch: Option<Box<Batch>>,
     mail: Vec<Mail>,
     scratch: Vec<u32>,
     window: IdleWindow,
@@ -113,7 +115,7 @@ impl Runner {
             clock: TurnClock::new(),
             counters,
             waiters: Vec::new(),
-            batch: Batch::default(),
+            batch: Some(Box::default()),
             mail: Vec::new(),
             scratch: Vec::new(),
             window: IdleWindow::new(poll_us),

@@ -85,7 +85,7 @@ impl Runner {
             return false;
         };
         let most = if self.hot.len() > 1 { SHARED_TURN_COST } else { ALONE_TURN_COST };
-        let mut batch = std::mem::take(&mut self.batch);
+        let mut batch = self.batch.take().unwrap_or_default();
         let (mut served, mut cost) = (0, 0);
         let mut until_publish = FIRST_PUBLISH;
         while served < TURN_CHAINS && cost < most {
@@ -108,7 +108,7 @@ impl Runner {
                 break;
             }
         }
-        self.batch = batch;
+        self.batch = Some(batch);
         self.publish_queue(device, index);
         device.break_if_a_call_waits();
         // After the driver was shown the answers: it need not wait for this.
