@@ -15,8 +15,10 @@
 
 mod batch;
 mod call;
+mod commands;
 mod counters;
 mod device;
+mod heat;
 mod idle;
 mod interrupt;
 mod mailbox;
