@@ -5,6 +5,7 @@
 //! with the lists in them, are used again.
 
 use super::DeviceId;
+use super::completion::Completion;
 use crate::cache::FillTicket;
 use crate::disk::BufCursor;
 use crate::metrics::Operation;
@@ -30,18 +31,15 @@ pub(super) enum TaskKind {
 }
 
 /// One request in flight.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Task {
     pub(super) kind: TaskKind,
-    pub(super) operation: Operation,
+    /// The answer that is owed; none for write-back, nor in the free list.
+    pub(super) completion: Option<Completion>,
     /// When its chain was taken.
     pub(super) started: Stamp,
     /// The device's place.
     pub(super) slot: usize,
-    pub(super) queue: u16,
-    pub(super) head: u16,
-    pub(super) used_len: u32,
-    pub(super) status: *mut u8,
     pub(super) bufs: Vec<GuestBuf>,
     pub(super) rest: SectorRange,
     pub(super) cursor: BufCursor,
@@ -50,32 +48,6 @@ pub(super) struct Task {
     /// In the list of runnable tasks, or being run.
     pub(super) scheduled: bool,
 }
-
-impl Default for Task {
-    fn default() -> Self {
-        Self {
-            kind: TaskKind::Free,
-            operation: Operation::Other,
-            started: Stamp::default(),
-            slot: 0,
-            queue: 0,
-            head: 0,
-            used_len: 0,
-            status: std::ptr::null_mut(),
-            bufs: Vec::new(),
-            rest: SectorRange::default(),
-            cursor: BufCursor::default(),
-            pending: 0,
-            failed: false,
-            scheduled: false,
-        }
-    }
-}
-
-#[expect(unsafe_code, reason = "the status pointer is an address in guest memory")]
-// SAFETY: a task belongs to one reactor; its pointer is used by that one only,
-// while the device's memory is mapped.
-unsafe impl Send for Task {}
 
 /// A deferred request whose answer is about to be shown to the driver.
 #[derive(Debug)]
