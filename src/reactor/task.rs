@@ -2,7 +2,8 @@
 //!
 //! A *task* is one such request; a *part* is one stretch of a read that waits:
 //! for a cache block, or for the leaf's disk. Both live in slabs whose entries,
-//! with the lists in them, are used again.
+//! with the lists in them, are used again; few of them, so that what a guest once
+//! asked for doesn't stay in memory for ever.
 
 use super::DeviceId;
 use super::completion::Completion;
@@ -82,21 +83,48 @@ pub(super) struct Part {
     pub(super) bufs: Vec<GuestBuf>,
 }
 
-/// Entries that keep their place, and their lists, when they are freed.
+/// Entries whose lists are kept when they are free.
+const KEPT: usize = 256;
+/// Buffers that a kept list has room for, 4 KiB: twice what a driver's request
+/// has that keeps to `seg_max`. Longer lists are made anew.
+const LIST_KEPT: usize = 256;
+
+/// What a slab is made of.
+pub(super) trait Entry: Default {
+    /// Its list.
+    fn bufs(&mut self) -> &mut Vec<GuestBuf>;
+}
+
+impl Entry for Task {
+    fn bufs(&mut self) -> &mut Vec<GuestBuf> {
+        &mut self.bufs
+    }
+}
+
+impl Entry for Part {
+    fn bufs(&mut self) -> &mut Vec<GuestBuf> {
+        &mut self.bufs
+    }
+}
+
+/// Entries that keep their place when they are freed, and some their lists.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
     entries: Vec<T>,
+    /// Free, with their lists: at most [`KEPT`]. They are used first.
     free: Vec<u32>,
+    /// Free, without.
+    bare: Vec<u32>,
 }
 
-impl<T: Default> Slab<T> {
+impl<T: Entry> Slab<T> {
     pub(super) fn new() -> Self {
-        Self { entries: Vec::new(), free: Vec::new() }
+        Self { entries: Vec::new(), free: Vec::new(), bare: Vec::new() }
     }
 
     /// A free entry, as it was left.
     pub(super) fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
+        self.free.pop().or_else(|| self.bare.pop()).unwrap_or_else(|| {
             self.entries.push(T::default());
             u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX)
         })
@@ -104,11 +132,47 @@ impl<T: Default> Slab<T> {
 
     pub(super) fn give_back(&mut self, id: u32) {
         debug_assert!(!self.free.contains(&id), "entry {id} is free already");
-        self.free.push(id);
+        let bufs = self.entries[id as usize].bufs();
+        bufs.clear();
+        if self.free.len() < KEPT {
+            if bufs.capacity() > LIST_KEPT {
+                *bufs = Vec::new();
+            }
+            self.free.push(id);
+        } else {
+            *bufs = Vec::new();
+            self.bare.push(id);
+        }
     }
 
     #[inline]
     pub(super) fn get(&mut self, id: u32) -> &mut T {
         &mut self.entries[id as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_were_needed_once_give_their_memory_back() {
+        let mut slab = Slab::<Part>::new();
+        let ids: Vec<u32> = (0..4096).map(|_| slab.take()).collect();
+        for (i, id) in ids.into_iter().enumerate() {
+            slab.get(id).bufs.reserve_exact(if i % 2 == 0 { 128 } else { 1024 });
+            slab.give_back(id);
+        }
+        let kept: usize = slab.entries.iter().map(|part| part.bufs.capacity()).sum();
+        assert!(kept <= KEPT * LIST_KEPT, "{kept} buffers");
+        // What is used next has its list still.
+        let kept_lists = (0..KEPT).filter(|_| {
+            let id = slab.take();
+            slab.get(id).bufs.capacity() > 0
+        });
+        assert_eq!(kept_lists.count(), KEPT / 2);
+        let (a, b) = (slab.take(), slab.take());
+        assert_ne!(a, b);
+        assert_eq!(slab.entries.len(), 4096, "places are used again");
     }
 }
