@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::completion::Completion;
 use super::device::Device;
+use super::pace::WritePace;
 use super::run::Runner;
 use super::task::{Answered, TaskKind};
 use crate::disk::lanes::Work;
@@ -267,8 +268,16 @@ impl Runner {
             // Of a read-only disk, whose changes are refused before.
             return self.answer(device, completion, Status::IoError);
         }
-        let then_flush = !device.write_back && !matches!(work, Work::Flush);
-        let task = self.new_task(device, slot, completion, TaskKind::Lane);
+        let kind = match &work {
+            Work::Write(range, _) => TaskKind::Change { large: WritePace::is_large(range.count()) },
+            Work::Zero(_) => TaskKind::Change { large: true },
+            Work::Flush | Work::WriteBack => TaskKind::Flush,
+        };
+        if let TaskKind::Change { large } = kind {
+            device.pace.lane_began(large);
+        }
+        let then_flush = !device.write_back && kind != TaskKind::Flush;
+        let task = self.new_task(device, slot, completion, kind);
         if let Some(lanes) = &device.lanes {
             // SAFETY: the buffers lie in the device's memory, which is not
             // replaced or unmapped while this task is in flight.
@@ -288,10 +297,13 @@ impl Runner {
         if bufs.capacity() > task.bufs.capacity() {
             task.bufs = bufs;
         }
-        if let Err(error) = &result
-            && let Some(device) = self.devices[slot].as_deref_mut()
-        {
-            note_error(device, error);
+        if let Some(device) = self.devices[slot].as_deref_mut() {
+            if let TaskKind::Change { large } = kind {
+                device.pace.lane_ended(large);
+            }
+            if let Err(error) = &result {
+                note_error(device, error);
+            }
         }
         if kind == TaskKind::WriteBack {
             self.tasks.get(id).kind = TaskKind::Free;

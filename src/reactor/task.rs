@@ -25,8 +25,10 @@ pub(super) enum TaskKind {
     Free,
     /// A read, served by parts.
     Read,
-    /// Whatever a lane does for the guest.
-    Lane,
+    /// A change of the leaf by its lane: one that takes long, or a short one.
+    Change { large: bool },
+    /// A flush.
+    Flush,
     /// Write-back: nobody's request.
     WriteBack,
 }

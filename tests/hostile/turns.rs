@@ -125,6 +125,32 @@ fn all_queues_of_a_device_together_leave_the_neighbour_its_turns() {
 }
 
 #[test]
+fn small_writes_behind_a_huge_one_do_not_make_the_reactor_wait() {
+    let scene = Scene::with_victim("victim,size=1GiB");
+    leaves_the_neighbour(&scene, 250, || {
+        // A new device each time: one whose write has waited once writes through
+        // its lane for a while.
+        let mut vmm = Vmm::running(&scene.victim);
+        describe_indirect(&vmm, T_OUT, (0..100).map(|_| (DATA, 1 << 20, false)));
+        // A whole page, which the reactor would write itself.
+        let small = [(HEADERS, 16, false), (DATA, 4096, false), (Vmm::STATUS, 1, true)];
+        vmm.describe_chain(vmm.rings[0].desc, 1, &small);
+        offer_often(&mut vmm, 0, 1);
+        // By then the huge one is under way.
+        scene.neighbour.goes_on(20);
+        let begun = scene.neighbour.reads();
+        (0..4).for_each(|_| vmm.offer(0, 1));
+        vmm.kick(0);
+        await_all(&mut vmm, 0, 5);
+        let beside = scene.neighbour.reads() - begun;
+        // So that the next one's small writes aren't the lane's for its sake.
+        assert_eq!(vmm.request(T_FLUSH, 0, 0).0, OK);
+        Some(beside)
+    });
+    scene.neighbour.goes_on(20);
+}
+
+#[test]
 fn a_miss_does_not_wait_for_all_that_another_vm_reads_cold() {
     /// Far more than the cache holds, so that every try is cold.
     const VICTIMS_MIB: u16 = 256;
