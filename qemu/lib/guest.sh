@@ -214,7 +214,7 @@ guest_checks() {
 
 # ensure_guests: everything that guest_start needs.
 ensure_guests() {
-  need qemu-system-x86_64 timeout
+  need qemu-system-x86_64
   ensure_initrd
   choose_accel
 }

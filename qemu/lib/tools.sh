@@ -6,33 +6,44 @@
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# What each command comes from, for people who are not on Debian.
-PACKAGE_OF=(
-  qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio
-  depmod=kmod gcc=gcc make=make xz=xz-utils bzip2=bzip2 mke2fs=e2fsprogs
-  mmdebstrap=mmdebstrap stress-ng=stress-ng mkfs.xfs=xfsprogs
-  mkfs.btrfs=btrfs-progs timeout=coreutils
+# What each command comes from. gcc only recommends the C library's headers, without
+# which it makes no program.
+declare -A PACKAGE_OF=(
+  [cc]='gcc libc6-dev' [make]=make [xz]=xz-utils [bzip2]=bzip2 [cpio]=cpio
+  [busybox]=busybox-static [depmod]=kmod [mke2fs]=e2fsprogs [e2fsck]=e2fsprogs [dumpe2fs]=e2fsprogs
+  [mkfs.xfs]=xfsprogs [xfs_repair]=xfsprogs [mkfs.btrfs]=btrfs-progs [btrfs]=btrfs-progs
+  [qemu-system-x86_64]=qemu-system-x86 [qemu-io]=qemu-utils [mmdebstrap]=mmdebstrap
+  [stress-ng]=stress-ng [lintian]=lintian [dpkg-shlibdeps]=dpkg-dev [tmux]=tmux
+  [chromium]=chromium [chromedriver]=chromium-driver [python3]=python3
 )
 
 on_debian() { [ -f /etc/debian_version ] && command -v apt-get >/dev/null; }
 
+# is_there COMMAND
+is_there() {
+  command -v "$1" >/dev/null || return 1
+  [ "$1" != cc ] || echo '#include <stdio.h>' | cc -fsyntax-only -x c - 2>/dev/null
+}
+
 # need COMMAND…: every command is there afterwards, or the script ends with one
 # sentence that says what to install.
 need() {
-  local command entry packages=() missing=()
+  local command package packages=() missing=()
   PATH=$PATH:/usr/sbin:/sbin
   for command in "$@"; do
-    command -v "$command" >/dev/null && continue
-    for entry in "${PACKAGE_OF[@]}"; do
-      [ "${entry%%=*}" = "$command" ] && packages+=("${entry#*=}")
-    done
+    is_there "$command" && continue
+    [ -n "${PACKAGE_OF[$command]:-}" ] ||
+      die "there is no $command here, and qemu/lib/tools.sh doesn't say which package has it; please install it, then run this again"
     missing+=("$command")
+    for package in ${PACKAGE_OF[$command]}; do packages+=("$package"); done
   done
   [ ${#missing[@]} -eq 0 ] && return
-  if ! on_debian; then
+  on_debian ||
     die "please install ${missing[*]} (in Debian the packages ${packages[*]}), then run this again"
-  fi
   install_packages "${packages[@]}"
+  for command in "${missing[@]}"; do
+    is_there "$command" || die "${PACKAGE_OF[$command]} was installed, but there is no $command still; see $CACHE_DIR/apt.log"
+  done
 }
 
 # install_packages PACKAGE…: from the distribution; QEMU from backports where
@@ -127,7 +138,7 @@ ensure_fio() {
   FIO=$CACHE_DIR/fio
   [ -x "$FIO" ] && return
   on_debian || die "please put a static fio (configure --build-static) at $FIO"
-  need gcc make bzip2 xz
+  need cc make bzip2 xz
   [ -f /usr/include/libaio.h ] || install_packages libaio-dev
   local dir=$CACHE_DIR/fio-src log=$CACHE_DIR/fio.log
   say "building a static fio (about a minute)"
