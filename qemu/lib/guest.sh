@@ -18,18 +18,17 @@ pack() {
 # ensure_initrd: INITRD with busybox, fio, the virtio modules and /init. Made
 # again when one of them changes.
 ensure_initrd() {
-  need busybox cpio
+  need cpio
+  ensure_busybox
   ensure_kernel
   ensure_fio
-  local key dir=$CACHE_DIR/initrd.dir busybox
-  busybox=$(command -v busybox)
-  key=$(cat "$KERNEL_DIR/version" "$FIO" "$busybox" "$QEMU_DIR/guest/init" "$QEMU_DIR/guest/job-lib" | sha256sum | cut -c1-16)
+  local key dir=$CACHE_DIR/initrd.dir
+  key=$(cat "$KERNEL_DIR/version" "$FIO" "$BUSYBOX" "$QEMU_DIR/guest/init" "$QEMU_DIR/guest/job-lib" | sha256sum | cut -c1-16)
   INITRD=$CACHE_DIR/initrd-$key.gz
   [ -f "$INITRD" ] && return
   rm -rf "$dir" "$CACHE_DIR"/initrd-*.gz
   mkdir -p "$dir/bin" "$dir/modules"
-  ldd "$busybox" >/dev/null 2>&1 && die "$busybox is not static; please install busybox-static"
-  cp "$busybox" "$dir/bin/busybox"
+  cp "$BUSYBOX" "$dir/bin/busybox"
   cp "$FIO" "$dir/bin/fio"
   grep ^virtio "$KERNEL_DIR/modules.list" >"$dir/modules.list"
   while read -r module; do

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# Owns what has to be on the host: Debian packages, a guest kernel, a static fio
-# and a static fsx. Everything that is not a package ends up in qemu/cache; once
-# it is there, no script needs the network. The system's apt set-up is not changed.
+# Owns what has to be on the host: Debian packages, Rust, a guest kernel, a static
+# busybox, a static fio and a static fsx. Everything that is not a package ends up in
+# qemu/cache; once it is there, no script needs the network. The system's apt set-up
+# is not changed.
 
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -10,7 +11,7 @@
 # which it makes no program.
 declare -A PACKAGE_OF=(
   [cc]='gcc libc6-dev' [make]=make [xz]=xz-utils [bzip2]=bzip2 [cpio]=cpio
-  [busybox]=busybox-static [depmod]=kmod [mke2fs]=e2fsprogs [e2fsck]=e2fsprogs [dumpe2fs]=e2fsprogs
+  [depmod]=kmod [mke2fs]=e2fsprogs [e2fsck]=e2fsprogs [dumpe2fs]=e2fsprogs
   [mkfs.xfs]=xfsprogs [xfs_repair]=xfsprogs [mkfs.btrfs]=btrfs-progs [btrfs]=btrfs-progs
   [qemu-system-x86_64]=qemu-system-x86 [qemu-io]=qemu-utils [mmdebstrap]=mmdebstrap
   [stress-ng]=stress-ng [lintian]=lintian [dpkg-shlibdeps]=dpkg-dev [tmux]=tmux
@@ -96,6 +97,36 @@ private_apt() {
 
 debian_codename() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
 
+# unpack_package PACKAGE DIR: fetches a Debian package and unpacks it into DIR. It is
+# not installed: it may conflict with what is, or start a service.
+unpack_package() {
+  local package=$1 dir=$2 log=$CACHE_DIR/apt.log
+  rm -rf "$dir" "$dir.new"
+  mkdir -p "$dir.new"
+  say "fetching $package"
+  system_apt update >"$log" 2>&1 || true
+  (cd "$dir.new" && system_apt download "$package" >>"$log" 2>&1) ||
+    die "fetching $package failed, see $log"
+  dpkg -x "$dir.new"/*.deb "$dir.new"
+  rm "$dir.new"/*.deb
+  mv "$dir.new" "$dir"
+}
+
+# is_static PROGRAM
+is_static() { ! ldd "$1" 2>/dev/null | grep -q /; }
+
+# ensure_busybox: BUSYBOX, a static one. A Debian desktop or server has the other one
+# (initramfs-tools recommends it), which busybox-static conflicts with.
+ensure_busybox() {
+  local dir=$CACHE_DIR/busybox-static
+  BUSYBOX=$(command -v busybox || true)
+  [ -n "$BUSYBOX" ] && is_static "$BUSYBOX" && return
+  BUSYBOX=$dir/bin/busybox
+  [ -x "$BUSYBOX" ] && return
+  on_debian || die "please put a static busybox at $BUSYBOX"
+  unpack_package busybox-static "$dir"
+}
+
 # ensure_kernel: KERNEL_DIR with vmlinuz, modules in the order to load them in,
 # and the version. Debian's cloud kernel, unpacked and not installed.
 ensure_kernel() {
@@ -108,10 +139,7 @@ ensure_kernel() {
   system_apt update >"$CACHE_DIR/apt.log" 2>&1 || true
   package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | sed -n 1p)
   [ -n "$package" ] || die "apt knows no linux-image-cloud-amd64; is this an amd64 Debian?"
-  say "fetching the guest kernel $package"
-  (cd "$dir" && system_apt download "$package" >>"$CACHE_DIR/apt.log" 2>&1) ||
-    die "fetching $package failed, see $CACHE_DIR/apt.log"
-  dpkg -x "$dir"/*.deb "$dir/deb"
+  unpack_package "$package" "$dir/deb"
   version=${package#linux-image-}
   [ -d "$dir/deb/lib" ] || ln -s usr/lib "$dir/deb/lib"
   depmod -b "$dir/deb" "$version"
@@ -128,7 +156,7 @@ ensure_kernel() {
     basename "$module" .xz >>"$dir/modules.list"
   done
   grep -q virtio_blk "$dir/modules.list" || die "no virtio_blk in $package"
-  rm -rf "$dir/deb" "$dir"/*.deb
+  rm -rf "$dir/deb"
   echo "$version" >"$dir/version"
   rm -rf "$KERNEL_DIR" && mv "$dir" "$KERNEL_DIR"
 }
