@@ -182,14 +182,35 @@ ensure_fio() {
   rm -rf "$dir"
 }
 
+# need_rust: cargo is there, and what rustc links with.
+need_rust() {
+  is_there cargo || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+  is_there cargo || die "please install Rust (https://rustup.rs), then run this again"
+  need cc
+}
+
+has_component() { cargo "${1/rustfmt/fmt}" --version >/dev/null 2>&1; }
+
+# need_components COMPONENT…: parts of Rust that rustup's minimal profile lacks.
+need_components() {
+  local component log=$CACHE_DIR/rustup.log
+  for component in "$@"; do
+    has_component "$component" && continue
+    is_there rustup || die "please install the Rust component $component, then run this again"
+    say "installing the Rust component $component"
+    { rustup component add "$component" >"$log" 2>&1 && has_component "$component"; } ||
+      die "installing the Rust component $component failed, see $log"
+  done
+}
+
 # ensure_fsx: FSX, the file system exerciser from crates.io, built static.
 ensure_fsx() {
   FSX=$CACHE_DIR/bin/fsx
   [ -x "$FSX" ] && return
-  command -v cargo >/dev/null || die "please install Rust (https://rustup.rs), then run this again"
+  need_rust
   say "building a static fsx"
   RUSTFLAGS='-C target-feature=+crt-static' cargo install --quiet --locked --root "$CACHE_DIR" \
-    --target x86_64-unknown-linux-gnu --target-dir "$CACHE_DIR/fsx-target" fsx \
+    --target x86_64-unknown-linux-gnu --target-dir "$CACHE_DIR/fsx-target" fsx@0.3.2 \
     >"$CACHE_DIR/fsx.log" 2>&1 || die "building fsx failed, see $CACHE_DIR/fsx.log"
   rm -rf "$CACHE_DIR/fsx-target"
 }
