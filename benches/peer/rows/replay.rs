@@ -54,11 +54,7 @@ impl Side {
 }
 
 fn run(bench: &mut Bench) -> Result<Vec<Row>> {
-    let Some(path) = trace_path(bench) else {
-        return Err(Error::from(
-            "row 7 needs a boot trace: give one with --trace FILE, or choose other rows with --only",
-        ));
-    };
+    let path = trace_path(bench);
     let trace = Trace::open(&path)?;
     let root = replay_root(bench, &trace)?;
     let block_bytes = u64::from(bench.cli.cache_block_kib) << 10;
@@ -200,13 +196,10 @@ fn client(backend: &Backend, vm: usize, trace: &Trace) -> Result<Client> {
     connect(backend, vm, DEPTH, trace.largest)
 }
 
-/// The trace that was named, or the one beside the checkout.
-fn trace_path(bench: &Bench) -> Option<PathBuf> {
-    bench.cli.trace.clone().or_else(|| {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .ancestors()
-            .map(|dir| dir.join("shared/traces/debian-12-boot.txt"))
-            .find(|path| path.exists())
+/// The trace that was named, or the repository's.
+fn trace_path(bench: &Bench) -> PathBuf {
+    bench.cli.trace.clone().unwrap_or_else(|| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/traces/debian-12-boot.txt")
     })
 }
 
