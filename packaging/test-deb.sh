@@ -13,7 +13,7 @@ set -euo pipefail
 # shellcheck source=../qemu/lib/debian.sh
 . "$(dirname "$0")/../qemu/lib/debian.sh"
 
-need mke2fs lintian
+need mke2fs lintian dpkg-shlibdeps
 ensure_guests
 ensure_debian
 make_work_dir
@@ -25,7 +25,7 @@ DEB=$(cd "$REPO_DIR" && packaging/build-deb.sh 2>"$WORK/build.log" | tail -n 1) 
 }
 DEB=$REPO_DIR/$DEB
 say "building the client (examples/read_disk.rs)"
-(cd "$REPO_DIR" && cargo build --quiet --example read_disk)
+(cd "$REPO_DIR" && cargo build --locked --quiet --example read_disk)
 CLIENT=${CARGO_TARGET_DIR:-$REPO_DIR/target}/debug/examples/read_disk
 
 no_errors() {
