@@ -33,9 +33,11 @@ gzip -9n "$stage/man/"*.1
 "$LEAFBLK" completions bash >"$stage/completions/leafblk"
 "$LEAFBLK" completions zsh >"$stage/completions/_leafblk"
 "$LEAFBLK" completions fish >"$stage/completions/leafblk.fish"
-cp README.md CHANGELOG.md docs/*.md "$stage/doc/"
-mv "$stage/doc/CHANGELOG.md" "$stage/doc/changelog"
+# As in the source: the README and the documents name each other by docs/NAME.
+cp README.md "$stage/doc/"
+cp docs/* "$stage/docs/"
+cp CHANGELOG.md "$stage/doc/changelog"
 gzip -9n "$stage/doc/changelog"
 # cargo-deb looks for the binary below the target directory.
-CARGO_TARGET_DIR=$stage cargo deb --quiet --no-build --output "$stage/"
+CARGO_TARGET_DIR=$stage cargo-deb --quiet --no-build --output "$stage/"
 ls "$stage"/*.deb

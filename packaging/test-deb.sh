@@ -39,7 +39,10 @@ contains() { dpkg-deb --contents "$DEB" | awk '{print $6}' | grep -qx "$1"; }
 for file in ./usr/bin/leafblk ./etc/leafblk/leafblk.toml ./usr/share/man/man1/leafblk.1.gz \
   ./usr/share/man/man1/leafblk-serve.1.gz ./usr/share/bash-completion/completions/leafblk \
   ./usr/share/zsh/vendor-completions/_leafblk ./usr/share/fish/vendor_completions.d/leafblk.fish \
-  ./usr/share/doc/leafblk/copyright ./usr/share/doc/leafblk/changelog.Debian.gz; do
+  ./usr/share/doc/leafblk/copyright ./usr/share/doc/leafblk/changelog.Debian.gz \
+  ./usr/share/doc/leafblk/README.md ./usr/share/doc/leafblk/docs/configuration.md \
+  ./usr/share/doc/leafblk/docs/openapi.json ./usr/share/doc/leafblk/docs/grafana-dashboard.json \
+  ./usr/share/doc/leafblk/docs/top.png; do
   check "the package has ${file#.}" contains "$file"
 done
 
