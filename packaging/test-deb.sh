@@ -80,11 +80,9 @@ say "booting it"
 qemu_command -m 768
 QEMU+=(-drive "file=$IMAGE,format=raw,if=virtio,cache=unsafe")
 debian_kernel "$REPO_DIR/packaging/guest/installed.job"
-timeout 300 "${QEMU[@]}" -name installed </dev/null >"$WORK/installed.log" 2>&1 &
-GUEST_PID=$!
-RUNNING[$GUEST_PID]=installed
+qemu_start 300 installed "$WORK/installed.log"
 check "the guest: ran to its end and powered off" guest_wait "$GUEST_PID" "$WORK/installed.log"
 guest_checks "installed" "$WORK/installed.log" active own-user ready no-capabilities \
   socket-mode group-reads stranger-refused reload hugepages restart-keeps-leaf \
-  killed-comes-back watchdog purge
+  killed-comes-back kills-in-a-row mistake-is-not-retried watchdog purge
 summary || exit 1

@@ -157,16 +157,21 @@ guest_start() {
   name=$1 log=$2 job=$3
   shift 3
   qemu_command "${options[@]}" "$@"
-  QEMU+=(-name "$name" ${reboot:+"$reboot"} -kernel "$KERNEL_DIR/vmlinuz"
+  QEMU+=(${reboot:+"$reboot"} -kernel "$KERNEL_DIR/vmlinuz"
     -initrd "$log.initrd" -append "$KERNEL_OPTIONS loglevel=1 panic=-1")
   mkdir -p "$log.dir"
   cp "$job" "$log.dir/job"
   pack "$log.dir" "$log.job.gz"
   cat "$INITRD" "${extra[@]}" "$log.job.gz" >"$log.initrd"
   rm -r "$log.dir" "$log.job.gz"
-  timeout "$limit" "${QEMU[@]}" </dev/null >"$log" 2>&1 &
-  GUEST_PID=$! GUEST_LOG=$log
-  RUNNING[$GUEST_PID]=$name
+  qemu_start "$limit" "$name" "$log"
+}
+
+# qemu_start SECONDS NAME LOG: starts QEMU as qemu_command and others have set it.
+qemu_start() {
+  timeout "$1" "${QEMU[@]}" -name "$2" </dev/null >"$3" 2>&1 &
+  GUEST_PID=$! GUEST_LOG=$3
+  RUNNING[$GUEST_PID]=$2
 }
 
 # guest_wait PID LOG: waits for a guest; 0 if its job reported status 0. Says what
