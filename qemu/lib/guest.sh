@@ -44,7 +44,7 @@ ensure_initrd() {
 # and the libraries they need. MODULES: file-systems adds those of xfs and btrfs
 # (ext4 is built in), or none.
 ensure_archive() {
-  local name=$1 modules=$2 key dir=$CACHE_DIR/archive.dir tool paths=() library
+  local name=$1 modules=$2 key dir=$CACHE_DIR/archive-$1.dir tool paths=() library
   shift 2
   for tool in "$@"; do paths+=("$(command -v "$tool")"); done
   key=$(cat "${paths[@]}" "$KERNEL_DIR/version" "${BASH_SOURCE[0]}" | sha256sum | cut -c1-16)
