@@ -185,7 +185,7 @@ ensure_fio() {
 # need_rust: cargo is there, and what rustc links with.
 need_rust() {
   is_there cargo || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-  is_there cargo || die "please install Rust (https://rustup.rs), then run this again"
+  is_there cargo || die "please install Rust (https://rustup.rs) as $(id -un), who has no cargo, then run this again"
   need cc
 }
 
