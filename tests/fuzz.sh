@@ -47,7 +47,7 @@ PATH=$PWD/target/tools/bin:$PATH
 log_dir=target/test-logs
 mkdir -p "$log_dir"
 # leafblk's dependencies in the versions that its own tests use.
-cp Cargo.lock fuzz/
+[ fuzz/Cargo.lock -nt Cargo.lock ] || cp Cargo.lock fuzz/
 cargo-fuzz build >"$log_dir/fuzz-build.log" 2>&1 || {
     tail -n 40 "$log_dir/fuzz-build.log" | sed 's/^/    /'
     failed=${#targets[@]}

@@ -104,7 +104,8 @@ step "cargo clippy" clippy cargo clippy --locked --all-targets -- -D warnings
 # leafblk's dependencies in the versions that were just checked, most of them in its
 # target folder already. libFuzzer itself is only linked into a target that runs.
 check_fuzz() {
-    cp Cargo.lock fuzz/ && CUSTOM_LIBFUZZER_PATH=/libfuzzer.a \
+    [ fuzz/Cargo.lock -nt Cargo.lock ] || cp Cargo.lock fuzz/
+    CUSTOM_LIBFUZZER_PATH=/libfuzzer.a \
         cargo check --target-dir target --manifest-path fuzz/Cargo.toml
 }
 step "fuzz/ builds" fuzz-check check_fuzz
