@@ -39,5 +39,5 @@ cp docs/* "$stage/docs/"
 cp CHANGELOG.md "$stage/doc/changelog"
 gzip -9n "$stage/doc/changelog"
 # cargo-deb looks for the binary below the target directory.
-CARGO_TARGET_DIR=$stage cargo-deb --quiet --no-build --output "$stage/"
+CARGO_TARGET_DIR=$stage cargo-deb --quiet --no-build --output "$stage/" >&2
 ls "$stage"/*.deb
