@@ -251,7 +251,7 @@ impl Vm {
         result.map_err(Error::failure)
     }
 
-    /// Closes the leaf for good: an ephemeral one is thrown away.
+    /// Closes the leaf for good, at a detach: an ephemeral one is thrown away.
     ///
     /// # Errors
     /// As [`Self::close`], and as unlink(2).

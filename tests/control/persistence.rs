@@ -316,6 +316,34 @@ fn a_state_file_that_cannot_be_understood_stops_the_start_and_stays() {
 }
 
 #[test]
+fn an_ephemeral_leaf_stays_through_restarts_and_goes_at_the_detach() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let args = ["--root", root.to_str().unwrap(), "--vm", "configured,ephemeral"];
+    let vms = ["configured", "attached"];
+    let daemon = Daemon::start(dir.path(), &args);
+    daemon.control().post("/v1/vms", &json!({"name": "attached", "ephemeral": true})).expect(201);
+    // Guests that run on: their clients stay connected until the daemon ends.
+    let mut guests = vms.map(|vm| Client::connect(&daemon.socket(vm)));
+    for guest in &mut guests {
+        guest.write(4096, &[9; 4096]);
+    }
+    daemon.stop();
+    drop(guests);
+    // The second stop comes before any of them is back.
+    Daemon::start(dir.path(), &args).stop();
+    let daemon = Daemon::start(dir.path(), &args);
+    for vm in vms {
+        let mut guest = Client::connect(&daemon.socket(vm));
+        assert!(guest.read(4096, 4096) == [9; 4096], "{vm} has lost what its guest wrote");
+        drop(guest);
+        daemon.control().delete(&format!("/v1/vms/{vm}?force=true")).expect(204);
+        assert!(!daemon.leaf(vm).exists(), "{vm} is detached");
+    }
+    daemon.stop();
+}
+
+#[test]
 fn a_reload_makes_the_configuration_true_as_far_as_that_is_possible() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
