@@ -8,6 +8,8 @@ mod detail;
 mod host;
 mod list;
 
+use std::time::Duration;
+
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -22,6 +24,9 @@ const LEAF: Color = Color::Green;
 const CACHE: Color = Color::Blue;
 const WAIT: Color = Color::Yellow;
 const ALARM: Color = Color::Red;
+
+/// How long a reading may take before it is said.
+const OVERDUE: Duration = Duration::from_secs(1);
 
 /// Words that explain numbers.
 fn soft() -> Style {
@@ -81,10 +86,13 @@ fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         spans.push(format!("{connected} of {}", stats.vms.len()).into());
     }
     frame.render_widget(Line::from(spans), area);
-    let right = match (&model.error, model.is_paused()) {
-        (Some(error), _) => Line::styled(format!("{error} "), Style::new().fg(ALARM).bold()),
-        (None, true) => Line::styled("paused ", Style::new().fg(WAIT).bold()),
-        (None, false) => {
+    let overdue = model.waiting.filter(|waiting| *waiting >= OVERDUE);
+    let alarm = |text: String| Line::styled(text, Style::new().fg(ALARM).bold());
+    let right = match (overdue, &model.error, model.is_paused()) {
+        (Some(waiting), ..) => alarm(format!("no answer for {} s ", waiting.as_secs())),
+        (None, Some(error), _) => alarm(format!("{error} ")),
+        (None, None, true) => Line::styled("paused ", Style::new().fg(WAIT).bold()),
+        (None, None, false) => {
             Line::styled(format!("every {:.1} s ", model.interval().as_secs_f64()), soft())
         }
     };

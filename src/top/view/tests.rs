@@ -103,6 +103,15 @@ fn a_failed_reading_and_a_failed_leaf_are_said_in_words() {
 }
 
 #[test]
+fn a_reading_that_is_overdue_is_said_with_its_time() {
+    let mut model = model(1);
+    model.waiting = Some(Duration::from_millis(900));
+    assert!(!screen(&mut model, 100, 24).contains("no answer"));
+    model.waiting = Some(Duration::from_secs(7));
+    assert!(screen(&mut model, 100, 24).contains("no answer for 7 s"));
+}
+
+#[test]
 fn a_bar_shows_what_is_there_at_all_and_never_exceeds_its_width() {
     let text = |parts: &[(f64, Style)]| -> Vec<usize> {
         bar(10, parts).iter().map(|span| span.content.chars().count()).collect()
