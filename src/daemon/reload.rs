@@ -8,6 +8,7 @@
 
 use super::error::HostError;
 use super::host::{Host, State};
+use super::side_by_side;
 use super::table::{Cause, Configured, Life, Origin};
 use crate::config::{Config, RootConfig, RootEntry, VmConfig, VmEntry};
 
@@ -17,16 +18,16 @@ impl Host {
     pub(super) fn reload(&self, running: &Config, new: &Config) {
         self.table().configured = Configured::of(new);
         self.take_away(new);
-        for root in &new.roots {
+        side_by_side::map(new.roots.iter().collect(), |root| {
             if let Err(error) = self.reload_root(root) {
                 log::error!("reload: root {}: {error}", root.name);
             }
-        }
-        for vm in &new.vms {
+        });
+        side_by_side::map(new.vms.iter().collect(), |vm| {
             if let Err(error) = self.reload_vm(vm) {
                 log::error!("reload: VM {}: {error}", vm.name);
             }
-        }
+        });
         self.retry_failed();
         if let Err(error) = self.keep() {
             log::error!("reload: {error}");
@@ -135,23 +136,23 @@ impl Host {
             let entry = |root: &RootConfig| (root.name.clone(), root.path.clone());
             roots.map(|root| entry(&root.config)).collect::<Vec<_>>()
         };
-        for (name, path) in roots {
+        side_by_side::map(roots, |(name, path)| {
             if let Err(error) = self.restore_root(&RootEntry { name: name.clone(), path }) {
                 log::error!("reload: root {name}: {error}");
             }
-        }
+        });
         let vms = {
             let table = self.table();
             let failed = |life: &Life<_>| matches!(life, Life::Failed(_));
             let vms = table.vms.values().filter(|vm| vm.row.keep && failed(&vm.row.life));
             vms.map(|vm| vm.entry.clone()).collect::<Vec<_>>()
         };
-        for entry in vms {
+        side_by_side::map(vms, |entry| {
             let name = entry.name.clone();
             if let Err(error) = self.restore_vm(entry) {
                 log::error!("reload: VM {name}: {error}");
             }
-        }
+        });
     }
 }
 

@@ -260,14 +260,14 @@ impl Host {
     /// configuration gives way to it, and is forgotten. The file is not written
     /// before everything is in the table again.
     fn restore(&self, attached: Attached) {
-        let mut forgotten = false;
-        for root in attached.roots {
-            forgotten |= self.restored(NameOf::Root, &root.name, self.restore_root(&root));
-        }
-        for vm in attached.vms {
+        let roots = side_by_side::map(attached.roots, |root| {
+            self.restored(NameOf::Root, &root.name, self.restore_root(&root))
+        });
+        let vms = side_by_side::map(attached.vms, |vm| {
             let name = vm.name.clone();
-            forgotten |= self.restored(NameOf::Vm, &name, self.restore_vm(vm));
-        }
+            self.restored(NameOf::Vm, &name, self.restore_vm(vm))
+        });
+        let forgotten = roots.into_iter().chain(vms).any(|forgotten| forgotten);
         if forgotten && let Err(error) = self.keep() {
             log::error!("{error}");
         }
