@@ -259,6 +259,60 @@ fn what_cannot_be_had_again_is_shown_as_failed_and_tried_again_at_a_reload() {
 }
 
 #[test]
+fn what_a_reload_cannot_have_is_shown_as_failed_and_tried_again_at_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let (file, image, leaf) =
+        (dir.path().join("leafblk.toml"), dir.path().join("late.raw"), dir.path().join("my.leaf"));
+    let base = format!("[[root]]\nname = \"d\"\npath = {root:?}\n");
+    std::fs::write(&file, &base).unwrap();
+    let (daemon, mut log) = start_logged(dir.path(), &["--config", file.to_str().unwrap()]);
+    let control = daemon.control();
+    std::fs::write(&leaf, "no leaf").unwrap();
+    let more = format!(
+        "{base}[[root]]\nname = \"late\"\npath = {image:?}\n\
+         [[vm]]\nname = \"a\"\nroot = \"late\"\n[[vm]]\nname = \"b\"\nroot = \"d\"\nleaf = {leaf:?}\n"
+    );
+    std::fs::write(&file, &more).unwrap();
+    hang_up(&daemon);
+    log.wait_for(&["reloaded the configuration"]);
+    for (path, part) in [
+        ("/v1/roots/late", "late.raw"),
+        ("/v1/vms/a", "root late could not be"),
+        ("/v1/vms/b", "my.leaf"),
+    ] {
+        let info = control.get(path).expect(200);
+        assert_eq!((&info["state"], &info["origin"]), (&json!("failed"), &json!("configuration")));
+        assert!(info["reason"].as_str().unwrap().contains(part), "{info}");
+    }
+    let health = control.get("/v1/health").expect(200);
+    assert_eq!(health["status"], "degraded");
+    assert_eq!(health["problems"].as_array().unwrap().len(), 3, "{health}");
+    // They are the configuration's: nothing of them is kept.
+    let kept = std::fs::read_to_string(state_file(dir.path())).unwrap();
+    assert!(!kept.contains("[["), "{kept}");
+
+    std::fs::copy(&root, &image).unwrap();
+    std::fs::remove_file(&leaf).unwrap();
+    hang_up(&daemon);
+    log.wait_for(&["reloaded the configuration"]);
+    assert_eq!(control.get("/v1/health").expect(200)["status"], "ok");
+    assert_eq!(names(&control.get("/v1/vms").expect(200)), ["a", "b"]);
+
+    // One that is gone from the file is forgotten, failed or not.
+    std::fs::write(dir.path().join("state/c.leaf"), "no leaf").unwrap();
+    std::fs::write(&file, format!("{base}[[vm]]\nname = \"c\"\nroot = \"d\"\n")).unwrap();
+    hang_up(&daemon);
+    log.wait_for(&["reloaded the configuration"]);
+    assert_eq!(control.get("/v1/vms/c").expect(200)["state"], "failed");
+    std::fs::write(&file, &base).unwrap();
+    hang_up(&daemon);
+    log.wait_for(&["reloaded the configuration"]);
+    assert_eq!(control.get("/v1/vms").expect(200), json!([]));
+    daemon.stop();
+}
+
+#[test]
 fn a_vm_whose_root_has_left_the_configuration_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
@@ -291,31 +345,6 @@ fn an_ephemeral_leaf_goes_with_its_vm() {
 }
 
 #[test]
-fn a_state_file_that_cannot_be_understood_stops_the_start_and_stays() {
-    let dir = tempfile::tempdir().unwrap();
-    let (daemon, _) = served(dir.path());
-    daemon.stop();
-    for (text, part) in [
-        ("version = 7\n", "has version 7"),
-        ("version = \n", "is damaged (line 1"),
-        ("version = 1\n[[vm]]\nname = \"w\"\nroot = \"d\"\nqueues = 99\n", "queues is 99"),
-    ] {
-        std::fs::write(state_file(dir.path()), text).unwrap();
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_leafblk"))
-            .args(["serve", "--cache-size", "16MiB", "--hugepages", "off", "--state-dir"])
-            .arg(dir.path().join("state"))
-            .arg("--runtime-dir")
-            .arg(dir.path().join("run"))
-            .output()
-            .unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains(part) && stderr.contains("the state file"), "{stderr}");
-        assert_eq!(std::fs::read_to_string(state_file(dir.path())).unwrap(), text);
-    }
-}
-
-#[test]
 fn an_ephemeral_leaf_stays_through_restarts_and_goes_at_the_detach() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
@@ -341,6 +370,31 @@ fn an_ephemeral_leaf_stays_through_restarts_and_goes_at_the_detach() {
         assert!(!daemon.leaf(vm).exists(), "{vm} is detached");
     }
     daemon.stop();
+}
+
+#[test]
+fn a_state_file_that_cannot_be_understood_stops_the_start_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, _) = served(dir.path());
+    daemon.stop();
+    for (text, part) in [
+        ("version = 7\n", "has version 7"),
+        ("version = \n", "is damaged (line 1"),
+        ("version = 1\n[[vm]]\nname = \"w\"\nroot = \"d\"\nqueues = 99\n", "queues is 99"),
+    ] {
+        std::fs::write(state_file(dir.path()), text).unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_leafblk"))
+            .args(["serve", "--cache-size", "16MiB", "--hugepages", "off", "--state-dir"])
+            .arg(dir.path().join("state"))
+            .arg("--runtime-dir")
+            .arg(dir.path().join("run"))
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(part) && stderr.contains("the state file"), "{stderr}");
+        assert_eq!(std::fs::read_to_string(state_file(dir.path())).unwrap(), text);
+    }
 }
 
 #[test]
