@@ -65,7 +65,7 @@ impl PlannedVm {
                 Error::failure(format!("{error}; {hint}"))
             })?;
         }
-        Ok(BoundVm { plan: self, socket })
+        Ok(BoundVm { plan: self, socket, group })
     }
 
     fn open_leaf(&self, root: &Root, runtime_dir: &Path) -> Result<Option<Leaf>, Error> {
@@ -121,6 +121,8 @@ fn open_leaf(config: &VmConfig, root: &Root, runtime_dir: &Path) -> Result<Leaf,
 pub(super) struct BoundVm {
     plan: PlannedVm,
     socket: OwnedSocket,
+    /// Who may use the socket beside its owner.
+    group: Option<u32>,
 }
 
 impl BoundVm {
@@ -145,7 +147,7 @@ impl BoundVm {
             socket: config.socket.clone(),
             queues: config.queues,
         };
-        let record = record::publish(runtime_dir, &endpoint).map_err(Error::failure)?;
+        let record = record::publish(runtime_dir, &endpoint, self.group).map_err(Error::failure)?;
         let disk = Disk::new(config.name.clone(), Arc::clone(root), leaf, config.readonly);
         let vm = Arc::new(Vm::new(config, disk, reactor));
         Ok(ListeningVm { vm, socket: self.socket, _record: record })
