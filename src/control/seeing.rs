@@ -1,8 +1,6 @@
 //! `/v1/stats`, `/v1/vms/{name}/map`, `/metrics`: what the host does, to be
 //! looked at again and again.
 
-use std::sync::{Mutex, PoisonError};
-
 use axum::extract::{FromRequestParts, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
@@ -106,12 +104,11 @@ pub(super) async fn map(
     Name(name): Name,
     Cells(cells): Cells,
 ) -> Result<Json<DiskMap>, Problem> {
-    app.look(move |host| make_map(host, name, cells)).await.map(Json)
+    // One at a time: it is memory that reactors want in the CPU's cache too.
+    app.look_long(move |host| make_map(host, name, cells)).await.map(Json)
 }
 
 fn make_map(host: &Host, name: String, cells: u32) -> Result<DiskMap, HostError> {
-    /// One at a time: it is memory that reactors want in the CPU's cache too.
-    static TURN: Mutex<()> = Mutex::new(());
     let view = host.vm(&name)?;
     let Some(vm) = view.vm else {
         return Err(match view.state {
@@ -119,6 +116,5 @@ fn make_map(host: &Host, name: String, cells: u32) -> Result<DiskMap, HostError>
             _ => HostError::Busy { of: NameOf::Vm, name, doing: "attached" },
         });
     };
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(vm.disk().map(cells))
 }
