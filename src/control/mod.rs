@@ -102,6 +102,7 @@ pub struct App(Arc<AppInner>);
 struct AppInner {
     host: Host,
     bounds: Bounds,
+    access: Access,
     turns: Turns,
 }
 
@@ -109,15 +110,19 @@ impl App {
     /// The API of `host`, within `bounds`.
     pub fn new(host: Host, bounds: Bounds) -> Self {
         let turns = Turns::new(&bounds);
-        Self(Arc::new(AppInner { host, bounds, turns }))
+        Self(Arc::new(AppInner { host, bounds, access: Access::Full, turns }))
     }
 
-    /// The same for those who come in by another listener. They wait for each
-    /// other, and for nobody else.
-    fn at_another_door(&self) -> Self {
-        let AppInner { host, bounds, turns } = &*self.0;
+    /// The same for those who come in by another listener, which have such
+    /// access. They wait for each other, and for nobody else.
+    fn at_door(&self, access: Access) -> Self {
+        let AppInner { host, bounds, turns, .. } = &*self.0;
         let (host, turns) = (host.clone(), turns.at_another_door(bounds));
-        Self(Arc::new(AppInner { host, bounds: *bounds, turns }))
+        Self(Arc::new(AppInner { host, bounds: *bounds, access, turns }))
+    }
+
+    fn access(&self) -> Access {
+        self.0.access
     }
 
     fn bounds(&self) -> &Bounds {

@@ -64,7 +64,7 @@ fn looks() -> OpenApiRouter<App> {
 
 /// The API's router for a listener with such access, and its OpenAPI document.
 pub fn build(app: &App, access: Access) -> (Router, Document) {
-    let app = app.at_another_door();
+    let app = app.at_door(access);
     let (router, document) = paths().split_for_parts();
     let router = match access {
         Access::Full => router,

@@ -5,6 +5,7 @@
 //! there are none (<https://no-color.org>).
 
 mod detail;
+mod failed;
 mod host;
 mod list;
 
@@ -43,10 +44,11 @@ fn host_rows(model: &Model) -> u16 {
 /// Draws all of it.
 pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     let detail_rows = if model.shows_detail { detail::ROWS } else { 0 };
-    let [title, top, list, details, keys] = Layout::vertical([
+    let [title, top, list, failures, details, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(host_rows(model)),
         Constraint::Min(4),
+        Constraint::Length(failed::rows(model)),
         Constraint::Length(detail_rows),
         Constraint::Length(1),
     ])
@@ -54,6 +56,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     draw_title(frame, title, model);
     host::draw(frame, top, model);
     list::draw(frame, list, model);
+    failed::draw(frame, failures, model);
     if model.shows_detail {
         detail::draw(frame, details, model);
     }

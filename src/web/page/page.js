@@ -81,6 +81,19 @@ function showReactors(reactors) {
   }
 }
 
+function showFailed(stats) {
+  const roots = stats.failed_roots.map((one) => `root ${one.name}: ${one.reason}`);
+  const vms = stats.failed_vms.map((one) => `VM ${one.name}: ${one.reason}`);
+  const lines = [...roots, ...vms];
+  $("failed").hidden = lines.length === 0;
+  const list = $("failed-rows");
+  while (list.children.length > lines.length) list.lastChild.remove();
+  while (list.children.length < lines.length) list.append(document.createElement("li"));
+  lines.forEach((line, i) => {
+    if (list.children[i].textContent !== line) list.children[i].textContent = line;
+  });
+}
+
 // ---- the list ----
 
 const COLUMNS_OF_LIST = ["name", "root", "iops", "read", "written", "p50", "p99", "hits", "leaf", "growth"];
@@ -279,6 +292,7 @@ async function look() {
   text("state", `up ${duration(stats.uptime_seconds)}`);
   $("state").className = "live";
   showHost(stats, hostRates(last.stats, stats, seconds, vms), vms);
+  showFailed(stats);
   if (!stats.vms.some((vm) => vm.vm === chosen)) {
     const first = [...vms].sort((a, b) => b.iops - a.iops || a.name.localeCompare(b.name, undefined, { numeric: true }))[0];
     chosen = first?.name ?? null;
