@@ -19,9 +19,18 @@ const text = (id, value) => {
 
 let before = null; // the reading before: { stats, at, vms: their rates }
 let sort = { key: "name", down: false };
-let chosen = decodeURIComponent(location.hash.replace(/^#vm=/, "")) || null;
+let chosen = vmOfLink();
 let shown = null; // the chosen VM's map: { name, map, changed }
 const rows = new Map(); // VM → { row, cells, canvas, strip }
+
+// The VM that the address names; null where it names none, or is no address.
+function vmOfLink() {
+  try {
+    return decodeURIComponent(location.hash.replace(/^#(vm=)?/, "")) || null;
+  } catch {
+    return null;
+  }
+}
 
 async function ask(path) {
   const answer = await fetch(path, { cache: "no-store", credentials: "omit" });
@@ -351,7 +360,7 @@ addEventListener("resize", () => {
   for (const { canvas, strip } of rows.values()) if (strip) drawStrip(canvas, strip);
 });
 addEventListener("hashchange", () => {
-  const name = decodeURIComponent(location.hash.replace(/^#vm=/, ""));
+  const name = vmOfLink();
   if (rows.has(name)) choose(name);
 });
 
