@@ -12,11 +12,13 @@ pub mod client;
 mod connection;
 mod json;
 mod problem;
+mod responses;
 mod roots;
 pub mod router;
 mod seeing;
 mod status;
 mod turns;
+mod vm_info;
 mod vms;
 
 use std::net::TcpListener;
@@ -30,7 +32,7 @@ use tokio::sync::oneshot;
 pub use problem::{Problem, ProblemKind};
 pub use roots::RootInfo;
 pub use status::{CacheInfo, CachePages, Counts, Health, HealthState, Status, Version};
-pub use vms::{Origin, ResizeRequest, ResizeResult, State, Told, VmCounters, VmInfo};
+pub use vm_info::{Origin, ResizeRequest, ResizeResult, State, Told, VmCounters, VmInfo};
 
 use crate::daemon::sockets::OwnedSocket;
 use crate::daemon::{Host, HostError};

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::json::{Json, Name};
 use super::problem::{Kind, Problem};
+use super::responses::{NoSuchVm, Unavailable};
 use super::{Access, App};
 use crate::config::name::NameOf;
 use crate::daemon::{Host, HostError, State as Life};
@@ -82,6 +83,7 @@ fn failed<'a>(
 /// Counters since the start of the daemon, or since a VM was attached or reset.
 #[utoipa::path(get, path = "/v1/stats", tag = "host", responses(
     (status = 200, description = "All values", body = HostStats),
+    Unavailable,
 ))]
 pub(super) async fn stats(State(app): State<App>) -> Result<Json<HostStats>, Problem> {
     let access = app.access();
@@ -92,6 +94,7 @@ pub(super) async fn stats(State(app): State<App>) -> Result<Json<HostStats>, Pro
 #[utoipa::path(get, path = "/metrics", tag = "host", responses(
     (status = 200, description = "Prometheus's text format 0.0.4", body = String,
         content_type = "text/plain"),
+    Unavailable,
 ))]
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
     let access = app.access();
@@ -136,10 +139,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Cells {
         (status = 200, description = "The map", body = DiskMap),
         (status = 400, description = "Not so many cells", body = Problem,
             content_type = "application/problem+json"),
-        (status = 404, description = "There is no such VM", body = Problem,
-            content_type = "application/problem+json"),
+        NoSuchVm,
         (status = 409, description = "The VM is not served", body = Problem,
             content_type = "application/problem+json"),
+        Unavailable,
     ))]
 pub(super) async fn map(
     State(app): State<App>,
