@@ -78,6 +78,7 @@ fn looks() -> OpenApiRouter<App> {
 
 /// The API's router for a listener with such access, and its OpenAPI document.
 pub fn build(app: &App, access: Access) -> (Router, Document) {
+    let app = app.at_door(access);
     let (router, document) = paths().split_for_parts();
     let router = match access {
         Access::Full => router,
@@ -87,7 +88,7 @@ pub fn build(app: &App, access: Access) -> (Router, Document) {
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(Extension(DocumentText::from(&document)))
-        .with_state(app.clone());
+        .with_state(app);
     match access {
         Access::Full => (router, document),
         Access::ReadOnly => (web::protect(router.layer(middleware::from_fn(only_looks))), document),
