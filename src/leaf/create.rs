@@ -85,7 +85,7 @@ fn write_new(path: &Path, header: &Header) -> io::Result<()> {
     name.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
     let temporary = directory.join(name);
     let file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let result = write_header(&FileStorage(file), header).and_then(|()| {
+    let result = write_header(&FileStorage::new(file), header).and_then(|()| {
         // A link, not a rename: it doesn't replace what came there meanwhile.
         std::fs::hard_link(&temporary, path)
     });

@@ -81,6 +81,8 @@ pub struct Leaf {
     /// thread has just set, but not marked yet, could be flushed without them.
     /// A write costs microseconds and this nanoseconds; reads don't take it.
     marking: Mutex<()>,
+    /// Held from asking for write-back until its error has had its effect.
+    writing_back: Mutex<()>,
 }
 
 impl Leaf {
@@ -178,21 +180,18 @@ impl Leaf {
     /// finds little to do. May wait: not for reactors.
     ///
     /// # Errors
-    /// As sync_file_range(2). An error of the write-back itself poisons the
-    /// leaf, whichever it is. The kernel reports it once per open file, so the
-    /// next fdatasync(2) would succeed; and the pages are gone or will never be
-    /// written: ext4 drops them when delayed allocation finds no space, NFS when
+    /// The storage's. Each poisons the leaf: the pages are gone or will never be
+    /// written. ext4 drops them when delayed allocation finds no space, NFS when
     /// the server refuses them (ENOSPC, EDQUOT, ESTALE). Their writes were
     /// acknowledged, so a flush can't be, also where space comes back later.
-    pub fn start_write_back(&self, wait: bool) -> io::Result<()> {
+    pub fn start_write_back(&self) -> io::Result<()> {
+        let _writing_back = self.writing_back.lock().unwrap_or_else(PoisonError::into_inner);
         self.unsynced_bytes.store(0, Ordering::Relaxed);
-        let result = self.storage.write_back(self.data_offset, self.sectors() * 512, wait);
-        if let Err(error) = &result
-            && !is_about_the_call(error)
-        {
+        let result = self.storage.write_back(self.data_offset, self.sectors() * 512);
+        if result.is_err() {
             self.poison();
         }
-        result
+        result.map(drop)
     }
 
     /// Nothing is acknowledged from here on. Nor may a later daemon take the
@@ -236,14 +235,6 @@ impl Leaf {
     fn io(&self, operation: &'static str, source: io::Error) -> LeafError {
         LeafError::Io { path: self.path.clone(), operation, source }
     }
-}
-
-/// Whether sync_file_range(2) refused the call, and so wrote nothing: file
-/// systems that have no page cache, kernels and sandboxes that know no such call.
-fn is_about_the_call(error: &io::Error) -> bool {
-    const REFUSALS: [i32; 6] =
-        [libc::EINVAL, libc::EBADF, libc::ESPIPE, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM];
-    error.raw_os_error().is_some_and(|errno| REFUSALS.contains(&errno))
 }
 
 #[cfg(test)]

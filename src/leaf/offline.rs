@@ -55,7 +55,7 @@ pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
 /// # Errors
 /// As [`Leaf::open`].
 pub fn header(path: &Path, file: &File) -> Result<Header, LeafError> {
-    let storage = FileStorage(clone(path, file)?);
+    let storage = FileStorage::new(clone(path, file)?);
     read_header(path, &storage)
 }
 

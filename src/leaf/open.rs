@@ -54,7 +54,7 @@ impl Leaf {
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
         let file = offline::lock(path, !options.read_only)?;
-        Self::open_storage(path, Box::new(FileStorage(file)), root, options)
+        Self::open_storage(path, Box::new(FileStorage::new(file)), root, options)
     }
 
     /// As [`Self::open`], on storage that is locked already.
@@ -107,6 +107,7 @@ impl Leaf {
             poisoned: AtomicBool::new(false),
             flushing: Mutex::default(),
             marking: Mutex::default(),
+            writing_back: Mutex::default(),
             storage,
             header: Mutex::new(header),
         };
