@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::header::{self, Header};
-use super::{LeafError, map_len_bytes};
+use super::{LeafError, WriteCache, map_len_bytes};
 use crate::io::storage::{FileStorage, Storage, write_all};
 use crate::root::RootIdentity;
 
@@ -55,6 +55,7 @@ fn new_header(virtual_size: u64, root: &RootIdentity) -> Result<Header, LeafErro
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok(Header {
         clean: true,
+        write_cache: WriteCache::Unknown,
         compatible: 0,
         map_void: false,
         uuid: *uuid::Uuid::new_v4().as_bytes(),

@@ -24,12 +24,14 @@ mod words;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
 pub(super) use self::owner::Owner;
 use self::words::Words;
+use super::WriteCache;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::units::SectorRange;
 
@@ -183,6 +185,18 @@ impl LiveMap {
     /// written, for so many sectors.
     pub(super) fn announce(&self, owner: &Owner, sectors: u64) -> io::Result<()> {
         owner.announce_in(&self.file, sectors)
+    }
+
+    /// Notes what the guest has made of its write cache.
+    pub(super) fn note_write_cache(&self, write_cache: WriteCache) -> io::Result<()> {
+        self.file.write_all_at(&[write_cache as u8], owner::WRITE_CACHE_OFFSET)
+    }
+
+    /// What was noted of it.
+    pub(super) fn write_cache(&self) -> io::Result<WriteCache> {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, owner::WRITE_CACHE_OFFSET)?;
+        Ok(WriteCache::from_byte(byte[0]))
     }
 
     #[inline]

@@ -24,6 +24,7 @@ pub mod offline;
 mod open;
 mod reset;
 mod resize;
+mod write_cache;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -33,10 +34,11 @@ use std::sync::PoisonError;
 pub use create::{create, create_storage};
 pub use error::LeafError;
 pub use open::OpenOptions;
+pub use write_cache::WriteCache;
 
 use crate::io::storage::Storage;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::units::{Sector, SectorRange};
 use header::Header;
 use live_map::LiveMap;
@@ -75,6 +77,8 @@ pub struct Leaf {
     /// Bytes written since write-back was last asked for, or a flush began.
     unsynced_bytes: AtomicU64,
     poisoned: AtomicBool,
+    /// A [`WriteCache`].
+    write_cache: AtomicU8,
     flushing: Mutex<flush::Buffers>,
     /// Held from the setting of bits to the marking of their page, and while
     /// a flush takes the marks. Without it, a write of sectors that another

@@ -6,11 +6,11 @@ use std::sync::OnceLock;
 use super::copies::read_header;
 use super::header::Header;
 use super::live_map::{LiveMap, Owner, PAGE_LEN};
-use super::{Leaf, LeafError, durable_map, offline};
+use super::{Leaf, LeafError, WriteCache, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// How a leaf is opened.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +90,11 @@ impl Leaf {
         }
         let (map, origin) = open_map(path, &*storage, &header, options)?;
         let taken_over = origin != Origin::Durable;
+        let write_cache = match taken_over {
+            true => map.write_cache().map_err(io_error("read the live map"))?,
+            false if header.clean => header.write_cache,
+            false => WriteCache::Unknown,
+        };
         let generation = header.generation + u64::from(!taken_over);
         let leaf = Self {
             path: path.to_owned(),
@@ -105,6 +110,7 @@ impl Leaf {
             flushed: AtomicU64::new(0),
             unsynced_bytes: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
+            write_cache: AtomicU8::new(write_cache as u8),
             flushing: Mutex::default(),
             marking: Mutex::default(),
             writing_back: Mutex::default(),
@@ -114,9 +120,11 @@ impl Leaf {
         // After a take-over the header says so already; writing it would sync
         // whatever the killed daemon left unwritten, while the guest waits.
         if !leaf.read_only && origin != Origin::TakenOver {
+            leaf.set_write_cache(write_cache).map_err(|e| leaf.io("write the live map", e))?;
             leaf.write_header(|header| {
                 header.generation = generation;
                 (header.clean, header.map_void) = (false, false);
+                header.write_cache = WriteCache::Unknown;
             })?;
         }
         if !leaf.read_only && origin == Origin::TakenOverUnsynced {
@@ -134,10 +142,11 @@ impl Leaf {
         self.present.store(map.count(), Ordering::Relaxed);
         self.sectors.store(header.virtual_size / 512, Ordering::Release);
         self.map = map;
-        Ok(())
+        self.set_write_cache(self.write_cache()).map_err(|e| self.io("write the live map", e))
     }
 
-    /// Flushes, marks the leaf as clean and removes its live map.
+    /// Flushes, marks the leaf as clean and removes its live map. The header
+    /// says then what the guest has made of its write cache.
     ///
     /// # Errors
     /// As [`Self::flush`]; the leaf is then not clean, and nothing flushed
@@ -150,6 +159,7 @@ impl Leaf {
         self.write_header(|header| {
             header.generation += 1;
             header.clean = true;
+            header.write_cache = self.write_cache();
         })?;
         if let Some(path) = &self.live_map_path {
             let _ = std::fs::remove_file(path);

@@ -14,6 +14,8 @@ use std::os::unix::fs::FileExt;
 const MAGIC: [u8; 8] = *b"LEAFMAP\x01";
 const NEXT_MAGIC: [u8; 8] = *b"LEAFNXT\x01";
 const OWNER_LEN: usize = 52;
+/// Where the guest's write cache is: beside the owner's record, no part of it.
+pub(super) const WRITE_CACHE_OFFSET: u64 = 52;
 const NEXT_LEN: usize = 60;
 /// Where the second record is.
 const NEXT_OFFSET: usize = 64;

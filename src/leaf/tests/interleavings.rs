@@ -29,6 +29,7 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 fn small_leaf() -> (Arc<Leaf>, Mem) {
     let header = Header {
         clean: true,
+        write_cache: WriteCache::Unknown,
         compatible: 0,
         map_void: false,
         uuid: [2; 16],
