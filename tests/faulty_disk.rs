@@ -342,6 +342,28 @@ fn a_disk_that_does_a_little_at_a_time_does_all() {
 }
 
 #[test]
+fn a_write_that_a_full_runtime_directory_cuts_in_two_is_counted_and_flushed() {
+    let memory = SmallDisk::mount("64k");
+    let host = Host::with(tempfile::tempdir().unwrap(), memory.path().join("vm.map"));
+    let mut vm = host.attach();
+    // A page of the live map ends here.
+    const EDGE: u64 = 32768;
+    vm.vmm.write_sectors(EDGE - 4, &[0x11; 4 * 512]);
+    assert_eq!(vm.flush(), OK);
+    assert!(vm.leaf.is_flushed());
+    let filler: &Path = &memory.fill();
+    vm.vmm.write(common::frontend::DATA, &[0x22; 16 * 512]);
+    assert_eq!(vm.vmm.request(T_OUT, EDGE - 8, 16 * 512).0, IOERR);
+    memory.make_room(filler);
+    assert!(vm.vmm.read_sectors(EDGE - 8, 8) == [0x22; 8 * 512], "the half that has a page");
+    assert!(vm.vmm.read_sectors(EDGE, 8) == [0; 8 * 512], "the other half is not held");
+    assert_eq!(vm.leaf.present_sectors(), 8);
+    assert!(!vm.leaf.is_flushed(), "a guest has seen it, so a flush must cover it");
+    host.faults.set(&host.faults.sync, libc::EIO);
+    assert_eq!(vm.flush(), IOERR, "the flush was answered without a sync");
+}
+
+#[test]
 fn a_full_runtime_directory_reaches_that_guest_and_goes_away_with_its_cause() {
     let memory = SmallDisk::mount("64k");
     let host = Host::with(tempfile::tempdir().unwrap(), memory.path().join("vm.map"));

@@ -248,11 +248,10 @@ impl LiveMap {
         (wanted.unwrap_or(false), sector - range.start().0)
     }
 
-    /// Marks the range as held; returns how many of its sectors were not.
-    ///
-    /// # Errors
-    /// ENOSPC where the tmpfs is full: then nothing of the page is marked.
-    pub(super) fn set(&self, range: SectorRange) -> io::Result<u64> {
+    /// Marks the range as held; returns how many of its sectors were not, and
+    /// whether all are now: ENOSPC where the tmpfs is full. Then what comes
+    /// before the first page that there is no space for is marked.
+    pub(super) fn set(&self, range: SectorRange) -> (u64, io::Result<()>) {
         let end = range.end().0;
         let mut sector = range.start().0;
         let mut added = 0;
@@ -260,7 +259,9 @@ impl LiveMap {
             let page = Self::page_of(sector);
             if !self.summary.is_set(page) {
                 let offset = (page + 1) as u64 * PAGE_LEN as u64;
-                allocate(&self.file, offset)?;
+                if let Err(error) = allocate(&self.file, offset) {
+                    return (added, Err(error));
+                }
                 self.summary.set(page);
             }
             let page_end = end.min((sector / PAGE_SECTORS + 1) * PAGE_SECTORS);
@@ -279,7 +280,7 @@ impl LiveMap {
                 self.changed.set(page);
             }
         }
-        Ok(added)
+        (added, Ok(()))
     }
 
     /// Map pages in all.

@@ -152,11 +152,12 @@ impl Leaf {
 
     fn mark(&self, range: SectorRange) -> Result<(), LeafError> {
         let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
-        let added = self.map.set(range).map_err(|source| self.io("extend the live map", source))?;
+        let (added, marked) = self.map.set(range);
         drop(marking);
         if added > 0 {
             self.present.fetch_add(added, Ordering::Relaxed);
         }
+        marked.map_err(|source| self.unfinished("extend the live map", source))?;
         self.unsynced_bytes.fetch_add(range.byte_len(), Ordering::Relaxed);
         // Release: whoever sees the count sees the bits.
         self.written.fetch_add(1, Ordering::Release);

@@ -137,7 +137,7 @@ impl Leaf {
             return Err(self.io("write", io::ErrorKind::InvalidInput.into()));
         }
         write_all(&*self.storage, from, self.data_offset(range.start()))
-            .map_err(|source| self.io("write", source))?;
+            .map_err(|source| self.unfinished("write", source))?;
         self.mark(range)
     }
 }
