@@ -26,12 +26,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
 pub(super) use self::owner::Owner;
 use self::words::Words;
 use super::WriteCache;
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::units::SectorRange;
 
@@ -68,6 +70,9 @@ impl AtomicBits {
 #[derive(Debug)]
 pub(super) struct LiveMap {
     file: File,
+    /// Whether the map was made nobody's, which it then stays. Held while its
+    /// owner is written.
+    disowned: Mutex<bool>,
     words: Words,
     pages: AtomicUsize,
     pages_max: usize,
@@ -146,6 +151,7 @@ impl LiveMap {
         Ok(Self {
             words: Words::of_file(&file, PAGE_LEN as u64, words)?,
             file,
+            disowned: Mutex::default(),
             pages: AtomicUsize::new(pages),
             pages_max,
             summary: AtomicBits::new(pages_max)?,
@@ -176,15 +182,24 @@ impl LiveMap {
         Owner::is_being_replaced(&self.file)
     }
 
-    /// Makes the map this owner's, and nobody else's.
-    pub(super) fn own(&self, owner: &Owner) -> io::Result<()> {
-        owner.write_to(&self.file)
+    /// Makes the map this owner's, and nobody else's. False if it is nobody's
+    /// for good.
+    pub(super) fn own(&self, owner: &Owner) -> io::Result<bool> {
+        self.unless_disowned(|| owner.write_to(&self.file))
     }
 
     /// Makes the map, beside its owner's, that of a header that is about to be
-    /// written, for so many sectors.
-    pub(super) fn announce(&self, owner: &Owner, sectors: u64) -> io::Result<()> {
-        owner.announce_in(&self.file, sectors)
+    /// written, for so many sectors. False if it is nobody's for good.
+    pub(super) fn announce(&self, owner: &Owner, sectors: u64) -> io::Result<bool> {
+        self.unless_disowned(|| owner.announce_in(&self.file, sectors))
+    }
+
+    fn unless_disowned(&self, write: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
+        let disowned = self.disowned.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*disowned {
+            write()?;
+        }
+        Ok(!*disowned)
     }
 
     /// Notes what the guest has made of its write cache.
@@ -314,8 +329,10 @@ impl LiveMap {
         None
     }
 
-    /// Makes the map nobody's, so that no later daemon takes it over.
+    /// Makes the map nobody's for good, so that no later daemon takes it over.
     pub(super) fn disown(&self) -> io::Result<()> {
+        let mut disowned = self.disowned.lock().unwrap_or_else(PoisonError::into_inner);
+        *disowned = true;
         owner::disown(&self.file)
     }
 
