@@ -19,6 +19,7 @@
 
 mod owner;
 mod pages;
+pub(super) mod place;
 #[cfg_attr(leafblk_loom, path = "live_map/words_loom.rs")]
 mod words;
 
@@ -91,8 +92,8 @@ fn first_word(start: u64, count: u64) -> (u64, u64) {
 }
 
 impl LiveMap {
-    /// An empty map of `sectors` sectors in a new file at `path` (which is
-    /// replaced), or in anonymous memory; it may grow to `pages_max` pages.
+    /// An empty map of `sectors` sectors in a new file at `path`, or in anonymous
+    /// memory; it may grow to `pages_max` pages.
     pub(super) fn create(
         path: Option<&Path>,
         owner: &Owner,
@@ -100,13 +101,7 @@ impl LiveMap {
         pages_max: usize,
     ) -> io::Result<Self> {
         let file = match path {
-            Some(path) => {
-                match std::fs::remove_file(path) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                    _ => {}
-                }
-                open_options().create_new(true).open(path)?
-            }
+            Some(path) => place::create(path, owner)?,
             None => File::from(memfd_create("leafblk-map", MemfdFlags::CLOEXEC)?),
         };
         ftruncate(&file, file_len(sectors))?;
@@ -115,27 +110,29 @@ impl LiveMap {
         Self::map(file, sectors, pages_max)
     }
 
-    /// The map that an earlier daemon left at `path`, if it is `owner`'s.
+    /// The map that an earlier daemon left for `owner`, in the directory of
+    /// `path`. It is at `path` then, unless it is only to be read.
     pub(super) fn take_over(
         path: &Path,
         owner: &Owner,
         sectors: u64,
         pages_max: usize,
+        read_only: bool,
     ) -> io::Result<Option<Self>> {
-        let file = match open_options().open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        if !Self::is_owned(&file, owner, sectors)? {
+        let Some(file) = place::open(path, owner, sectors, read_only)? else {
             return Ok(None);
-        }
+        };
         let map = Self::map(file, sectors, pages_max)?;
         for page in 0..map.pages() {
             // SEEK_DATA would skip more cleverly; a take-over is rare.
             map.adopt_page(page)?;
         }
         Ok(Some(map))
+    }
+
+    /// Removes the map's file, if it is the one at `path`.
+    pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
+        place::remove(path, &self.file)
     }
 
     /// Whether the file is a live map of `owner`'s.
@@ -354,11 +351,4 @@ fn pages_of(sectors: u64) -> io::Result<usize> {
 
 fn file_len(sectors: u64) -> u64 {
     (sectors.div_ceil(PAGE_SECTORS) + 1) * PAGE_LEN as u64
-}
-
-fn open_options() -> std::fs::OpenOptions {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut options = File::options();
-    options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options
 }

@@ -162,7 +162,8 @@ impl Leaf {
             header.write_cache = self.write_cache();
         })?;
         if let Some(path) = &self.live_map_path {
-            let _ = std::fs::remove_file(path);
+            // What stays fits no leaf any more.
+            let _ = self.map.remove(path);
         }
         Ok(())
     }
@@ -195,7 +196,8 @@ fn open_map(
     if let Some(found_path) = found_path {
         let map_error = |source| LeafError::LiveMap { path: found_path.to_owned(), source };
         let (owner, sectors) = (Owner::of(header), header.virtual_size / 512);
-        let found = LiveMap::take_over(found_path, &owner, sectors, pages_max(header));
+        let read_only = options.read_only;
+        let found = LiveMap::take_over(found_path, &owner, sectors, pages_max(header), read_only);
         if let Some(map) = found.map_err(map_error)? {
             log::info!("leaf {}: took over the live map of an earlier run", path.display());
             let replaced = map.is_being_replaced().map_err(map_error)?;
@@ -205,6 +207,12 @@ fn open_map(
             let origin = if replaced { Origin::TakenOverUnsynced } else { Origin::TakenOver };
             return Ok((map, origin));
         }
+        log::warn!(
+            "leaf {}: it was not closed, and there is no live map of it beside {}: what was \
+             flushed counts, as after a loss of power",
+            path.display(),
+            found_path.display()
+        );
     }
     // A new generation: a live map that this one does not know about must
     // never be taken for current later.

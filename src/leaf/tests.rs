@@ -6,6 +6,7 @@ mod fixture;
 mod format;
 #[cfg(leafblk_loom)]
 mod interleavings;
+mod live_maps;
 mod mem;
 mod model;
 mod sizes;

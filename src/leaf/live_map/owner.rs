@@ -54,6 +54,21 @@ impl Owner {
         bytes
     }
 
+    /// The owner that the file's first record names, if it is whole.
+    pub(super) fn read(file: &File) -> Option<Self> {
+        let mut found = [0; OWNER_LEN];
+        file.read_exact_at(&mut found, 0).ok()?;
+        let id = |at: usize| found[at..at + 16].try_into().ok();
+        let generation = u64::from_le_bytes(found[40..48].try_into().ok()?);
+        let owner = Self { boot_id: id(8)?, uuid: id(24)?, generation };
+        (found == owner.encode()).then_some(owner)
+    }
+
+    /// Whether both are of this boot, and of two leaves.
+    pub(super) fn is_of_another_leaf(&self, other: &Self) -> bool {
+        self.boot_id == other.boot_id && self.uuid != other.uuid
+    }
+
     /// Whether one of the records in the file is this owner's, for a disk of so
     /// many sectors.
     pub(super) fn is_in(&self, file: &File, sectors: u64) -> bool {
