@@ -55,7 +55,7 @@ pub struct Header {
     pub map_void: bool,
     /// The leaf's identity.
     pub uuid: [u8; 16],
-    /// Grows with each header write.
+    /// Grows with each header, but for one that is written to both copies.
     pub generation: u64,
     /// Size of the disk in bytes.
     pub virtual_size: u64,

@@ -40,7 +40,6 @@ use crate::io::storage::Storage;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::units::{Sector, SectorRange};
-use header::Header;
 use live_map::LiveMap;
 
 /// The largest disk, 1 PiB: its map's summary then takes 16 MiB of memory. A
@@ -63,7 +62,7 @@ pub struct Leaf {
     path: PathBuf,
     live_map_path: Option<PathBuf>,
     storage: Box<dyn Storage>,
-    header: Mutex<Header>,
+    copies: Mutex<copies::Copies>,
     data_offset: u64,
     map_offset: u64,
     /// Grows while the leaf is in use.

@@ -56,7 +56,7 @@ pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
 /// As [`Leaf::open`].
 pub fn header(path: &Path, file: &File) -> Result<Header, LeafError> {
     let storage = FileStorage::new(clone(path, file)?);
-    read_header(path, &storage)
+    Ok(read_header(path, &storage)?.header)
 }
 
 /// Both copies of the header, each by itself.

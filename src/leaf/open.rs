@@ -67,7 +67,8 @@ impl Leaf {
         root: &RootIdentity,
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
-        let header = read_header(path, &*storage)?;
+        let copies = read_header(path, &*storage)?;
+        let header = &copies.header;
         let io_error =
             |operation| move |source| LeafError::Io { path: path.to_owned(), operation, source };
         let need = header.data_offset + header.virtual_size;
@@ -83,19 +84,22 @@ impl Leaf {
             });
         }
         if header.map_void && !options.read_only {
-            // A reset was cut off; durable before the header says otherwise.
-            durable_map::clear(&*storage, &header)
+            // A reset was cut off. The header may be a killed daemon's, and not
+            // durable yet: the map of the one before it must be whole until then.
+            // The cleared map is durable before the header says otherwise.
+            storage
+                .sync_data()
+                .and_then(|()| durable_map::clear(&*storage, header))
                 .and_then(|()| storage.sync_data())
                 .map_err(io_error("complete the reset"))?;
         }
-        let (map, origin) = open_map(path, &*storage, &header, options)?;
+        let (map, origin) = open_map(path, &*storage, header, options)?;
         let taken_over = origin != Origin::Durable;
         let write_cache = match taken_over {
             true => map.write_cache().map_err(io_error("read the live map"))?,
             false if header.clean => header.write_cache,
             false => WriteCache::Unknown,
         };
-        let generation = header.generation + u64::from(!taken_over);
         let leaf = Self {
             path: path.to_owned(),
             live_map_path: options.live_map.clone(),
@@ -115,24 +119,37 @@ impl Leaf {
             marking: Mutex::default(),
             writing_back: Mutex::default(),
             storage,
-            header: Mutex::new(header),
+            copies: Mutex::new(copies),
         };
-        // After a take-over the header says so already; writing it would sync
-        // whatever the killed daemon left unwritten, while the guest waits.
-        if !leaf.read_only && origin != Origin::TakenOver {
-            leaf.set_write_cache(write_cache).map_err(|e| leaf.io("write the live map", e))?;
-            leaf.write_header(|header| {
-                header.generation = generation;
-                (header.clean, header.map_void) = (false, false);
-                header.write_cache = WriteCache::Unknown;
-            })?;
-        }
-        if !leaf.read_only && origin == Origin::TakenOverUnsynced {
-            leaf.map
-                .own(&Owner::of(&leaf.header()))
-                .map_err(|source| leaf.io("own the live map", source))?;
+        if !leaf.read_only {
+            leaf.begin_writing(origin, write_cache)?;
         }
         Ok(leaf)
+    }
+
+    /// Makes the header say "in use", and both of its copies agree.
+    fn begin_writing(&self, origin: Origin, write_cache: WriteCache) -> Result<(), LeafError> {
+        let map_error = |source| self.io("write the live map", source);
+        match origin {
+            // The header says so already; writing it would sync whatever the killed
+            // daemon left unwritten, while the guest waits.
+            Origin::TakenOver => {}
+            Origin::TakenOverUnsynced => {
+                self.sync()?;
+                self.map.own(&Owner::of(&self.header())).map_err(map_error)?;
+            }
+            Origin::Durable => {
+                // The header may be a killed daemon's, and not durable yet.
+                self.sync()?;
+                self.set_write_cache(write_cache).map_err(map_error)?;
+                self.write_header(|header| {
+                    header.generation += 1;
+                    (header.clean, header.map_void) = (false, false);
+                    header.write_cache = WriteCache::Unknown;
+                })?;
+            }
+        }
+        self.settle_copies()
     }
 
     /// A new live map in place of the one that there is, from the durable map.

@@ -1,6 +1,7 @@
 //! The format, what survives which end, the order of writes, faults.
 #![expect(clippy::cast_possible_truncation, reason = "small numbers by construction")]
 
+mod copies;
 mod faults;
 mod fixture;
 mod format;
@@ -15,6 +16,7 @@ use std::fs::File;
 
 use tempfile::TempDir;
 
+use super::header::Header;
 use super::*;
 use crate::root::RootIdentity;
 use crate::virtqueue::GuestBuf;
