@@ -72,7 +72,7 @@ fn opening_and_closing_sync_their_headers_and_close_flushes_first() {
     mem.state().ops.clear();
     drop(leaf);
     reopen(&mem);
-    assert_eq!(mem.state().ops, [Op::Write(0, 4096), Op::Sync]);
+    assert_eq!(mem.state().ops, [Op::Sync, Op::Write(0, 4096), Op::Sync]);
 }
 
 #[test]
