@@ -155,7 +155,7 @@ impl Lane {
                     ranges.as_slice().iter().try_for_each(|range| leaf.write_zeroes(*range))
                 }
                 Work::Flush => leaf.flush(),
-                Work::WriteBack => leaf.start_write_back(true).map_err(|source| {
+                Work::WriteBack => leaf.start_write_back().map_err(|source| {
                     let (path, operation) = (leaf.path().to_owned(), "write back");
                     LeafError::Io { path, operation, source }
                 }),

@@ -107,7 +107,7 @@ impl Leaf {
     /// An error after part of the range may have changed. Sectors that were
     /// held already show it, so the next flush has something to make durable:
     /// what a guest read before a flush must not change after a loss of power.
-    fn unfinished(&self, operation: &'static str, source: io::Error) -> LeafError {
+    pub(super) fn unfinished(&self, operation: &'static str, source: io::Error) -> LeafError {
         self.written.fetch_add(1, Ordering::Release);
         self.io(operation, source)
     }

@@ -148,7 +148,8 @@ impl Device {
             lanes,
             memory: Arc::default(),
             queues: Vec::new(),
-            write_back: true,
+            // Until the features say otherwise.
+            write_back: false,
             pace: WritePace::default(),
             backlog: Backlog::default(),
             next_queue: 0,

@@ -359,4 +359,5 @@ fn the_cache_is_write_back_only_for_a_driver_that_can_flush() {
     assert!(is_write_back(FLUSH, false), "without CONFIG_WCE the field means nothing");
     assert!(is_write_back(FLUSH | CONFIG_WCE, true));
     assert!(!is_write_back(FLUSH | CONFIG_WCE, false));
+    assert!(!is_write_back(CONFIG_WCE, true), "it can't flush, whatever it says of the field");
 }
