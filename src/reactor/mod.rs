@@ -22,6 +22,7 @@ mod call;
 mod commands;
 mod completion;
 mod counters;
+mod deferred;
 mod device;
 mod heat;
 mod idle;
