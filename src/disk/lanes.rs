@@ -4,9 +4,8 @@
 //! A *lane* is one thread with a queue, started when there is work and gone
 //! after some seconds without, or when its VM is. Each VM has its own, so that
 //! one VM's slow sync delays no other; and three of them, so that its flush
-//! doesn't queue behind
-//! its writes. What is queued is bounded by the requests that a VM may have in
-//! flight.
+//! doesn't queue behind its writes. What is queued is bounded by the requests
+//! that a VM may have in flight.
 #![expect(unsafe_code, reason = "writes from guest buffers, and a system call")]
 
 use std::collections::VecDeque;
