@@ -46,6 +46,21 @@ pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
 /// Sectors that a map page covers.
 pub(super) const PAGE_SECTORS: u64 = PAGE_LEN as u64 * 8;
 
+/// Pages that are marked before others may have their turn: 1 GiB of disk, some
+/// 50 µs, of which a new page's allocation is most. Tests try it page by page.
+const STEP_PAGES: u64 = if cfg!(test) { 1 } else { 64 };
+
+/// The range in the steps in which it is marked: each ends at a page's end.
+pub(super) fn steps(range: SectorRange) -> impl Iterator<Item = SectorRange> {
+    const STEP_SECTORS: u64 = STEP_PAGES * PAGE_SECTORS;
+    let mut rest = range;
+    std::iter::from_fn(move || {
+        let (step, later) = rest.split_at(STEP_SECTORS - rest.start().0 % STEP_SECTORS);
+        rest = later;
+        (!step.is_empty()).then_some(step)
+    })
+}
+
 /// A set of bits that threads share.
 #[derive(Debug)]
 struct AtomicBits(Words);

@@ -83,6 +83,7 @@ pub struct Leaf {
     /// a flush takes the marks. Without it, a write of sectors that another
     /// thread has just set, but not marked yet, could be flushed without them.
     /// A write costs microseconds and this nanoseconds; reads don't take it.
+    /// Long ranges are marked in steps, so that nobody waits for it for long.
     marking: Mutex<()>,
     /// Held from asking for write-back until its error has had its effect.
     writing_back: Mutex<()>,
@@ -150,13 +151,17 @@ impl Leaf {
     }
 
     fn mark(&self, range: SectorRange) -> Result<(), LeafError> {
-        let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
-        let (added, marked) = self.map.set(range);
-        drop(marking);
-        if added > 0 {
-            self.present.fetch_add(added, Ordering::Relaxed);
+        // All of the data is written by now: a flush between two steps may
+        // make the bits of the first durable.
+        for step in live_map::steps(range) {
+            let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+            let (added, marked) = self.map.set(step);
+            drop(marking);
+            if added > 0 {
+                self.present.fetch_add(added, Ordering::Relaxed);
+            }
+            marked.map_err(|source| self.unfinished("extend the live map", source))?;
         }
-        marked.map_err(|source| self.unfinished("extend the live map", source))?;
         self.unsynced_bytes.fetch_add(range.byte_len(), Ordering::Relaxed);
         // Release: whoever sees the count sees the bits.
         self.written.fetch_add(1, Ordering::Release);
