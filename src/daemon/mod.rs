@@ -9,6 +9,7 @@ mod acceptor;
 mod error;
 mod group;
 mod host;
+mod pulse;
 pub mod record;
 mod reload;
 mod report;
