@@ -117,7 +117,9 @@ impl Host {
                 return Err(error);
             }
         }
-        self.table().vm(name)?.row.life = Life::Serving(Arc::clone(&vm));
+        // Under one lock: whoever sees it served can take it out again.
+        let mut table = self.table();
+        table.vm(name)?.row.life = Life::Serving(Arc::clone(&vm));
         self.inner().acceptor.add(listening);
         Ok(())
     }
