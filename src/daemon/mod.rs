@@ -12,6 +12,7 @@ mod host;
 mod pulse;
 pub mod record;
 mod reload;
+mod replace;
 mod report;
 mod resize;
 mod roots;

@@ -19,9 +19,7 @@ use super::vm::{BoundVm, PlannedVm};
 use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
-use crate::config::{
-    Config, ControlConfig, Directories, HugepagesMode, RootConfig, UsageError, VmConfig, VmEntry,
-};
+use crate::config::{Config, ControlConfig, Directories, HugepagesMode, VmConfig, VmEntry};
 use crate::disk::CachedRoot;
 use crate::error::Error;
 use crate::reactor::{Mailbox, Reactor, Watchdog};
@@ -55,13 +53,12 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
     let socket_group = config.socket_group.as_deref();
     let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
-    let attached = match config.control {
-        Some(_) => state_file::read(&config.state_dir).map_err(Error::failure)?,
-        None => Attached::default(),
-    };
     let directories =
         Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
-    check_attached(&attached, &directories)?;
+    let attached = match config.control {
+        Some(_) => state_file::read(&directories).map_err(Error::failure)?,
+        None => Attached::default(),
+    };
     let roots: Vec<Root> = config
         .roots
         .iter()
@@ -144,20 +141,6 @@ fn warn_of_stops(config: &Config, control: Option<u32>, vms: Option<u32>) {
              pass; chmod o+x {directory}, or choose a directory that does"
         );
     }
-}
-
-/// Each entry by itself: it was right when it was written.
-fn check_attached(attached: &Attached, directories: &Directories) -> Result<(), Error> {
-    let file = |error: UsageError| {
-        Error::failure(format!(
-            "the state file in {} was changed: {error}",
-            directories.state.display()
-        ))
-    };
-    attached.roots.iter().try_for_each(|root| RootConfig::resolve(root).map(drop)).map_err(file)?;
-    let vm =
-        |vm: &VmEntry| VmConfig::resolve(vm, vm.root.as_deref().into_iter(), directories).map(drop);
-    attached.vms.iter().try_for_each(vm).map_err(file)
 }
 
 fn plan(config: &Config, roots: &[Root]) -> Result<Vec<PlannedVm>, Error> {

@@ -113,6 +113,8 @@ impl Host {
             self.table().vm(name)?.row.keep = true;
             if let Err(error) = self.keep() {
                 self.table().vm(name)?.row.keep = false;
+                // It may be in the file all the same (see `StateFile::write`).
+                let _ = self.keep();
                 let _ = vm.close();
                 return Err(error);
             }
