@@ -39,6 +39,7 @@ use vm::ListeningVm;
 pub use error::HostError;
 pub use host::{Host, RootView, State, VmView};
 pub use resize::Resized;
+pub use start::check;
 pub use table::Origin;
 pub use vm::Vm;
 
