@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use leafblk::guest_memory::{GuestMemory, RegionSpec};
+use leafblk::guest_memory::{Account, GuestMemory, RegionSpec};
 use leafblk::request::{Limits, parse};
 use leafblk::virtqueue::{Chain, GuestBuf, InflightRegion, RingConfig, SplitQueue};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -59,7 +59,7 @@ fn map(file: &File) -> GuestMemory {
     let file = file.try_clone().unwrap();
     let size = LEN as u64;
     let spec = RegionSpec { guest_addr: 0, size, user_addr: 0, mmap_offset: 0, file };
-    GuestMemory::map(vec![spec]).unwrap()
+    GuestMemory::map(vec![spec], &Account::new()).unwrap()
 }
 
 /// The driver's index.
@@ -102,7 +102,7 @@ fn ring(c: &mut Criterion) {
         let mut queue = SplitQueue::new(&config, &memory).unwrap();
         let region = memfd_create("region", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&region, InflightRegion::len_bytes(1, SIZE)).unwrap();
-        let region = InflightRegion::map(region.into(), 0, 1, SIZE).unwrap();
+        let region = InflightRegion::map(region.into(), 0, 1, SIZE, &Account::new()).unwrap();
         queue.track(Arc::new(region), 0).unwrap();
         let avail = avail_index(&memory);
         group.bench_function(format!("leafblk, tracked/{layout}"), |b| {

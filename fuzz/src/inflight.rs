@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use leafblk::guest_memory::Account;
 use leafblk::virtqueue::{Chain, InflightRegion, RingConfig, SplitQueue};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -60,7 +61,8 @@ pub fn run(data: &[u8]) {
         guest.write(offset, input.bytes(usize::from(len)));
     }
     let offset = u64::from(shape.offset);
-    let Ok(region) = InflightRegion::map(file, offset, shape.queues, shape.queue_size) else {
+    let (queues, size) = (shape.queues, shape.queue_size);
+    let Ok(region) = InflightRegion::map(file, offset, queues, size, &Account::new()) else {
         return;
     };
     let life = Life { region: Arc::new(region), guest, shape };

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use leafblk::guest_memory::{GuestMemory, RegionSpec};
+use leafblk::guest_memory::{Account, GuestMemory, RegionSpec};
 use leafblk::virtqueue::{Chain, QUEUE_SIZE_MAX, QueueError, RingConfig, SEGMENTS_MAX, SplitQueue};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -62,7 +62,7 @@ impl Guest {
         if two {
             regions.push(region(half, USER_SECOND));
         }
-        GuestMemory::map(regions).expect("regions that are right")
+        GuestMemory::map(regions, &Account::new()).expect("regions that are right")
     }
 
     /// A frontend address: below [`LEN`] in the first region, or in the second.

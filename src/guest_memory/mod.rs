@@ -2,23 +2,31 @@
 //! translation of guest and frontend addresses to ours.
 //!
 //! `vm-memory` owns the mappings. This module adds what a data path needs: a
-//! translation that is one compare in the common case, and a guard that keeps
-//! a frontend that truncates its memory from killing the process
-//! ([`sigbus`]). It knows nothing of rings or requests.
+//! translation that is one compare in the common case, a guard that keeps a
+//! frontend that truncates its memory from killing the process ([`sigbus`]), and
+//! limits to what a frontend may have mapped ([`account`]). It knows nothing of
+//! rings or requests.
 //!
 //! Invariants: regions overlap neither in guest nor in frontend addresses; a
 //! pointer handed out lies in a mapping that lives as long as the
-//! [`GuestMemory`] (or any other that shares the region).
+//! [`GuestMemory`] (or any other that shares the region); all of it is memory,
+//! tmpfs or hugetlbfs, so that touching it waits for no file system that the
+//! frontend chose.
 
+pub mod account;
 pub mod sigbus;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use rustix::fs::{SealFlags, fcntl_add_seals, fstat, fstatfs};
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs};
+use rustix::param::page_size;
 use vm_memory::mmap::{MmapRegion, MmapRegionError};
 use vm_memory::{FileOffset, VolatileMemory};
+
+pub use account::Account;
+use account::{Charge, MAPPINGS_MAX, table_bytes_max};
 
 /// Regions that one frontend may share (what QEMU calls memory slots).
 pub const REGIONS_MAX: usize = 32;
@@ -55,6 +63,24 @@ pub enum GuestMemoryError {
          start the VM with a shared memory backend (QEMU: share=on)"
     )]
     FileTooShort { need: u64, have: u64 },
+    #[error(
+        "the frontend's memory is no file on tmpfs or hugetlbfs, and touching it could wait for \
+         a disk; give the VM a memory-backend-memfd, or a memory-backend-file whose mem-path is \
+         in /dev/shm or on a hugetlbfs mount (Cloud Hypervisor: --memory shared=on)"
+    )]
+    NotMemory,
+    #[error(
+        "the frontend shares {need} bytes of memory, and a VM may have {limit} here (twice the \
+         host's memory, and its swap); start the VM with less"
+    )]
+    TooLarge { need: u64, limit: u64 },
+    #[error(
+        "the VMs that are connected share so much memory that leafblk has no addresses left for \
+         more; stop some that have more than 32 GiB, or spread them over several leafblk"
+    )]
+    PoolEmpty,
+    #[error("the frontend has more than {MAPPINGS_MAX} pieces of memory mapped at a time")]
+    TooManyMappings,
     #[error("no memory region at guest address {0:#x} to remove")]
     NoSuchRegion(u64),
     #[error("can't inspect the frontend's memory file: {0}")]
@@ -71,21 +97,24 @@ struct Region {
     user_addr: u64,
     size: u64,
     host: *mut u8,
-    // Unregistered before the mapping goes: fields drop in this order.
+    // Unregistered before the mapping goes, and given back after it is gone:
+    // fields drop in this order.
     guard: sigbus::Guard,
     _mapping: MmapRegion,
+    _charge: Charge,
 }
 
 #[expect(unsafe_code, reason = "a mapping is memory, not a thread's property")]
-// SAFETY: `host` points into the mapping that the region owns; all access
-// through it is by raw copies and atomics, as memory that a guest shares needs.
+// SAFETY: `host` points into the mapping that the region owns, which is no
+// thread's property. Nobody makes a reference to what is behind it but to
+// atomics, and nobody trusts that two reads give the same: see `GuestMemory`.
 unsafe impl Send for Region {}
 #[expect(unsafe_code, reason = "as above")]
 // SAFETY: as for Send.
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn map(spec: RegionSpec) -> Result<Self, GuestMemoryError> {
+    fn map(spec: RegionSpec, account: &Arc<Account>) -> Result<Self, GuestMemoryError> {
         let RegionSpec { guest_addr, size, user_addr, mmap_offset, file } = spec;
         let end = mmap_offset.checked_add(size).ok_or(GuestMemoryError::BadRange)?;
         if size == 0
@@ -95,6 +124,9 @@ impl Region {
         {
             return Err(GuestMemoryError::BadRange);
         }
+        // Only files of tmpfs and hugetlbfs have seals, also those that can't be
+        // sealed. Asking never waits, where fstat(2) might for FUSE or NFS.
+        fcntl_get_seals(&file).map_err(|_| GuestMemoryError::NotMemory)?;
         // With the seal the file can't be cut short at all; only then is its
         // length worth a look. Frontends that made it unsealable are left to
         // the guard.
@@ -105,14 +137,16 @@ impl Region {
         }
         let fs = fstatfs(&file)?;
         let is_huge = fs.f_type == HUGETLBFS_MAGIC;
-        let page_size = if is_huge { fs.f_bsize.unsigned_abs() } else { 4096 };
-        // A region may begin inside a page; hugepages must be mapped whole.
+        let small_page = page_size() as u64;
+        let page_size = if is_huge { fs.f_bsize.unsigned_abs() } else { small_page };
+        // A region may begin inside a hugepage, which must be mapped whole.
         let before = mmap_offset % page_size;
-        if !before.is_multiple_of(4096) {
+        if !before.is_multiple_of(small_page) {
             return Err(GuestMemoryError::BadRange);
         }
-        let length = before + size;
+        let length = before.checked_add(size).ok_or(GuestMemoryError::BadRange)?;
         let length = if is_huge { length.next_multiple_of(page_size) } else { length };
+        let charge = account.charge(length)?;
         let length = usize::try_from(length).map_err(|_| GuestMemoryError::BadRange)?;
         log::debug!("mapping {size:#x} bytes of fd {} at {mmap_offset:#x}", file.as_raw_fd());
         let mapping = MmapRegion::build(
@@ -126,7 +160,7 @@ impl Region {
             .ok_or(GuestMemoryError::GuardFull(sigbus::RANGES_MAX))?;
         let before = usize::try_from(before).map_err(|_| GuestMemoryError::BadRange)?;
         let host = start.wrapping_add(before);
-        Ok(Self { guest_addr, user_addr, size, host, guard, _mapping: mapping })
+        Ok(Self { guest_addr, user_addr, size, host, guard, _mapping: mapping, _charge: charge })
     }
 
     /// The host address of `offset`, if `len` bytes from there are inside.
@@ -147,29 +181,51 @@ fn overlaps(a: u64, a_len: u64, b: u64, b_len: u64) -> bool {
 }
 
 /// All regions of one frontend. Cheap to rebuild: regions are shared.
+///
+/// # What is behind its addresses
+///
+/// The guest and its frontend write there at any time, also while it is read,
+/// and one page may be mapped at several addresses: a data buffer may be the
+/// ring, or the inflight region. Rust has no rules for memory that another
+/// process writes; what is relied on here is what the CPU and LLVM do. No
+/// reference is made to it but to atomics. What decides something is read once,
+/// by an atomic or a volatile read, and checked afterwards. Data is copied in
+/// and out by raw copies, whose result is whatever the guest made of it, and by
+/// system calls.
 #[derive(Debug, Default)]
 pub struct GuestMemory {
     regions: Vec<Arc<Region>>,
 }
 
 impl GuestMemory {
-    /// Maps `specs`.
+    /// Maps `specs`, which count in `account`.
     ///
     /// # Errors
-    /// Ranges that are empty, wrap, overlap or reach past their file.
-    pub fn map(specs: Vec<RegionSpec>) -> Result<Self, GuestMemoryError> {
-        specs.into_iter().try_fold(Self::default(), |memory, spec| memory.with_region(spec))
+    /// Ranges that are empty, wrap, overlap or reach past their file; files that
+    /// are no memory; more than a frontend may have.
+    pub fn map(specs: Vec<RegionSpec>, account: &Arc<Account>) -> Result<Self, GuestMemoryError> {
+        let add = |memory: Self, spec| memory.with_region(spec, account);
+        specs.into_iter().try_fold(Self::default(), add)
     }
 
     /// These regions and one more (vhost-user ADD_MEM_REG).
     ///
     /// # Errors
     /// As for [`Self::map`].
-    pub fn with_region(&self, spec: RegionSpec) -> Result<Self, GuestMemoryError> {
+    pub fn with_region(
+        &self,
+        spec: RegionSpec,
+        account: &Arc<Account>,
+    ) -> Result<Self, GuestMemoryError> {
         if self.regions.len() >= REGIONS_MAX {
             return Err(GuestMemoryError::TooMany);
         }
-        let region = Region::map(spec)?;
+        let need = self.regions.iter().fold(spec.size, |sum, r| sum.saturating_add(r.size));
+        let limit = table_bytes_max();
+        if need > limit {
+            return Err(GuestMemoryError::TooLarge { need, limit });
+        }
+        let region = Region::map(spec, account)?;
         for other in &self.regions {
             if overlaps(region.guest_addr, region.size, other.guest_addr, other.size)
                 || overlaps(region.user_addr, region.size, other.user_addr, other.size)

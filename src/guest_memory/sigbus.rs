@@ -14,14 +14,21 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-/// Ranges that can be guarded at once: 1024 VMs with a few regions each.
-pub const RANGES_MAX: usize = 8192;
+use super::account::MAPPINGS_MAX;
 
+/// Ranges that can be guarded at once: all that 1024 frontends may have mapped.
+pub const RANGES_MAX: usize = 1024 * MAPPINGS_MAX;
+
+/// A place for a range. Its owner changes it while signal handlers of other
+/// threads read it, so a reader takes what it read only if `generation` is the
+/// same before and after: see [`Range::read`].
 struct Range {
     /// 0: free; 1: being set up; otherwise the first address.
     start: AtomicUsize,
+    /// Counts the owners.
+    generation: AtomicUsize,
     len: AtomicUsize,
     page_size: AtomicUsize,
     faulted: AtomicBool,
@@ -30,11 +37,64 @@ struct Range {
 static RANGES: [Range; RANGES_MAX] = [const {
     Range {
         start: AtomicUsize::new(0),
+        generation: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
         page_size: AtomicUsize::new(0),
         faulted: AtomicBool::new(false),
     }
 }; RANGES_MAX];
+
+/// Places up to here have been used; the others need no look.
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+impl Range {
+    fn claim(&self) -> bool {
+        self.start.load(Ordering::Relaxed) == 0
+            && self.start.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Sets a claimed place up.
+    fn set(&self, start: usize, len: usize, page_size: usize) {
+        // Release: who reads this generation sees that the place was claimed,
+        // and no start of an earlier one.
+        self.generation.fetch_add(1, Ordering::Release);
+        // Who reads one of the values below sees the generation.
+        fence(Ordering::Release);
+        self.len.store(len, Ordering::Relaxed);
+        self.page_size.store(page_size, Ordering::Relaxed);
+        self.faulted.store(false, Ordering::Relaxed);
+        self.start.store(start, Ordering::Release);
+    }
+
+    /// The first address, length and page size of one and the same owner.
+    fn read(&self) -> Option<(usize, usize, usize)> {
+        self.read_with(|| ())
+    }
+
+    /// [`Self::read`], with something that happens in the middle of it.
+    fn read_with(&self, meanwhile: impl FnOnce()) -> Option<(usize, usize, usize)> {
+        let generation = self.generation.load(Ordering::Acquire);
+        let start = self.start.load(Ordering::Acquire);
+        meanwhile();
+        let len = self.len.load(Ordering::Relaxed);
+        let page_size = self.page_size.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let same = self.generation.load(Ordering::Relaxed) == generation;
+        (start > 1 && same).then_some((start, len, page_size))
+    }
+}
+
+/// The place of the range that holds an address; its first address and its
+/// length in whole pages.
+fn holder(address: usize) -> Option<(&'static Range, usize, usize)> {
+    // One that changes at this moment is not the one that was touched: its owner
+    // keeps that as it is.
+    RANGES[..USED.load(Ordering::Acquire)].iter().find_map(|range| {
+        let (start, len, page_size) = range.read()?;
+        let holds = address >= start && address - start < len;
+        holds.then(|| (range, start, len.next_multiple_of(page_size.max(1))))
+    })
+}
 
 static INSTALL: Once = Once::new();
 
@@ -51,14 +111,9 @@ impl Guard {
     pub fn register(start: usize, len: usize, page_size: u64) -> Option<Self> {
         INSTALL.call_once(install);
         let page_size = usize::try_from(page_size).ok()?;
-        let index = RANGES.iter().position(|range| {
-            range.start.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        })?;
-        let range = &RANGES[index];
-        range.len.store(len, Ordering::Relaxed);
-        range.page_size.store(page_size, Ordering::Relaxed);
-        range.faulted.store(false, Ordering::Relaxed);
-        range.start.store(start, Ordering::Release);
+        let index = RANGES.iter().position(Range::claim)?;
+        USED.fetch_max(index + 1, Ordering::AcqRel);
+        RANGES[index].set(start, len, page_size);
         Some(Self { index })
     }
 
@@ -98,43 +153,88 @@ extern "C" fn on_sigbus(
 ) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
-    for range in &RANGES {
-        // Codes above 0 come from the kernel, about an access; kill(2) has no
-        // address.
-        if code <= 0 {
-            break;
-        }
-        let start = range.start.load(Ordering::Acquire);
-        if start > 1 && address >= start && address - start < range.len.load(Ordering::Relaxed) {
-            let page_size = range.page_size.load(Ordering::Relaxed).max(4096);
-            // Before the zeros appear: who reads them can then know.
-            range.faulted.store(true, Ordering::Release);
-            // The whole range at once: page by page, each replacement would
-            // split the mapping, up to the limit of mappings.
-            let len = range.len.load(Ordering::Relaxed).next_multiple_of(page_size);
-            // SAFETY: the range is a whole mapping that its owner keeps while
-            // the range is registered; errno is saved and restored. mmap(2)
-            // is a plain system call.
-            let mapped = unsafe {
-                let errno = *libc::__errno_location();
-                let mapped = libc::mmap(
-                    start as *mut libc::c_void,
-                    len,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                    -1,
-                    0,
-                );
-                *libc::__errno_location() = errno;
-                mapped
-            };
-            if mapped != libc::MAP_FAILED {
-                return;
-            }
+    // Codes above 0 come from the kernel, about an access; kill(2) has no
+    // address.
+    if code > 0
+        && let Some((range, start, len)) = holder(address)
+    {
+        // Before the zeros appear: who reads them can then know.
+        range.faulted.store(true, Ordering::Release);
+        // The whole range at once: page by page, each replacement would split
+        // the mapping, up to the limit of mappings.
+        // SAFETY: `start` and `len` are one owner's, and that owner is the one
+        // whose memory this thread touches: ranges of owners at the same time
+        // don't overlap. Owners keep what others may touch mapped, and
+        // unregister before they unmap, so the whole range is that mapping and
+        // stays it until this handler returns. mmap(2) is a plain system call;
+        // errno is saved and restored.
+        let mapped = unsafe {
+            let errno = *libc::__errno_location();
+            let mapped = libc::mmap(
+                start as *mut libc::c_void,
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                -1,
+                0,
+            );
+            *libc::__errno_location() = errno;
+            mapped
+        };
+        if mapped != libc::MAP_FAILED {
+            return;
         }
     }
     // Not guest memory: die of it as without a handler. Returning runs the
     // instruction again, now with the default action.
     // SAFETY: signal(2) is async-signal-safe.
     unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Addresses that nothing is mapped at: nobody touches them here.
+    const LOW: usize = 1 << 60;
+    const HIGH: usize = LOW + (1 << 30);
+
+    #[test]
+    fn an_address_is_found_in_its_range_only() {
+        let range = Guard::register(HIGH + 0x10_0000, 0x1800, 0x1000).unwrap();
+        for (address, inside) in [(0, true), (0x17ff, true), (0x1800, false), (usize::MAX, false)] {
+            let found = holder((HIGH + 0x10_0000).wrapping_add(address));
+            assert_eq!(found.is_some(), inside, "{address:#x}");
+            assert!(found.is_none_or(|(_, start, len)| (start, len) == (HIGH + 0x10_0000, 0x2000)));
+        }
+        drop(range);
+        assert!(holder(HIGH + 0x10_0000).is_none());
+    }
+
+    #[test]
+    fn a_place_that_changes_hands_never_shows_one_owners_start_with_anothers_length() {
+        let place = Range {
+            start: AtomicUsize::new(0),
+            generation: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            page_size: AtomicUsize::new(0),
+            faulted: AtomicBool::new(false),
+        };
+        let own = |start, len| {
+            assert!(place.claim());
+            place.set(start, len, 0x1000);
+        };
+        own(LOW, 0x1000);
+        assert_eq!(place.read(), Some((LOW, 0x1000, 0x1000)));
+        // Another address, or the same one once more: mmap(2) gives it again.
+        for start in [HIGH, LOW] {
+            let seen = place.read_with(|| {
+                place.start.store(0, Ordering::Release);
+                own(start, 0x10_0000);
+            });
+            assert_eq!(seen, None);
+            assert_eq!(place.read(), Some((start, 0x10_0000, 0x1000)));
+        }
+        assert!(!place.claim(), "it is taken");
+    }
 }

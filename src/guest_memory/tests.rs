@@ -7,6 +7,10 @@ fn memory_file(len: u64) -> File {
     File::from(fd)
 }
 
+fn map(specs: Vec<RegionSpec>) -> Result<GuestMemory, GuestMemoryError> {
+    GuestMemory::map(specs, &Account::new())
+}
+
 fn spec(guest_addr: u64, user_addr: u64, size: u64) -> RegionSpec {
     RegionSpec { guest_addr, size, user_addr, mmap_offset: 0, file: memory_file(size) }
 }
@@ -14,8 +18,7 @@ fn spec(guest_addr: u64, user_addr: u64, size: u64) -> RegionSpec {
 #[test]
 fn addresses_translate_inside_a_region_only() {
     let memory =
-        GuestMemory::map(vec![spec(0, 0x7000_0000, 0x2000), spec(0x2000, 0x9000_0000, 0x1000)])
-            .unwrap();
+        map(vec![spec(0, 0x7000_0000, 0x2000), spec(0x2000, 0x9000_0000, 0x1000)]).unwrap();
     assert!(memory.translate(0, 0x2000).is_some());
     assert!(memory.translate(0x1fff, 2).is_none(), "spans two regions");
     assert_eq!(memory.translate_some(0x1fff, 2).unwrap().1, 1);
@@ -28,9 +31,9 @@ fn addresses_translate_inside_a_region_only() {
 
 #[test]
 fn overlapping_regions_are_refused() {
-    let guest = GuestMemory::map(vec![spec(0, 0x10_0000, 0x2000), spec(0x1000, 0x20_0000, 0x1000)]);
+    let guest = map(vec![spec(0, 0x10_0000, 0x2000), spec(0x1000, 0x20_0000, 0x1000)]);
     assert!(matches!(guest, Err(GuestMemoryError::Overlap(_))));
-    let user = GuestMemory::map(vec![spec(0, 0x10_0000, 0x2000), spec(0x8000, 0x10_1000, 0x1000)]);
+    let user = map(vec![spec(0, 0x10_0000, 0x2000), spec(0x8000, 0x10_1000, 0x1000)]);
     assert!(matches!(user, Err(GuestMemoryError::Overlap(_))));
 }
 
@@ -38,19 +41,19 @@ fn overlapping_regions_are_refused() {
 fn a_region_longer_than_its_file_is_refused() {
     let mut long = spec(0, 0x1000, 0x1000);
     long.size = 0x2000;
-    assert!(matches!(GuestMemory::map(vec![long]), Err(GuestMemoryError::FileTooShort { .. })));
+    assert!(matches!(map(vec![long]), Err(GuestMemoryError::FileTooShort { .. })));
     let mut empty = spec(0, 0x1000, 0x1000);
     empty.size = 0;
-    assert!(matches!(GuestMemory::map(vec![empty]), Err(GuestMemoryError::BadRange)));
+    assert!(matches!(map(vec![empty]), Err(GuestMemoryError::BadRange)));
     let mut wraps = spec(u64::MAX - 0xfff, 0x1000, 0x1000);
     wraps.size = 0x1001;
-    assert!(GuestMemory::map(vec![wraps]).is_err());
+    assert!(map(vec![wraps]).is_err());
 }
 
 #[test]
 fn regions_come_and_go_one_at_a_time() {
-    let memory = GuestMemory::map(vec![spec(0, 0x10_0000, 0x1000)]).unwrap();
-    let more = memory.with_region(spec(0x1000, 0x20_0000, 0x1000)).unwrap();
+    let memory = map(vec![spec(0, 0x10_0000, 0x1000)]).unwrap();
+    let more = memory.with_region(spec(0x1000, 0x20_0000, 0x1000), &Account::new()).unwrap();
     assert_eq!(more.translate(0, 1), memory.translate(0, 1), "the region is shared");
     assert!(more.without_region(0x1000, 0x20_0000, 0x2000).is_err());
     let fewer = more.without_region(0x1000, 0x20_0000, 0x1000).unwrap();
@@ -68,7 +71,7 @@ fn memory_that_is_truncated_later_marks_the_region_and_kills_nobody() {
         mmap_offset: 0,
         file: file.try_clone().unwrap(),
     };
-    let memory = GuestMemory::map(vec![spec]).unwrap();
+    let memory = map(vec![spec]).unwrap();
     let last = memory.translate(0x3000, 1).unwrap();
     ftruncate(&file, 0x1000).unwrap();
     assert!(!memory.is_faulted());
@@ -89,6 +92,57 @@ fn memory_that_can_be_sealed_is_sealed_against_shrinking() {
         mmap_offset: 0,
         file: file.try_clone().unwrap(),
     };
-    let _memory = GuestMemory::map(vec![spec]).unwrap();
+    let _memory = map(vec![spec]).unwrap();
     assert!(ftruncate(&file, 0).is_err());
+}
+
+/// A file on a file system that keeps files on a disk.
+fn file_on_disk(len: u64) -> File {
+    let on_disk = |dir: &str| {
+        let file = tempfile::tempfile_in(dir).ok()?;
+        (fcntl_get_seals(&file).is_err()).then_some(file)
+    };
+    let dirs = [env!("CARGO_MANIFEST_DIR"), "/var/tmp", "/tmp"];
+    let file = dirs.into_iter().find_map(on_disk).expect("one of these is on a disk");
+    file.set_len(len).unwrap();
+    file
+}
+
+#[test]
+fn memory_on_a_disk_is_refused() {
+    let mut on_disk = spec(0, 0x10_0000, 0x2000);
+    on_disk.file = file_on_disk(0x2000);
+    assert!(matches!(map(vec![on_disk]), Err(GuestMemoryError::NotMemory)));
+}
+
+#[test]
+fn files_in_dev_shm_and_of_hugepages_are_taken() {
+    let mut shm = spec(0, 0x10_0000, 0x2000);
+    shm.file = tempfile::tempfile_in("/dev/shm").unwrap();
+    shm.file.set_len(0x2000).unwrap();
+    let memory = map(vec![shm]).unwrap();
+    let mut huge = spec(1 << 30, 1 << 40, 2 << 20);
+    let fd = memfd_create("huge", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB);
+    // Pages are not needed for it: nothing is touched.
+    huge.file = File::from(fd.unwrap());
+    huge.file.set_len(2 << 20).unwrap();
+    memory.with_region(huge, &Account::new()).unwrap();
+}
+
+#[test]
+fn a_table_has_a_largest_size_however_many_regions_it_is_made_of() {
+    let account = Account::new();
+    let largest = table_bytes_max() & !0xfff;
+    let region = |i: u64, size| spec(i << 56, i << 56, size);
+    assert!(matches!(
+        GuestMemory::map(vec![region(0, largest + 0x2000)], &account),
+        Err(GuestMemoryError::TooLarge { .. })
+    ));
+    let memory = GuestMemory::map(vec![region(0, largest)], &account).unwrap();
+    assert!(matches!(
+        memory.with_region(region(1, 0x2000), &account),
+        Err(GuestMemoryError::TooLarge { .. })
+    ));
+    // The next table replaces this one: both are mapped for a moment.
+    GuestMemory::map(vec![region(0, largest)], &account).unwrap();
 }

@@ -234,6 +234,8 @@ impl Device {
             if calls_wait {
                 self.break_with(&CALL_WAITS);
             }
+            // Who waits for the answer has it too, and unmaps it.
+            self.memory = Arc::default();
             let _ = answer.send(());
             return true;
         }

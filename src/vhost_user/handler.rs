@@ -15,7 +15,7 @@ use super::QUEUE_SIZE_MAX;
 use super::inflight::Inflight;
 use super::vring::{Vring, clone_fd, eventfd};
 use crate::disk::Disk;
-use crate::guest_memory::{GuestMemory, REGIONS_MAX, RegionSpec};
+use crate::guest_memory::{Account, GuestMemory, REGIONS_MAX, RegionSpec};
 use crate::leaf::WriteCache;
 use crate::reactor::{Command, DeviceId, Mailbox};
 use crate::request::config_space::ConfigSpace;
@@ -25,6 +25,11 @@ use crate::virtqueue::QueueError;
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// The device as one connection sees it.
+///
+/// Closing what a frontend brings and unmapping its memory can take long: for
+/// the last use of a large file, for an eventfd that many wait for. So a reactor
+/// is never the last to have any of it: what is here is let go only after the
+/// reactor has answered that it is done with it.
 pub(super) struct Handler {
     disk: Arc<Disk>,
     reactor: Arc<Mailbox>,
@@ -37,6 +42,7 @@ pub(super) struct Handler {
     /// The frontend brought an inflight region that it had before.
     came_back: bool,
     status: u8,
+    account: Arc<Account>,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
     inflight: Inflight,
@@ -62,6 +68,7 @@ impl Handler {
             write_back_field,
             came_back: false,
             status: 0,
+            account: Account::new(),
             memory: Arc::default(),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
             inflight: Inflight::default(),
@@ -121,8 +128,10 @@ impl Handler {
                 return;
             };
             let answer = self.reactor.ask(|answer| Command::Stop(device, queue, answer));
+            let vring = &mut self.vrings[index];
+            vring.inflight = None;
             if let Some(Some(next)) = answer {
-                self.vrings[index].base = next;
+                vring.base = next;
             }
         }
     }
@@ -195,6 +204,7 @@ impl Handler {
         let base = self.vring(u32::from(index))?.base;
         self.settle_write_cache(base)?;
         let vring = self.vring(u32::from(index))?;
+        vring.inflight.clone_from(&inflight);
         let setup = vring.setup(u16::from(index), features, enabled_anyway, inflight)?;
         let Some(setup) = setup else {
             return self.fail(format!("queue {index} gets a kick before its addresses"));
@@ -259,7 +269,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<vhost::VhostUserMemoryRegionBase>>> {
         let specs = regions.iter().zip(files).map(|(region, file)| spec(region, file)).collect();
-        match GuestMemory::map(specs) {
+        match GuestMemory::map(specs, &self.account) {
             Ok(memory) => self.set_memory(memory).map(|()| None),
             Err(e) => self.fail(e),
         }
@@ -327,7 +337,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
         let device = self.device;
         let copy = clone_fd(call.as_ref())?;
         let vring = self.vring(u32::from(index))?;
-        vring.call = call;
+        // Kept until the reactor has let go of it.
+        let _old = std::mem::replace(&mut vring.call, call);
         if vring.running {
             self.ask(|answer| Command::SetCall(device, u16::from(index), copy, answer))?;
         }
@@ -398,7 +409,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_inflight_fd(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
-        match self.inflight.take(given, file, self.vrings.len()) {
+        match self.inflight.take(given, file, self.vrings.len(), &self.account) {
             Ok(false) => Ok(()),
             Ok(true) => {
                 self.came_back = true;
@@ -420,7 +431,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<vhost::VhostUserMemoryRegionBase>> {
-        match self.memory.with_region(spec(region, file)) {
+        match self.memory.with_region(spec(region, file), &self.account) {
             Ok(memory) => self.set_memory(memory).map(|()| None),
             Err(e) => self.fail(e),
         }

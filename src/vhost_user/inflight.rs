@@ -12,6 +12,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use vhost::vhost_user::message::VhostUserInflight;
 
 use super::QUEUE_SIZE_MAX;
+use crate::guest_memory::Account;
 use crate::virtqueue::InflightRegion;
 
 /// What a connection has of it.
@@ -58,6 +59,7 @@ impl Inflight {
         given: &VhostUserInflight,
         file: File,
         queues: usize,
+        account: &Arc<Account>,
     ) -> Result<bool, String> {
         let size = check(given, queues)?;
         if given.mmap_size < size {
@@ -65,7 +67,7 @@ impl Inflight {
             return Err(format!("the inflight region has {have} bytes where {size} are needed"));
         }
         let (offset, count) = (given.mmap_offset, given.num_queues);
-        let region = InflightRegion::map(file, offset, count, given.queue_size)
+        let region = InflightRegion::map(file, offset, count, given.queue_size, account)
             .map_err(|e| format!("the inflight region can't be used: {e}"))?;
         // Again and again on one connection: the guest was only paused.
         let is_first = self.region.replace(Arc::new(region)).is_none();

@@ -19,6 +19,9 @@ pub(super) struct Vring {
     pub(super) addresses: Option<(u64, u64, u64)>,
     pub(super) kick: Option<OwnedFd>,
     pub(super) call: Option<OwnedFd>,
+    /// What a running queue notes its requests in, which may not be what queues
+    /// that start now get.
+    pub(super) inflight: Option<Arc<InflightRegion>>,
     pub(super) enabled: bool,
     pub(super) running: bool,
 }

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use super::QueueError;
-use crate::guest_memory::{GuestMemory, GuestMemoryError, RegionSpec};
+use crate::guest_memory::{Account, GuestMemory, GuestMemoryError, RegionSpec};
 
 const VERSION: u16 = 1;
 /// Parts begin on cache lines of their own.
@@ -88,21 +88,23 @@ impl InflightRegion {
         (16 + 16 * u64::from(queue_size)).next_multiple_of(PART_ALIGN)
     }
 
-    /// The region at `offset` of `file`, as the frontend describes it.
+    /// The region at `offset` of `file`, as the frontend describes it. It counts
+    /// in `account`.
     ///
     /// # Errors
-    /// As for guest memory: the file is too short, or can't be mapped.
+    /// As for guest memory: the file is no memory, too short, or can't be mapped.
     pub fn map(
         file: File,
         offset: u64,
         queues: u16,
         queue_size: u16,
+        account: &Arc<Account>,
     ) -> Result<Self, GuestMemoryError> {
         let size = Self::len_bytes(queues, queue_size);
         // Guest memory brings what this needs: the seal, the look at the
         // length, the guard against a file that is cut short later.
         let spec = RegionSpec { guest_addr: 0, size, user_addr: 0, mmap_offset: offset, file };
-        let memory = GuestMemory::map(vec![spec])?;
+        let memory = GuestMemory::map(vec![spec], account)?;
         let start = memory.translate(0, size).ok_or(GuestMemoryError::BadRange)?;
         if !start.addr().is_multiple_of(align_of::<Header>()) {
             return Err(GuestMemoryError::BadRange);

@@ -16,7 +16,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::guest_memory::{GuestMemory, RegionSpec};
+use crate::guest_memory::{Account, GuestMemory, RegionSpec};
 
 pub(super) mod inflight;
 
@@ -55,8 +55,8 @@ impl Rig {
             mmap_offset: start,
             file: file.try_clone().unwrap(),
         };
-        let memory =
-            GuestMemory::map(vec![region(0, SEAM, USER[0]), region(SEAM, END, USER[1])]).unwrap();
+        let regions = vec![region(0, SEAM, USER[0]), region(SEAM, END, USER[1])];
+        let memory = GuestMemory::map(regions, &Account::new()).unwrap();
         let config = RingConfig {
             size,
             desc_user_addr: USER[0] + DESC,

@@ -1,6 +1,11 @@
 //! Memory that is shared wrongly, or taken away.
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use rustix::fs::{MemfdFlags, fcntl_get_seals, memfd_create};
 use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserInflight;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 
 use crate::common::frontend::*;
@@ -108,4 +113,82 @@ fn a_ring_that_is_truncated_ends_the_device() {
     scene.log.wait_for(&["VM victim", "its device stops", "took away memory"]);
     drop(vmm);
     scene.all_is_well();
+}
+
+/// A sparse file of memory.
+fn sparse(len: u64) -> File {
+    let file = File::from(memfd_create("sparse", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(len).unwrap();
+    file
+}
+
+fn region_of(file: &File, guest: u64, len: u64) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: guest,
+        memory_size: len,
+        userspace_addr: guest,
+        mmap_offset: 0,
+        mmap_handle: file.as_raw_fd(),
+    }
+}
+
+#[test]
+fn a_sparse_file_of_any_length_leaves_addresses_to_the_others() {
+    let mut scene = Scene::new();
+    let file = sparse(100 << 40);
+    for at_once in [true, false] {
+        let mut vmm = Vmm::negotiated(&scene.victim, VERSION_1);
+        let mut refused = false;
+        // Less and less, until nothing fits any more.
+        for (place, shift) in (0..32).zip((12..47).rev()) {
+            let region = region_of(&file, (place + 1) << 47, 1 << shift);
+            refused |= match at_once {
+                true => vmm.frontend.set_mem_table(&[region]).is_err(),
+                false => vmm.frontend.add_mem_region(&region).is_err(),
+            };
+            if refused {
+                break;
+            }
+        }
+        assert!(refused, "64 TiB are mapped");
+        scene.log.wait_for(&["VM victim", "disconnected its frontend", "a VM may have"]);
+    }
+    // As much as one may have is of no harm: threads start, others connect.
+    let mut vmm = Vmm::running(&scene.victim);
+    for i in 0..15 {
+        let region = region_of(&file, (i + 1) << 47, 4 << 30);
+        vmm.frontend.add_mem_region(&region).unwrap();
+    }
+    assert!(vmm.read_sectors(8, 8) == root_content(8, 8));
+    vmm.write_sectors(3000, &[7; 512]);
+    assert_eq!(vmm.request(T_FLUSH, 0, 0), (OK, 1));
+    scene.neighbour.goes_on(20);
+    drop(vmm);
+    scene.all_is_well();
+}
+
+/// A file that the kernel reads from a disk when it is touched.
+fn on_disk() -> File {
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.set_len(RAM_LEN).unwrap();
+    assert!(fcntl_get_seals(&file).is_err(), "target/ must be on a disk, not in memory");
+    file
+}
+
+#[test]
+fn memory_on_a_disk_loses_the_connection() {
+    let file = on_disk();
+    loses_its_connection("memory-backend-memfd", |vmm| {
+        let region = region_of(&file, RAM_START, RAM_LEN);
+        assert!(vmm.frontend.set_mem_table(&[region]).is_err());
+    });
+    loses_its_connection("memory-backend-memfd", |vmm| {
+        vmm.share_ram();
+        let region = region_of(&file, 1 << 40, RAM_LEN);
+        assert!(vmm.frontend.add_mem_region(&region).is_err());
+    });
+    loses_its_connection("inflight region", |vmm| {
+        let layout = VhostUserInflight::new(RAM_LEN, 0, 1, 256);
+        assert!(vmm.frontend.set_inflight_fd(&layout, file.as_raw_fd()).is_err());
+    });
 }

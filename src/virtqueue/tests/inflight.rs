@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::*;
+use crate::guest_memory::Account;
 
 type Hook = Box<dyn FnMut()>;
 
@@ -69,7 +70,8 @@ impl World {
 
     fn region(&self) -> Arc<InflightRegion> {
         let file = self.region.try_clone().unwrap();
-        Arc::new(InflightRegion::map(file, 0, 2, self.rig.config.size).unwrap())
+        let size = self.rig.config.size;
+        Arc::new(InflightRegion::map(file, 0, 2, size, &Account::new()).unwrap())
     }
 
     /// A new process's device.
