@@ -71,7 +71,7 @@ impl Queue {
 
     #[inline]
     fn make_call(&mut self) {
-        if let Some(call) = &self.call
+        if let Some(call) = &mut self.call
             && call.make() == Called::Waited
         {
             self.end_calls();
