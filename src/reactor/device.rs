@@ -10,6 +10,7 @@ use super::{DeviceId, Mailbox, QueueSetup, ReactorCounters};
 use crate::disk::Disk;
 use crate::disk::lanes::Lanes;
 use crate::guest_memory::GuestMemory;
+use crate::logging::limit::log_for;
 use crate::request::Limits;
 use crate::virtqueue::{InflightRegion, QueueError, SplitQueue};
 
@@ -178,7 +179,8 @@ impl Device {
         if !self.broken {
             self.broken = true;
             self.disk.counters().device_faults.add(1);
-            log::warn!("VM {}: its device stops until it is reset: {why}", self.disk.name());
+            let name = self.disk.name();
+            log_for!(self.disk, Warn, "VM {name}: its device stops until it is reset: {why}");
         }
     }
 

@@ -16,6 +16,7 @@ use super::task::{Answered, Part, Slab, Task};
 use super::{Command, DeviceId, Mailbox, QueueSetup};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
+use crate::logging::limit::log_for;
 use crate::metrics::Tally;
 use crate::virtqueue::QueueError;
 
@@ -455,12 +456,17 @@ impl Runner {
             if let Err(e) =
                 epoll::ctl(epoll, epoll::ControlOptions::EPOLL_CTL_ADD, kick.as_raw_fd(), event)
             {
-                log::warn!("VM {}: can't wait for kicks, polling: {e}", device.disk.name());
+                let name = device.disk.name();
+                log_for!(device.disk, Warn, "VM {name}: can't wait for kicks, polling: {e}");
             }
         }
         if queue.resubmitted > 0 {
             let (count, name) = (u64::from(queue.resubmitted), device.disk.name());
-            log::info!("VM {name}: resubmitting {count} requests of queue {index}");
+            log_for!(
+                device.disk,
+                Info,
+                "VM {name}: resubmitting {count} requests of queue {index}"
+            );
             device.disk.counters().resubmitted.add(count);
         }
         device.queues[index] = Some(queue);

@@ -16,6 +16,7 @@ use super::inflight::Inflight;
 use super::vring::{Vring, clone_fd, eventfd};
 use crate::disk::Disk;
 use crate::guest_memory::{Account, GuestMemory, REGIONS_MAX, RegionSpec};
+use crate::logging::limit::log_for;
 use crate::reactor::{Command, DeviceId, Mailbox};
 use crate::request::config_space::ConfigSpace;
 use crate::request::features;
@@ -377,7 +378,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
             Ok(false) => Ok(()),
             Ok(true) => {
                 self.disk.counters().reconnects.add(1);
-                log::info!("VM {}: its frontend has come back", self.disk.name());
+                let name = self.disk.name();
+                log_for!(self.disk, Info, "VM {name}: its frontend has come back");
                 Ok(())
             }
             Err(why) => self.fail(why),

@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod events;
+mod log;
 mod memory;
 mod messages;
 mod requests;
