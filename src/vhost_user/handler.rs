@@ -11,9 +11,9 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::QUEUE_SIZE_MAX;
 use super::inflight::Inflight;
 use super::vring::{Vring, clone_fd, eventfd};
+use super::{FrontendLink, QUEUE_SIZE_MAX};
 use crate::disk::Disk;
 use crate::guest_memory::{Account, GuestMemory, REGIONS_MAX, RegionSpec};
 use crate::logging::limit::log_for;
@@ -33,6 +33,7 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 pub(super) struct Handler {
     disk: Arc<Disk>,
     reactor: Arc<Mailbox>,
+    link: Arc<FrontendLink>,
     device: DeviceId,
     features: u64,
     protocol: VhostUserProtocolFeatures,
@@ -52,10 +53,21 @@ pub(super) fn lock(handler: &Mutex<Handler>) -> MutexGuard<'_, Handler> {
 }
 
 impl Handler {
-    /// A device that no message has come for; `None` if the reactor is gone.
-    pub(super) fn attach(disk: Arc<Disk>, queues: u16, reactor: Arc<Mailbox>) -> Option<Self> {
+    /// A device that no message has come for; `None` if the reactor is gone, or
+    /// nobody waits for the device any more.
+    pub(super) fn attach(
+        disk: Arc<Disk>,
+        queues: u16,
+        reactor: Arc<Mailbox>,
+        link: &Arc<FrontendLink>,
+    ) -> Option<Self> {
         let device = reactor.ask(|answer| Command::Attach(Arc::clone(&disk), answer))?;
+        if !link.attached(device) {
+            let _ = reactor.ask(|answer| Command::Detach(device, answer));
+            return None;
+        }
         Some(Self {
+            link: Arc::clone(link),
             disk,
             reactor,
             device,
@@ -185,8 +197,7 @@ impl Handler {
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        let device = self.device;
-        let _ = self.reactor.ask(|answer| Command::Detach(device, answer));
+        self.link.detach(&self.reactor);
     }
 }
 

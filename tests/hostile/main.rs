@@ -10,6 +10,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod descriptors;
 mod events;
 mod log;
 mod memory;
