@@ -1,7 +1,8 @@
 //! Replays boot traces through the cache, to choose block size and eviction.
 //!
-//!     cargo bench --bench trace_sim -- ../shared/traces
+//!     cargo bench --bench trace_sim
 //!
+//! The traces are in benches/traces; a directory after `--` has others of those names.
 //! No data is read: a fill is counted, and its time taken from a table of
 //! O_DIRECT reads measured once (docs/cache.md). Sectors that a VM has written
 //! or discarded come from its leaf from then on and don't reach the cache.
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::error::Error;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use leafblk::cache::{
@@ -322,12 +323,17 @@ fn policies(out: &mut dyn Write, name: &str, reads: &[Read]) -> Outcome<()> {
 fn main() -> Outcome<()> {
     let mut out = io::stdout().lock();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let Some(directory) = arguments.iter().find(|argument| !argument.starts_with('-')) else {
-        writeln!(out, "trace_sim: skipped; give a directory of traces after --")?;
+    // `cargo bench` passes it, `cargo test --benches` does not.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        writeln!(out, "trace_sim: skipped; cargo bench --bench trace_sim runs it")?;
         return Ok(());
+    }
+    let directory = match arguments.iter().find(|argument| !argument.starts_with('-')) {
+        Some(given) => PathBuf::from(given),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/traces"),
     };
     for name in ["debian-12-boot.txt", "debian-12-busy.txt"] {
-        let path = Path::new(directory).join(name);
+        let path = directory.join(name);
         let reads = root_reads(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         block_sizes(&mut out, name, &reads)?;
         small_caches(&mut out, name, &reads)?;

@@ -13,7 +13,7 @@ set -euo pipefail
 # shellcheck source=../qemu/lib/debian.sh
 . "$(dirname "$0")/../qemu/lib/debian.sh"
 
-need mke2fs lintian
+need mke2fs lintian dpkg-shlibdeps
 ensure_guests
 ensure_debian
 make_work_dir
@@ -25,7 +25,7 @@ DEB=$(cd "$REPO_DIR" && packaging/build-deb.sh 2>"$WORK/build.log" | tail -n 1) 
 }
 DEB=$REPO_DIR/$DEB
 say "building the client (examples/read_disk.rs)"
-(cd "$REPO_DIR" && cargo build --quiet --example read_disk)
+(cd "$REPO_DIR" && cargo build --locked --quiet --example read_disk)
 CLIENT=${CARGO_TARGET_DIR:-$REPO_DIR/target}/debug/examples/read_disk
 
 no_errors() {
@@ -39,7 +39,10 @@ contains() { dpkg-deb --contents "$DEB" | awk '{print $6}' | grep -qx "$1"; }
 for file in ./usr/bin/leafblk ./etc/leafblk/leafblk.toml ./usr/share/man/man1/leafblk.1.gz \
   ./usr/share/man/man1/leafblk-serve.1.gz ./usr/share/bash-completion/completions/leafblk \
   ./usr/share/zsh/vendor-completions/_leafblk ./usr/share/fish/vendor_completions.d/leafblk.fish \
-  ./usr/share/doc/leafblk/copyright ./usr/share/doc/leafblk/changelog.Debian.gz; do
+  ./usr/share/doc/leafblk/copyright ./usr/share/doc/leafblk/changelog.Debian.gz \
+  ./usr/share/doc/leafblk/README.md ./usr/share/doc/leafblk/docs/configuration.md \
+  ./usr/share/doc/leafblk/docs/openapi.json ./usr/share/doc/leafblk/docs/grafana-dashboard.json \
+  ./usr/share/doc/leafblk/docs/top.png; do
   check "the package has ${file#.}" contains "$file"
 done
 
@@ -77,11 +80,9 @@ say "booting it"
 qemu_command -m 768
 QEMU+=(-drive "file=$IMAGE,format=raw,if=virtio,cache=unsafe")
 debian_kernel "$REPO_DIR/packaging/guest/installed.job"
-timeout 300 "${QEMU[@]}" -name installed </dev/null >"$WORK/installed.log" 2>&1 &
-GUEST_PID=$!
-RUNNING[$GUEST_PID]=installed
+qemu_start 300 installed "$WORK/installed.log"
 check "the guest: ran to its end and powered off" guest_wait "$GUEST_PID" "$WORK/installed.log"
 guest_checks "installed" "$WORK/installed.log" active own-user ready no-capabilities \
   socket-mode group-reads stranger-refused reload hugepages restart-keeps-leaf \
-  killed-comes-back watchdog purge
+  killed-comes-back kills-in-a-row mistake-is-not-retried watchdog purge
 summary || exit 1

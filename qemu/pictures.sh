@@ -11,9 +11,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib/backend.sh"
 
 PORT=${PORT:-9750}
-for package in chromium:chromium chromedriver:chromium-driver tmux:tmux python3:python3; do
-  command -v "${package%%:*}" >/dev/null || install_packages "${package#*:}"
-done
+need chromium chromedriver tmux python3
 ensure_guests
 ensure_debian
 ensure_backend

@@ -74,15 +74,17 @@ give_hugepages_back() {
   echo $((total > $1 ? total - $1 : 0)) >/proc/sys/vm/nr_hugepages
 }
 
-# Makes COUNT free 2 MiB pages, and gives back what it took at the end.
+# Makes COUNT free 2 MiB pages, and gives back what it took at the end: the kernel may
+# have granted fewer than it was asked for.
 free_hugepages() {
-  local free total
+  local free total gained
   free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
   [ "${free:-0}" -ge "$1" ] && return
   total=$(cat /proc/sys/vm/nr_hugepages) || return 1
   [ -w /proc/sys/vm/nr_hugepages ] || return 1
   echo $((total + $1 - free)) 2>/dev/null >/proc/sys/vm/nr_hugepages || return 1
-  at_exit "give_hugepages_back $(($1 - free))"
+  gained=$(($(cat /proc/sys/vm/nr_hugepages) - total))
+  [ "$gained" -le 0 ] || at_exit "give_hugepages_back $gained"
   free=$(sed -n 's/^HugePages_Free: *//p' /proc/meminfo)
   [ "$free" -ge "$1" ]
 }

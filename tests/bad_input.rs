@@ -327,10 +327,14 @@ fn a_leaf_of_another_root_is_refused() {
 }
 
 #[test]
-fn a_leaf_of_another_size_is_refused() {
+fn a_leaf_that_is_larger_than_asked_for_or_cannot_grow_is_refused() {
     let (temp, root, _) = with_leaf();
-    let args = ["--root", text(&root), "--vm", "web1,size=4MiB"];
-    refuses(temp.path(), &args, 1, &["web1.leaf", "leave size out"]);
+    let args = |vm| ["--root", text(&root), "--vm", vm];
+    Daemon::start(temp.path(), &args("web1,size=4MiB")).stop();
+    refuses(temp.path(), &args("web1,size=3MiB"), 1, &["web1.leaf", "leave size out"]);
+    let read_only = "web1,size=8MiB,readonly";
+    refuses(temp.path(), &args(read_only), 1, &["web1.leaf", "leave size out"]);
+    refuses(temp.path(), &args("web1,size=1048576TiB"), 1, &["web1.leaf", "can't grow to"]);
     let args = ["--root", text(&root), "--vm", "web2,size=1MiB"];
     refuses(temp.path(), &args, 1, &["web2", "less than"]);
 }

@@ -246,10 +246,40 @@ fn qemu_args_finds_a_served_vm_by_its_name_alone() {
         leafblk::config::Endpoint { vm: "w".into(), socket: "/elsewhere/w.sock".into(), queues: 7 };
     let run_dir = place.path().join("run");
     fs::create_dir(&run_dir).unwrap();
-    let _record = leafblk::daemon::record::publish(&run_dir, &endpoint).unwrap();
+    let _record = leafblk::daemon::record::publish(&run_dir, &endpoint, None).unwrap();
     let output = place.run(&["qemu-args", "w"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
     assert!(text.contains("path=/elsewhere/w.sock,") && text.contains("num-queues=7,"), "{text}");
     assert!(stderr(&output).contains("share=on must stay"));
+}
+
+#[test]
+fn qemu_args_works_for_a_member_of_the_sockets_group_and_tells_others_what_to_do() {
+    use std::os::unix::process::CommandExt;
+    const GROUP: u32 = 65533;
+    let is_root = rustix::process::geteuid().is_root();
+    assert!(is_root, "this test takes on other users and groups, and so has to run as root");
+    let place = Place::new();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = place.path().join("leafblk");
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_leafblk")).arg(&binary).status();
+    assert!(copied.unwrap().success());
+    let run_dir = place.path().join("run");
+    fs::create_dir(&run_dir).unwrap();
+    fs::set_permissions(&run_dir, fs::Permissions::from_mode(0o711)).unwrap();
+    let endpoint =
+        leafblk::config::Endpoint { vm: "w".into(), socket: "/w.sock".into(), queues: 1 };
+    let _record = leafblk::daemon::record::publish(&run_dir, &endpoint, Some(GROUP)).unwrap();
+    let run_as = |group: u32| {
+        let mut command = Command::new(&binary);
+        command.env_clear().uid(65534).gid(group).current_dir("/");
+        command.args(["qemu-args", "w", "--runtime-dir"]).arg(&run_dir).output().unwrap()
+    };
+    let member = run_as(GROUP);
+    assert!(member.status.success(), "{}", stderr(&member));
+    assert!(stdout(&member).contains("path=/w.sock,"));
+    let other = run_as(65534);
+    assert_eq!(other.status.code(), Some(1));
+    assert!(stderr(&other).contains("a member of its socket-group"), "{}", stderr(&other));
 }

@@ -41,6 +41,7 @@ use leafblk::virtqueue::GuestBuf;
 #[derive(Debug, Default)]
 struct Faults {
     sync: AtomicI32,
+    write_back: AtomicI32,
     /// Writes of the headers and the map.
     map: AtomicI32,
     /// Writes and zeroing of data.
@@ -107,8 +108,9 @@ impl Storage for Faulty {
         self.0.punch_hole(offset, len)
     }
 
-    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
-        self.0.write_back(offset, len, wait)
+    fn write_back(&self, offset: u64, len: u64) -> io::Result<bool> {
+        self.1.check(&self.1.write_back, "write back")?;
+        self.0.write_back(offset, len)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -187,7 +189,7 @@ impl Host {
         let file = File::options().read(true).write(true).open(&self.leaf).unwrap();
         // As far as the data, which begins at a multiple of 2 MiB.
         let data = file.metadata().unwrap().len() - (64 << 20);
-        let storage = Box::new(Faulty(FileStorage(file), Arc::clone(&self.faults), data));
+        let storage = Box::new(Faulty(FileStorage::new(file), Arc::clone(&self.faults), data));
         let options = OpenOptions { live_map: Some(self.live_map.clone()), read_only: false };
         let identity = self.root.root().identity();
         let leaf = Leaf::open_storage(&self.leaf, storage, identity, &options).unwrap();
@@ -247,6 +249,27 @@ fn after_a_failed_sync_a_guest_gets_ioerr_until_it_is_attached_again() {
     assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096], "what was flushed");
     let unflushed = vm.vmm.read_sectors(8, 8);
     assert!(unflushed == root_content(8, 8), "the durable map counts, not the live one");
+    vm.works();
+    assert!(vm.detach());
+}
+
+#[test]
+fn after_a_failed_write_back_a_guest_gets_ioerr_although_its_sync_succeeds() {
+    let host = Host::new();
+    let mut vm = host.attach();
+    vm.vmm.write_sectors(0, &[0x11; 4096]);
+    assert_eq!(vm.flush(), OK);
+    vm.vmm.write_sectors(8, &[0x22; 4096]);
+    // One that is also what a kernel without the call answers.
+    host.faults.set(&host.faults.write_back, libc::EOPNOTSUPP);
+    vm.leaf.start_write_back().unwrap_err();
+    host.faults.was_met("write back");
+    host.faults.set(&host.faults.write_back, 0);
+    assert_eq!(vm.flush(), IOERR);
+    assert_eq!(vm.vmm.request(T_OUT, 16, 4096).0, IOERR);
+    assert!(!vm.detach());
+    let mut vm = host.attach();
+    assert!(vm.vmm.read_sectors(0, 16) == [vec![0x11; 4096], root_content(8, 8)].concat());
     vm.works();
     assert!(vm.detach());
 }
@@ -316,6 +339,28 @@ fn a_disk_that_does_a_little_at_a_time_does_all() {
         vm.works();
         assert!(vm.detach());
     }
+}
+
+#[test]
+fn a_write_that_a_full_runtime_directory_cuts_in_two_is_counted_and_flushed() {
+    let memory = SmallDisk::mount("64k");
+    let host = Host::with(tempfile::tempdir().unwrap(), memory.path().join("vm.map"));
+    let mut vm = host.attach();
+    // A page of the live map ends here.
+    const EDGE: u64 = 32768;
+    vm.vmm.write_sectors(EDGE - 4, &[0x11; 4 * 512]);
+    assert_eq!(vm.flush(), OK);
+    assert!(vm.leaf.is_flushed());
+    let filler: &Path = &memory.fill();
+    vm.vmm.write(common::frontend::DATA, &[0x22; 16 * 512]);
+    assert_eq!(vm.vmm.request(T_OUT, EDGE - 8, 16 * 512).0, IOERR);
+    memory.make_room(filler);
+    assert!(vm.vmm.read_sectors(EDGE - 8, 8) == [0x22; 8 * 512], "the half that has a page");
+    assert!(vm.vmm.read_sectors(EDGE, 8) == [0; 8 * 512], "the other half is not held");
+    assert_eq!(vm.leaf.present_sectors(), 8);
+    assert!(!vm.leaf.is_flushed(), "a guest has seen it, so a flush must cover it");
+    host.faults.set(&host.faults.sync, libc::EIO);
+    assert_eq!(vm.flush(), IOERR, "the flush was answered without a sync");
 }
 
 #[test]

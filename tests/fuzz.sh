@@ -7,14 +7,16 @@
 #   tests/fuzz.sh 300               300 seconds each
 #   tests/fuzz.sh 300 ring leaf     these only
 #
-# It needs a nightly compiler (rustup toolchain install nightly) and installs
-# cargo-fuzz where that is missing; without nightly all targets are skipped.
+# It needs a nightly compiler (rustup toolchain install nightly) and a C++ compiler;
+# without nightly all targets are skipped. cargo-fuzz is built in target/tools unless
+# this version of it is installed.
 # What it finds is kept in fuzz/corpus; an input that breaks a target is in
 # fuzz/artifacts: put it into fuzz/seeds/TARGET, where tests/fuzz_seeds.rs runs
 # it from then on.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
+CARGO_FUZZ=0.13.2
 seconds=${1-20}
 shift || true
 targets=("$@")
@@ -35,13 +37,18 @@ skip_all() {
     finish
 }
 
-cargo +nightly --version >/dev/null 2>&1 || skip_all "no nightly compiler: rustup toolchain install nightly"
-cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet cargo-fuzz ||
-    skip_all "cargo-fuzz can't be installed"
+export RUSTUP_TOOLCHAIN=nightly
+cargo --version >/dev/null 2>&1 || skip_all "no nightly compiler: rustup toolchain install nightly"
+PATH=$PWD/target/tools/bin:$PATH
+[ "$(cargo-fuzz --version 2>/dev/null)" = "cargo-fuzz $CARGO_FUZZ" ] ||
+    cargo install --quiet --locked --root target/tools "cargo-fuzz@$CARGO_FUZZ" ||
+    skip_all "cargo-fuzz $CARGO_FUZZ can't be installed"
 
 log_dir=target/test-logs
 mkdir -p "$log_dir"
-cargo +nightly fuzz build >"$log_dir/fuzz-build.log" 2>&1 || {
+# leafblk's dependencies in the versions that its own tests use.
+[ fuzz/Cargo.lock -nt Cargo.lock ] || cp Cargo.lock fuzz/
+cargo-fuzz build >"$log_dir/fuzz-build.log" 2>&1 || {
     tail -n 40 "$log_dir/fuzz-build.log" | sed 's/^/    /'
     failed=${#targets[@]}
     echo "not ok  the fuzz targets don't build"
@@ -51,7 +58,7 @@ for target in "${targets[@]}"; do
     log="$log_dir/fuzz-$target.log"
     mkdir -p "fuzz/corpus/$target"
     # The first folder takes what is new, the second is read.
-    if cargo +nightly fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
+    if cargo-fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
         -max_total_time="$seconds" -max_len=4096 -timeout=60 -rss_limit_mb=4096 \
         -print_final_stats=1 >"$log" 2>&1; then
         passed=$((passed + 1))

@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use common::frontend::*;
-use common::scene::{ROOT_SECTORS, Scene, root_content};
+use common::scene::{Log, ROOT_SECTORS, Scene, root_content};
 use common::{Daemon, make_root};
 use rustix::process::{Signal, kill_process};
 use vhost::VhostBackend;
@@ -135,6 +135,33 @@ fn a_daemon_that_is_stopped_and_started_again_under_a_guest_loses_nothing() {
         assert!((0..16).all(|slot| status(&vmm, slot) == OK));
         assert!(vmm.read_sectors(100, 16) == vec![round; 16 * 512]);
     }
+    daemon.stop();
+}
+
+#[test]
+fn what_a_killed_daemon_acknowledged_is_there_when_its_vm_is_renamed() {
+    let host = Host::new();
+    let daemon = host.start();
+    let mut vmm = Vmm::tracked(&daemon.socket("web1"), 2, 64);
+    vmm.write_sectors(60, &[0x60; 512]);
+    daemon.kill();
+    let leaf = host.dir.path().join("state/web1.leaf");
+    let start = || {
+        let vm = format!("web2,queues=2,leaf={}", leaf.display());
+        let args = ["--root", host.root.to_str().unwrap(), "--vm", &vm];
+        let mut daemon = Daemon::start_with(host.dir.path(), &args, std::process::Stdio::piped());
+        let log = Log::follow(daemon.child.stderr.take().unwrap());
+        (daemon, log)
+    };
+    let (daemon, mut log) = start();
+    vmm.reconnect(&daemon.socket("web2")).unwrap();
+    assert!(vmm.read_sectors(60, 1) == [0x60; 512]);
+    log.wait_for(&["took over the live map"]);
+    // One that is nowhere is missed aloud.
+    daemon.kill();
+    std::fs::remove_file(host.dir.path().join("run/web2.map")).unwrap();
+    let (daemon, mut log) = start();
+    log.wait_for(&["leaf ", "was not closed", "no live map"]);
     daemon.stop();
 }
 

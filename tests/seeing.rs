@@ -45,11 +45,15 @@ struct Host {
 impl Host {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let root = make_root(dir.path(), ROOT_SECTORS);
-        let root = format!("base={}", root.display());
+        make_root(dir.path(), ROOT_SECTORS);
         // Free a moment ago: the daemon takes no port that nobody named.
         let port =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        Self::start_in(dir, port)
+    }
+
+    fn start_in(dir: tempfile::TempDir, port: u16) -> Self {
+        let root = format!("base={}", dir.path().join("root.raw").display());
         let port_text = port.to_string();
         let args = [
             "--root",
@@ -63,6 +67,20 @@ impl Host {
         ];
         let daemon = Daemon::start(dir.path(), &args);
         Self { daemon, port, _dir: dir }
+    }
+
+    /// Started again, with a root `late` and a VM `extra` on it that were
+    /// attached before and can't be had.
+    fn with_failures() -> Self {
+        let host = Self::start();
+        let (control, late) = (host.control(), host.daemon.dir.join("late.raw"));
+        std::fs::copy(host.daemon.dir.join("root.raw"), &late).unwrap();
+        control.post("/v1/roots", &serde_json::json!({"name": "late", "path": late})).expect(201);
+        control.post("/v1/vms", &serde_json::json!({"name": "extra", "root": "late"})).expect(201);
+        let Self { daemon, port, _dir: dir } = host;
+        daemon.stop();
+        std::fs::remove_file(late).unwrap();
+        Self::start_in(dir, port)
     }
 
     fn control(&self) -> Control {

@@ -2,56 +2,47 @@
 # The tests of what leafblk shows that need other programs: Prometheus and its
 # promtool, tmux, Chromium with ChromeDriver. Installs what is missing where it
 # can (Debian packages, as root). Ends with a count.
-set -uo pipefail
-cd "$(dirname "$0")/.."
+set -euo pipefail
+# shellcheck source=../qemu/lib/tools.sh
+. "$(dirname "$0")/../qemu/lib/tools.sh"
+cd "$REPO_DIR"
 
-passed=0 failed=0 skipped=0
+PATH=$PATH:$CACHE_DIR/prometheus/usr/bin
 
-# have PACKAGE COMMAND…: the commands are there, if need be after installing.
-have() {
-    local package=$1 command missing=()
-    shift
-    for command in "$@"; do
-        command -v "$command" >/dev/null || missing+=("$command")
-    done
-    [ ${#missing[@]} -eq 0 ] && return
-    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
-        echo "installing $package for ${missing[*]}"
-        # shellcheck disable=SC2086 # several packages
-        { apt-get -q install -y --no-install-recommends $package ||
-            { apt-get -q update && apt-get -q install -y --no-install-recommends $package; }; } >&2
-    fi
-    for command in "$@"; do
-        command -v "$command" >/dev/null || return 1
-    done
+# Installed, Debian's package would start a service, and start it at each boot.
+fetch_prometheus() {
+    is_there prometheus && is_there promtool && return
+    on_debian || die "please install Prometheus with its promtool"
+    unpack_package prometheus "$CACHE_DIR/prometheus"
 }
 
-# group MODULE PACKAGES COMMAND…: runs a module's tests, or says why not.
+# sum LOG FIELD: adds up that word of all "test result:" lines.
+sum() { awk -v field="$2" '/^test result:/ {n += $field} END {print n + 0}' "$1"; }
+
+# group MODULE COMMAND…: runs a module's tests, once COMMAND got what they need.
 group() {
-    local module=$1 package=$2 log status=0
-    shift 2
-    if ! have "$package" "$@"; then
-        echo "skipped $module: install $package"
-        skipped=$((skipped + 1))
+    local module=$1 log=$CACHE_DIR/seeing.log status=0 passed failed
+    shift
+    # In a subshell: what can't be had ends only this.
+    if ! ("$@"); then
+        skipped "$module" "there is something to install first, see above"
         return
     fi
-    log=$(mktemp)
     # One after the other: each starts a browser or a server.
-    cargo test --test seeing -- --include-ignored --test-threads=1 "$module" >"$log" 2>&1 || status=$?
+    cargo test --locked --test seeing -- --include-ignored --test-threads=1 "$module" \
+        >"$log" 2>&1 || status=$?
     cat "$log"
-    passed=$((passed + $(awk '/^test result:/ {n += $4} END {print n + 0}' "$log")))
-    failed=$((failed + $(awk '/^test result:/ {n += $6} END {print n + 0}' "$log")))
-    if [ "$status" -ne 0 ] && ! grep -q '^test result: FAILED' "$log"; then
-        failed=$((failed + 1))
-        echo "not ok $module: it did not run to its end"
+    passed=$(sum "$log" 4) failed=$(sum "$log" 6)
+    CHECKS_PASSED=$((CHECKS_PASSED + passed)) CHECKS_FAILED=$((CHECKS_FAILED + failed))
+    if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
+        not_ok "$module did not run to its end"
+    elif [ "$passed" -eq 0 ] && [ "$failed" -eq 0 ]; then
+        not_ok "$module has no tests"
     fi
-    rm -f "$log"
 }
 
-export DEBIAN_FRONTEND=noninteractive
-group in_prometheus:: prometheus prometheus promtool
-group in_tmux:: tmux tmux
-group in_chromium:: "chromium chromium-driver" chromium chromedriver
-
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+need_rust
+group in_prometheus:: fetch_prometheus
+group in_tmux:: need tmux
+group in_chromium:: need chromium chromedriver
+summary || [ "$CHECKS_FAILED" -eq 0 ]

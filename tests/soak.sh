@@ -16,7 +16,7 @@ usage() {
 
 kills=''
 while [ $# -gt 0 ]; do
-    [ $# -ge 2 ] && [[ $2 =~ ^[0-9]+$ ]] || usage
+    if [ $# -lt 2 ] || ! [[ $2 =~ ^[0-9]+$ ]]; then usage; fi
     case $1 in
         --kills) kills=$2 ;;
         --seed) export LEAFBLK_SEED=$2 ;;
@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-[ -n "$kills" ] && [ "$kills" -gt 0 ] || usage
+[ "${kills:-0}" -gt 0 ] || usage
 
-LEAFBLK_KILLS=$kills cargo test --test kills -- --nocapture
+LEAFBLK_KILLS=$kills cargo test --locked --test kills -- --nocapture
 KILLS=$kills qemu/test-kills.sh

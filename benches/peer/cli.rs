@@ -80,7 +80,7 @@ pub(crate) struct Cli {
     /// leafblk's cache block in KiB
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..=4096))]
     pub cache_block_kib: u32,
-    /// The boot trace to replay [default: shared/traces/debian-12-boot.txt beside the checkout]
+    /// The boot trace to replay [default: benches/traces/debian-12-boot.txt]
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// VMs in the replay and in the idle row [default: 64]

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use leafblk::leaf::header::{Header, LEN};
-use leafblk::leaf::{Leaf, OpenOptions};
+use leafblk::leaf::{Leaf, OpenOptions, WriteCache};
 use leafblk::root::RootIdentity;
 use leafblk::units::{Sector, SectorRange};
 use leafblk::virtqueue::GuestBuf;
@@ -262,6 +262,7 @@ pub fn seeds() -> Seeds {
             RootIdentity { len_bytes: virtual_size, fingerprint: [7; 32], name: "debian".into() };
         let header = Header {
             clean,
+            write_cache: WriteCache::On,
             map_void,
             compatible: 0,
             uuid: [3; 16],

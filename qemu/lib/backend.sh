@@ -16,11 +16,11 @@ ensure_backend() {
     return
   fi
   [ -n "${LEAFBLK:-}" ] && return
-  command -v cargo >/dev/null || die "please install Rust (https://rustup.rs), then run this again"
+  need_rust
   LEAFBLK=${CARGO_TARGET_DIR:-$REPO_DIR/target}/release/leafblk
   local log=$CACHE_DIR/build.log
   say "building leafblk (release)"
-  (cd "$REPO_DIR" && cargo build --release --bin leafblk) >"$log" 2>&1 || {
+  (cd "$REPO_DIR" && cargo build --locked --release --bin leafblk) >"$log" 2>&1 || {
     tail -n 20 "$log" >&2
     die "building leafblk failed, see $log"
   }

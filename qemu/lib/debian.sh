@@ -77,9 +77,7 @@ debian_kernel() {
 debian_start() {
   qemu_command -m 512 "$4"
   debian_kernel "$3"
-  timeout 300 "${QEMU[@]}" -name "$1" </dev/null >"$2" 2>&1 &
-  GUEST_PID=$! GUEST_LOG=$2
-  RUNNING[$GUEST_PID]=$1
+  qemu_start 300 "$1" "$2"
 }
 
 # debian_console SOCKET: a Debian guest in the foreground, its serial console on

@@ -18,18 +18,17 @@ pack() {
 # ensure_initrd: INITRD with busybox, fio, the virtio modules and /init. Made
 # again when one of them changes.
 ensure_initrd() {
-  need busybox cpio
+  need cpio
+  ensure_busybox
   ensure_kernel
   ensure_fio
-  local key dir=$CACHE_DIR/initrd.dir busybox
-  busybox=$(command -v busybox)
-  key=$(cat "$KERNEL_DIR/version" "$FIO" "$busybox" "$QEMU_DIR/guest/init" "$QEMU_DIR/guest/job-lib" | sha256sum | cut -c1-16)
+  local key dir=$CACHE_DIR/initrd.dir
+  key=$(cat "$KERNEL_DIR/version" "$FIO" "$BUSYBOX" "$QEMU_DIR/guest/init" "$QEMU_DIR/guest/job-lib" | sha256sum | cut -c1-16)
   INITRD=$CACHE_DIR/initrd-$key.gz
   [ -f "$INITRD" ] && return
   rm -rf "$dir" "$CACHE_DIR"/initrd-*.gz
   mkdir -p "$dir/bin" "$dir/modules"
-  ldd "$busybox" >/dev/null 2>&1 && die "$busybox is not static; please install busybox-static"
-  cp "$busybox" "$dir/bin/busybox"
+  cp "$BUSYBOX" "$dir/bin/busybox"
   cp "$FIO" "$dir/bin/fio"
   grep ^virtio "$KERNEL_DIR/modules.list" >"$dir/modules.list"
   while read -r module; do
@@ -45,7 +44,7 @@ ensure_initrd() {
 # and the libraries they need. MODULES: file-systems adds those of xfs and btrfs
 # (ext4 is built in), or none.
 ensure_archive() {
-  local name=$1 modules=$2 key dir=$CACHE_DIR/archive.dir tool paths=() library
+  local name=$1 modules=$2 key dir=$CACHE_DIR/archive-$1.dir tool paths=() library
   shift 2
   for tool in "$@"; do paths+=("$(command -v "$tool")"); done
   key=$(cat "${paths[@]}" "$KERNEL_DIR/version" "${BASH_SOURCE[0]}" | sha256sum | cut -c1-16)
@@ -158,16 +157,21 @@ guest_start() {
   name=$1 log=$2 job=$3
   shift 3
   qemu_command "${options[@]}" "$@"
-  QEMU+=(-name "$name" ${reboot:+"$reboot"} -kernel "$KERNEL_DIR/vmlinuz"
+  QEMU+=(${reboot:+"$reboot"} -kernel "$KERNEL_DIR/vmlinuz"
     -initrd "$log.initrd" -append "$KERNEL_OPTIONS loglevel=1 panic=-1")
   mkdir -p "$log.dir"
   cp "$job" "$log.dir/job"
   pack "$log.dir" "$log.job.gz"
   cat "$INITRD" "${extra[@]}" "$log.job.gz" >"$log.initrd"
   rm -r "$log.dir" "$log.job.gz"
-  timeout "$limit" "${QEMU[@]}" </dev/null >"$log" 2>&1 &
-  GUEST_PID=$! GUEST_LOG=$log
-  RUNNING[$GUEST_PID]=$name
+  qemu_start "$limit" "$name" "$log"
+}
+
+# qemu_start SECONDS NAME LOG: starts QEMU as qemu_command and others have set it.
+qemu_start() {
+  timeout "$1" "${QEMU[@]}" -name "$2" </dev/null >"$3" 2>&1 &
+  GUEST_PID=$! GUEST_LOG=$3
+  RUNNING[$GUEST_PID]=$2
 }
 
 # guest_wait PID LOG: waits for a guest; 0 if its job reported status 0. Says what
@@ -214,7 +218,7 @@ guest_checks() {
 
 # ensure_guests: everything that guest_start needs.
 ensure_guests() {
-  need qemu-system-x86_64 timeout
+  need qemu-system-x86_64
   ensure_initrd
   choose_accel
 }

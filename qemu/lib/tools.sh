@@ -1,38 +1,50 @@
 # shellcheck shell=bash
-# Owns what has to be on the host: Debian packages, a guest kernel, a static fio
-# and a static fsx. Everything that is not a package ends up in qemu/cache; once
-# it is there, no script needs the network. The system's apt set-up is not changed.
+# Owns what has to be on the host: Debian packages, Rust, a guest kernel, a static
+# busybox, a static fio and a static fsx. Everything that is not a package ends up in
+# qemu/cache; once it is there, no script needs the network. The system's apt set-up
+# is not changed.
 
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# What each command comes from, for people who are not on Debian.
-PACKAGE_OF=(
-  qemu-system-x86_64=qemu-system-x86 busybox=busybox-static cpio=cpio
-  depmod=kmod gcc=gcc make=make xz=xz-utils bzip2=bzip2 mke2fs=e2fsprogs
-  mmdebstrap=mmdebstrap stress-ng=stress-ng mkfs.xfs=xfsprogs
-  mkfs.btrfs=btrfs-progs timeout=coreutils
+# What each command comes from. gcc only recommends the C library's headers, without
+# which it makes no program.
+declare -A PACKAGE_OF=(
+  [cc]='gcc libc6-dev' [make]=make [xz]=xz-utils [bzip2]=bzip2 [cpio]=cpio
+  [depmod]=kmod [mke2fs]=e2fsprogs [e2fsck]=e2fsprogs [dumpe2fs]=e2fsprogs
+  [mkfs.xfs]=xfsprogs [xfs_repair]=xfsprogs [mkfs.btrfs]=btrfs-progs [btrfs]=btrfs-progs
+  [qemu-system-x86_64]=qemu-system-x86 [qemu-io]=qemu-utils [mmdebstrap]=mmdebstrap
+  [stress-ng]=stress-ng [lintian]=lintian [dpkg-shlibdeps]=dpkg-dev [tmux]=tmux
+  [chromium]=chromium [chromedriver]=chromium-driver [python3]=python3
 )
 
 on_debian() { [ -f /etc/debian_version ] && command -v apt-get >/dev/null; }
 
+# is_there COMMAND
+is_there() {
+  command -v "$1" >/dev/null || return 1
+  [ "$1" != cc ] || echo '#include <stdio.h>' | cc -fsyntax-only -x c - 2>/dev/null
+}
+
 # need COMMAND…: every command is there afterwards, or the script ends with one
 # sentence that says what to install.
 need() {
-  local command entry packages=() missing=()
+  local command package packages=() missing=()
   PATH=$PATH:/usr/sbin:/sbin
   for command in "$@"; do
-    command -v "$command" >/dev/null && continue
-    for entry in "${PACKAGE_OF[@]}"; do
-      [ "${entry%%=*}" = "$command" ] && packages+=("${entry#*=}")
-    done
+    is_there "$command" && continue
+    [ -n "${PACKAGE_OF[$command]:-}" ] ||
+      die "there is no $command here, and qemu/lib/tools.sh doesn't say which package has it; please install it, then run this again"
     missing+=("$command")
+    for package in ${PACKAGE_OF[$command]}; do packages+=("$package"); done
   done
   [ ${#missing[@]} -eq 0 ] && return
-  if ! on_debian; then
+  on_debian ||
     die "please install ${missing[*]} (in Debian the packages ${packages[*]}), then run this again"
-  fi
   install_packages "${packages[@]}"
+  for command in "${missing[@]}"; do
+    is_there "$command" || die "${PACKAGE_OF[$command]} was installed, but there is no $command still; see $CACHE_DIR/apt.log"
+  done
 }
 
 # install_packages PACKAGE…: from the distribution; QEMU from backports where
@@ -85,6 +97,36 @@ private_apt() {
 
 debian_codename() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
 
+# unpack_package PACKAGE DIR: fetches a Debian package and unpacks it into DIR. It is
+# not installed: it may conflict with what is, or start a service.
+unpack_package() {
+  local package=$1 dir=$2 log=$CACHE_DIR/apt.log
+  rm -rf "$dir" "$dir.new"
+  mkdir -p "$dir.new"
+  say "fetching $package"
+  system_apt update >"$log" 2>&1 || true
+  (cd "$dir.new" && system_apt download "$package" >>"$log" 2>&1) ||
+    die "fetching $package failed, see $log"
+  dpkg -x "$dir.new"/*.deb "$dir.new"
+  rm "$dir.new"/*.deb
+  mv "$dir.new" "$dir"
+}
+
+# is_static PROGRAM
+is_static() { ! ldd "$1" 2>/dev/null | grep -q /; }
+
+# ensure_busybox: BUSYBOX, a static one. A Debian desktop or server has the other one
+# (initramfs-tools recommends it), which busybox-static conflicts with.
+ensure_busybox() {
+  local dir=$CACHE_DIR/busybox-static
+  BUSYBOX=$(command -v busybox || true)
+  [ -n "$BUSYBOX" ] && is_static "$BUSYBOX" && return
+  BUSYBOX=$dir/bin/busybox
+  [ -x "$BUSYBOX" ] && return
+  on_debian || die "please put a static busybox at $BUSYBOX"
+  unpack_package busybox-static "$dir"
+}
+
 # ensure_kernel: KERNEL_DIR with vmlinuz, modules in the order to load them in,
 # and the version. Debian's cloud kernel, unpacked and not installed.
 ensure_kernel() {
@@ -97,10 +139,7 @@ ensure_kernel() {
   system_apt update >"$CACHE_DIR/apt.log" 2>&1 || true
   package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: //p' | sed -n 1p)
   [ -n "$package" ] || die "apt knows no linux-image-cloud-amd64; is this an amd64 Debian?"
-  say "fetching the guest kernel $package"
-  (cd "$dir" && system_apt download "$package" >>"$CACHE_DIR/apt.log" 2>&1) ||
-    die "fetching $package failed, see $CACHE_DIR/apt.log"
-  dpkg -x "$dir"/*.deb "$dir/deb"
+  unpack_package "$package" "$dir/deb"
   version=${package#linux-image-}
   [ -d "$dir/deb/lib" ] || ln -s usr/lib "$dir/deb/lib"
   depmod -b "$dir/deb" "$version"
@@ -117,7 +156,7 @@ ensure_kernel() {
     basename "$module" .xz >>"$dir/modules.list"
   done
   grep -q virtio_blk "$dir/modules.list" || die "no virtio_blk in $package"
-  rm -rf "$dir/deb" "$dir"/*.deb
+  rm -rf "$dir/deb"
   echo "$version" >"$dir/version"
   rm -rf "$KERNEL_DIR" && mv "$dir" "$KERNEL_DIR"
 }
@@ -127,7 +166,7 @@ ensure_fio() {
   FIO=$CACHE_DIR/fio
   [ -x "$FIO" ] && return
   on_debian || die "please put a static fio (configure --build-static) at $FIO"
-  need gcc make bzip2 xz
+  need cc make bzip2 xz
   [ -f /usr/include/libaio.h ] || install_packages libaio-dev
   local dir=$CACHE_DIR/fio-src log=$CACHE_DIR/fio.log
   say "building a static fio (about a minute)"
@@ -143,14 +182,35 @@ ensure_fio() {
   rm -rf "$dir"
 }
 
+# need_rust: cargo is there, and what rustc links with.
+need_rust() {
+  is_there cargo || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+  is_there cargo || die "please install Rust (https://rustup.rs) as $(id -un), who has no cargo, then run this again"
+  need cc
+}
+
+has_component() { cargo "${1/rustfmt/fmt}" --version >/dev/null 2>&1; }
+
+# need_components COMPONENT…: parts of Rust that rustup's minimal profile lacks.
+need_components() {
+  local component log=$CACHE_DIR/rustup.log
+  for component in "$@"; do
+    has_component "$component" && continue
+    is_there rustup || die "please install the Rust component $component, then run this again"
+    say "installing the Rust component $component"
+    { rustup component add "$component" >"$log" 2>&1 && has_component "$component"; } ||
+      die "installing the Rust component $component failed, see $log"
+  done
+}
+
 # ensure_fsx: FSX, the file system exerciser from crates.io, built static.
 ensure_fsx() {
   FSX=$CACHE_DIR/bin/fsx
   [ -x "$FSX" ] && return
-  command -v cargo >/dev/null || die "please install Rust (https://rustup.rs), then run this again"
+  need_rust
   say "building a static fsx"
   RUSTFLAGS='-C target-feature=+crt-static' cargo install --quiet --locked --root "$CACHE_DIR" \
-    --target x86_64-unknown-linux-gnu --target-dir "$CACHE_DIR/fsx-target" fsx \
+    --target x86_64-unknown-linux-gnu --target-dir "$CACHE_DIR/fsx-target" fsx@0.3.2 \
     >"$CACHE_DIR/fsx.log" 2>&1 || die "building fsx failed, see $CACHE_DIR/fsx.log"
   rm -rf "$CACHE_DIR/fsx-target"
 }

@@ -1,10 +1,12 @@
 //! The other side: how the command line asks a running leafblk.
 //!
 //! One connection, one request, one answer, by the same HTTP library as the
-//! server's.
+//! server's, within bounds of time: a leafblk that stands still is an error, and
+//! nothing to wait for.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
@@ -20,6 +22,14 @@ use super::problem::Problem;
 
 /// Bytes of an answer that are taken: a thousand VMs take a megabyte.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// How long a look may take. leafblk needs milliseconds for one.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a change may take: a detach flushes the leaf, gigabytes on a slow
+/// disk.
+const CHANGE_TIME_MAX: Duration = Duration::from_secs(600);
+/// Between two tries to get into a backlog that is full.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why there is no answer that helps.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +58,26 @@ pub enum ClientError {
         /// The reason.
         source: io::Error,
     },
+    /// It took too long.
+    #[error(
+        "leafblk at {} has not answered within {} s; {}",
+        socket.display(),
+        waited.as_secs_f32(),
+        if *was_change {
+            "the change may still be under way: look with leafblk vm list and root list"
+        } else {
+            "it is overloaded or stands still: its log says more, and systemctl restart leafblk \
+             starts it again"
+        }
+    )]
+    Silent {
+        /// The control socket.
+        socket: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
+        /// Whether something was to be changed.
+        was_change: bool,
+    },
     /// The conversation broke off.
     #[error("leafblk at {} gives no answer ({reason}); its log says more", socket.display())]
     Broken {
@@ -65,12 +95,21 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
+    look_time_max: Duration,
+    change_time_max: Duration,
 }
 
 impl Client {
     /// One for the leafblk behind `socket`. Nothing is connected yet.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.into() }
+        let (look_time_max, change_time_max) = (LOOK_TIME_MAX, CHANGE_TIME_MAX);
+        Self { socket: socket.into(), look_time_max, change_time_max }
+    }
+
+    /// The same, which waits no longer than `time` for an answer.
+    #[must_use]
+    pub fn within(self, time: Duration) -> Self {
+        Self { look_time_max: time, change_time_max: time, ..self }
     }
 
     /// Asks for what is at `path`.
@@ -121,7 +160,12 @@ impl Client {
     ) -> Result<Value, ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| self.broken(error))?;
-        let (status, body) = runtime.block_on(self.exchange(method, path, body))?;
+        let was_change = *method != Method::GET;
+        let waited = if was_change { self.change_time_max } else { self.look_time_max };
+        let exchange = self.exchange(method, path, body);
+        let answer = runtime.block_on(async { tokio::time::timeout(waited, exchange).await });
+        let silent = |_| ClientError::Silent { socket: self.socket.clone(), waited, was_change };
+        let (status, body) = answer.map_err(silent)??;
         if status.is_success() {
             // 204 has no body.
             return match body.is_empty() {
@@ -143,13 +187,7 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| {
-            let socket = self.socket.clone();
-            match source.kind() {
-                io::ErrorKind::PermissionDenied => ClientError::NotAllowed { socket, source },
-                _ => ClientError::NobodyThere { socket, source },
-            }
-        })?;
+        let stream = self.connect().await?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.broken(error))?;
         tokio::spawn(connection);
@@ -164,5 +202,64 @@ impl Client {
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         Ok((status, body.map_err(|error| self.broken(error))?.to_bytes()))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        loop {
+            let source = match UnixStream::connect(&self.socket).await {
+                Ok(stream) => return Ok(stream),
+                Err(source) => source,
+            };
+            let socket = self.socket.clone();
+            match source.kind() {
+                // connect(2) on a Unix socket doesn't wait for a place in the
+                // backlog where it doesn't block.
+                io::ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_PAUSE).await,
+                io::ErrorKind::PermissionDenied => {
+                    return Err(ClientError::NotAllowed { socket, source });
+                }
+                _ => return Err(ClientError::NobodyThere { socket, source }),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_leafblk_that_lets_in_and_says_nothing_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("control.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let client = Client::new(&socket).within(Duration::from_millis(50));
+        let look = client.get("/v1/status").unwrap_err().to_string();
+        assert!(look.contains("has not answered within 0.05 s; it is overloaded"), "{look}");
+        let change = client.delete("/v1/vms/web1").unwrap_err().to_string();
+        assert!(change.contains("the change may still be under way"), "{change}");
+        // As many as the backlog takes, and one more.
+        rustix::net::listen(&listener, 0).unwrap();
+        let look = client.get("/v1/status").unwrap_err();
+        assert!(matches!(look, ClientError::Silent { .. }), "{look}");
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_in_the_middle_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("control.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{";
+            std::io::Write::write_all(&mut stream, head).unwrap();
+            stream
+        });
+        let client = Client::new(&socket).within(Duration::from_millis(200));
+        let look = client.get("/v1/status").unwrap_err();
+        assert!(matches!(look, ClientError::Silent { .. }), "{look}");
+        drop(server.join().unwrap());
     }
 }

@@ -12,10 +12,13 @@ pub mod client;
 mod connection;
 mod json;
 mod problem;
+mod responses;
 mod roots;
 pub mod router;
 mod seeing;
 mod status;
+mod turns;
+mod vm_info;
 mod vms;
 
 use std::net::TcpListener;
@@ -24,17 +27,18 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 pub use problem::{Problem, ProblemKind};
 pub use roots::RootInfo;
 pub use status::{CacheInfo, CachePages, Counts, Health, HealthState, Status, Version};
-pub use vms::{Origin, ResizeRequest, ResizeResult, State, Told, VmCounters, VmInfo};
+pub use vm_info::{Origin, ResizeRequest, ResizeResult, State, Told, VmCounters, VmInfo};
 
 use crate::daemon::sockets::OwnedSocket;
 use crate::daemon::{Host, HostError};
 use crate::error::Error;
 use problem::Kind;
+use turns::{Gates, Turns};
 
 /// What clients may take.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +55,7 @@ pub struct Bounds {
     pub write_time_max: Duration,
     /// Changes (attach, detach, …) at a time; more wait.
     pub changes_max: usize,
-    /// Looks (list, show, …) at a time; more wait.
+    /// Looks (list, show, …) at a time through one listener; more wait.
     pub looks_max: usize,
     /// For such a wait.
     pub turn_time_max: Duration,
@@ -100,16 +104,27 @@ pub struct App(Arc<AppInner>);
 struct AppInner {
     host: Host,
     bounds: Bounds,
-    changes: Arc<Semaphore>,
-    looks: Arc<Semaphore>,
+    access: Access,
+    turns: Turns,
 }
 
 impl App {
     /// The API of `host`, within `bounds`.
     pub fn new(host: Host, bounds: Bounds) -> Self {
-        let changes = Arc::new(Semaphore::new(bounds.changes_max));
-        let looks = Arc::new(Semaphore::new(bounds.looks_max));
-        Self(Arc::new(AppInner { host, bounds, changes, looks }))
+        let turns = Turns::new(&bounds);
+        Self(Arc::new(AppInner { host, bounds, access: Access::Full, turns }))
+    }
+
+    /// The same for those who come in by another listener, which have such
+    /// access. They wait for each other, and for nobody else.
+    fn at_door(&self, access: Access) -> Self {
+        let AppInner { host, bounds, turns, .. } = &*self.0;
+        let (host, turns) = (host.clone(), turns.at_another_door(bounds));
+        Self(Arc::new(AppInner { host, bounds: *bounds, access, turns }))
+    }
+
+    fn access(&self) -> Access {
+        self.0.access
     }
 
     fn bounds(&self) -> &Bounds {
@@ -121,7 +136,15 @@ impl App {
         &self,
         look: impl FnOnce(&Host) -> Result<T, HostError> + Send + 'static,
     ) -> Result<T, Problem> {
-        self.on_thread(&self.0.looks, look).await
+        self.on_thread(&self.0.turns.look(), look).await
+    }
+
+    /// As [`Self::look`], for one that costs much: one at a time.
+    pub(super) async fn look_long<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Host) -> Result<T, HostError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.on_thread(&self.0.turns.long_look(), look).await
     }
 
     /// Changes the host, on a thread that may block. Goes on where the client
@@ -130,17 +153,15 @@ impl App {
         &self,
         change: impl FnOnce(&Host) -> Result<T, HostError> + Send + 'static,
     ) -> Result<T, Problem> {
-        self.on_thread(&self.0.changes, change).await
+        self.on_thread(&self.0.turns.change(), change).await
     }
 
     async fn on_thread<T: Send + 'static>(
         &self,
-        turns: &Arc<Semaphore>,
+        gates: &Gates,
         work: impl FnOnce(&Host) -> Result<T, HostError> + Send + 'static,
     ) -> Result<T, Problem> {
-        let wait = Arc::clone(turns).acquire_owned();
-        let turn = tokio::time::timeout(self.0.bounds.turn_time_max, wait).await;
-        let Ok(Ok(turn)) = turn else {
+        let Some(turn) = turns::take(gates, self.0.bounds.turn_time_max).await else {
             return Err(Kind::TooBusy.because("too many requests are under way; try again later"));
         };
         let host = self.0.host.clone();
@@ -183,7 +204,7 @@ impl Server {
         let failed = |source: std::io::Error| {
             Error::failure(format!("can't start the control API: {source}; check the limits"))
         };
-        let runtime = runtime(&bounds).map_err(failed)?;
+        let runtime = runtime(&bounds, listeners.len()).map_err(failed)?;
         let app = App::new(host.clone(), bounds);
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
@@ -203,10 +224,10 @@ impl Server {
     }
 }
 
-fn runtime(bounds: &Bounds) -> std::io::Result<Runtime> {
+fn runtime(bounds: &Bounds, doors: usize) -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("control-work")
-        .max_blocking_threads(bounds.changes_max + bounds.looks_max)
+        .max_blocking_threads(turns::threads_max(bounds, doors))
         .build()
 }

@@ -11,7 +11,8 @@ use utoipa::ToSchema;
 use super::App;
 use super::json::{Json, JsonBody, Name};
 use super::problem::Problem;
-use super::vms::{Origin, State};
+use super::responses::{BadBody, Failed, NoSuchRoot, Unavailable};
+use super::vm_info::{Origin, State};
 use crate::config::forms::RootForm;
 use crate::daemon::RootView;
 
@@ -68,6 +69,7 @@ fn hex(bytes: &[u8]) -> String {
 /// List roots
 #[utoipa::path(get, path = "/v1/roots", tag = "roots", responses(
     (status = 200, description = "All roots, by name", body = [RootInfo]),
+    Unavailable,
 ))]
 pub(super) async fn list(Extract(app): Extract<App>) -> Result<Json<Vec<RootInfo>>, Problem> {
     app.look(|host| Ok(host.roots().into_iter().map(RootInfo::from).collect())).await.map(Json)
@@ -80,19 +82,13 @@ pub(super) async fn list(Extract(app): Extract<App>) -> Result<Json<Vec<RootInfo
 #[utoipa::path(post, path = "/v1/roots", tag = "roots", request_body = RootForm, responses(
     (status = 201, description = "Added", body = RootInfo,
         headers(("Location" = String, description = "The root's path"))),
-    (status = 400, description = "No JSON", body = Problem, content_type = "application/problem+json"),
-    (status = 408, description = "The body came too slowly", body = Problem,
-        content_type = "application/problem+json"),
+    BadBody,
     (status = 409, description = "The name is taken", body = Problem,
-        content_type = "application/problem+json"),
-    (status = 413, description = "The body is too large", body = Problem,
         content_type = "application/problem+json"),
     (status = 422, description = "A value breaks its rule, or the image can't be used",
         body = Problem, content_type = "application/problem+json"),
-    (status = 500, description = "It failed", body = Problem,
-        content_type = "application/problem+json"),
-    (status = 503, description = "leafblk is stopping or too busy", body = Problem,
-        content_type = "application/problem+json"),
+    Failed,
+    Unavailable,
 ))]
 pub(super) async fn add(
     Extract(app): Extract<App>,
@@ -108,8 +104,8 @@ pub(super) async fn add(
     params(("name" = String, Path, description = "The root")),
     responses(
         (status = 200, description = "The root", body = RootInfo),
-        (status = 404, description = "There is no such root", body = Problem,
-            content_type = "application/problem+json"),
+        NoSuchRoot,
+        Unavailable,
     ))]
 pub(super) async fn show(
     Extract(app): Extract<App>,
@@ -126,14 +122,11 @@ pub(super) async fn show(
     params(("name" = String, Path, description = "The root")),
     responses(
         (status = 204, description = "Removed"),
-        (status = 404, description = "There is no such root", body = Problem,
-            content_type = "application/problem+json"),
+        NoSuchRoot,
         (status = 409, description = "VMs have it, or another change is under way",
             body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "It failed", body = Problem,
-            content_type = "application/problem+json"),
-        (status = 503, description = "leafblk is stopping or too busy", body = Problem,
-            content_type = "application/problem+json"),
+        Failed,
+        Unavailable,
     ))]
 pub(super) async fn remove(
     Extract(app): Extract<App>,

@@ -1,42 +1,81 @@
 //! `/v1/stats`, `/v1/vms/{name}/map`, `/metrics`: what the host does, to be
 //! looked at again and again.
 
-use std::sync::{Mutex, PoisonError};
-
 use axum::extract::{FromRequestParts, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-use super::App;
 use super::json::{Json, Name};
 use super::problem::{Kind, Problem};
+use super::responses::{NoSuchVm, Unavailable};
+use super::{Access, App};
 use crate::config::name::NameOf;
 use crate::daemon::{Host, HostError, State as Life};
 use crate::disk::{CELLS_MAX, DiskMap};
-use crate::stats::{CacheStats, HostStats, ReactorStats, RootStats, VmStats, exposition};
+use crate::stats::{
+    CacheStats, Failed, HostStats, ReactorStats, RootStats, StateCounts, VmStats, exposition,
+};
 
 /// Cells of a map where no number is asked for.
 const CELLS_DEFAULT: u32 = 1024;
 
 impl HostStats {
-    /// The values at this moment. VMs and roots that are not served have none.
-    fn of(host: &Host) -> Self {
-        let vms = host.vms();
+    /// The values at this moment, for those who have such access. VMs and roots
+    /// that are not served are counted, and have no values.
+    fn of(host: &Host, access: Access) -> Self {
+        let (vms, roots) = (host.vms(), host.roots());
         let served = || vms.iter().filter_map(|view| Some((view.vm.as_ref()?, view.reactor?)));
         let reactors = host.reactors().iter().enumerate();
-        let roots = host.roots();
-        let roots = roots.iter().filter_map(|view| Some((view.root.as_ref()?, view.users.len())));
+        let open = roots.iter().filter_map(|view| Some((view.root.as_ref()?, view.users.len())));
+        let vm_states = vms.iter().map(|view| (&view.config.name, &view.state));
+        let root_states = roots.iter().map(|view| (&view.config.name, &view.state));
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: host.started().0.elapsed().as_secs_f64(),
             cache: CacheStats::read(host.cache(), served().map(|(vm, _)| &**vm.disk())),
             reactors: reactors.map(|(i, mail)| ReactorStats::read(i, mail.counters())).collect(),
-            roots: roots.map(|(root, vms)| RootStats::read(root.root(), vms)).collect(),
+            roots: open.map(|(root, vms)| RootStats::read(root.root(), vms)).collect(),
             vms: served().map(|(vm, reactor)| VmStats::read(vm.disk(), reactor)).collect(),
+            vm_states: count(vm_states.clone()),
+            root_states: count(root_states.clone()),
+            failed_vms: failed(vm_states, "vm", access),
+            failed_roots: failed(root_states, "root", access),
         }
     }
+}
+
+fn count<'a>(states: impl Iterator<Item = (&'a String, &'a Life)>) -> StateCounts {
+    let mut counts = StateCounts::default();
+    for (_, state) in states {
+        *match state {
+            Life::Attaching => &mut counts.attaching,
+            Life::Serving => &mut counts.serving,
+            Life::Changing => &mut counts.changing,
+            Life::Failed(_) => &mut counts.failed,
+        } += 1;
+    }
+    counts
+}
+
+fn failed<'a>(
+    states: impl Iterator<Item = (&'a String, &'a Life)>,
+    what: &str,
+    access: Access,
+) -> Vec<Failed> {
+    let failed = states.filter_map(|(name, state)| {
+        let Life::Failed(reason) = state else {
+            return None;
+        };
+        let reason = match access {
+            Access::Full => reason.clone(),
+            // It names files, and whoever has an account may read this.
+            Access::ReadOnly => format!("leafblk {what} show {name} says why"),
+        };
+        Some(Failed { name: name.clone(), reason })
+    });
+    failed.collect()
 }
 
 /// Show what the host does
@@ -44,18 +83,22 @@ impl HostStats {
 /// Counters since the start of the daemon, or since a VM was attached or reset.
 #[utoipa::path(get, path = "/v1/stats", tag = "host", responses(
     (status = 200, description = "All values", body = HostStats),
+    Unavailable,
 ))]
 pub(super) async fn stats(State(app): State<App>) -> Result<Json<HostStats>, Problem> {
-    app.look(|host| Ok(HostStats::of(host))).await.map(Json)
+    let access = app.access();
+    app.look(move |host| Ok(HostStats::of(host, access))).await.map(Json)
 }
 
 /// Show the same for Prometheus
 #[utoipa::path(get, path = "/metrics", tag = "host", responses(
     (status = 200, description = "Prometheus's text format 0.0.4", body = String,
         content_type = "text/plain"),
+    Unavailable,
 ))]
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
-    let text = app.look(|host| Ok(exposition::text(&HostStats::of(host)))).await?;
+    let access = app.access();
+    let text = app.look(move |host| Ok(exposition::text(&HostStats::of(host, access)))).await?;
     let kind = HeaderValue::from_static(exposition::CONTENT_TYPE);
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
@@ -96,22 +139,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Cells {
         (status = 200, description = "The map", body = DiskMap),
         (status = 400, description = "Not so many cells", body = Problem,
             content_type = "application/problem+json"),
-        (status = 404, description = "There is no such VM", body = Problem,
-            content_type = "application/problem+json"),
+        NoSuchVm,
         (status = 409, description = "The VM is not served", body = Problem,
             content_type = "application/problem+json"),
+        Unavailable,
     ))]
 pub(super) async fn map(
     State(app): State<App>,
     Name(name): Name,
     Cells(cells): Cells,
 ) -> Result<Json<DiskMap>, Problem> {
-    app.look(move |host| make_map(host, name, cells)).await.map(Json)
+    // One at a time: it is memory that reactors want in the CPU's cache too.
+    app.look_long(move |host| make_map(host, name, cells)).await.map(Json)
 }
 
 fn make_map(host: &Host, name: String, cells: u32) -> Result<DiskMap, HostError> {
-    /// One at a time: it is memory that reactors want in the CPU's cache too.
-    static TURN: Mutex<()> = Mutex::new(());
     let view = host.vm(&name)?;
     let Some(vm) = view.vm else {
         return Err(match view.state {
@@ -119,6 +161,5 @@ fn make_map(host: &Host, name: String, cells: u32) -> Result<DiskMap, HostError>
             _ => HostError::Busy { of: NameOf::Vm, name, doing: "attached" },
         });
     };
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(vm.disk().map(cells))
 }

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use super::App;
 use super::json::Json;
 use super::problem::Problem;
+use super::responses::Unavailable;
 use crate::cache::ArenaPages;
 use crate::daemon::{Host, State as Life};
 
@@ -203,6 +204,7 @@ impl Health {
 /// Show the host at a glance
 #[utoipa::path(get, path = "/v1/status", tag = "host", responses(
     (status = 200, description = "The host", body = Status),
+    Unavailable,
 ))]
 pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, Problem> {
     app.look(|host| Ok(Status::of(host))).await.map(Json)
@@ -221,7 +223,8 @@ pub(super) async fn version() -> Json<Version> {
 /// Asks each reactor for a sign of life.
 #[utoipa::path(get, path = "/v1/health", tag = "host", responses(
     (status = 200, description = "VMs are served: `ok` or `degraded`", body = Health),
-    (status = 503, description = "A reactor is stuck: `failing`", body = Health),
+    (status = 503, description = "A reactor is stuck: `failing`; or leafblk is too busy to say",
+        content((Health = "application/json"), (Problem = "application/problem+json"))),
 ))]
 pub(super) async fn health(State(app): State<App>) -> Result<Response, Problem> {
     let health = app.look(|host| Ok(Health::of(host))).await?;

@@ -137,7 +137,9 @@ fn flush_ahead(host: &Host) {
     });
 }
 
-/// Flushes and closes every leaf, whatever becomes of the others.
+/// Flushes and closes every leaf, whatever becomes of the others. An ephemeral
+/// one stays too: its guest may run on and wait for the next process, and only a
+/// detach says that it doesn't.
 fn close(vms: &[ListeningVm]) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
     for vm in vms {
@@ -145,7 +147,7 @@ fn close(vms: &[ListeningVm]) -> Result<(), Error> {
     }
     drop(out);
     let ended = side_by_side::map(vms.iter().collect(), |vm| {
-        vm.vm().end().inspect_err(|e| log::error!("{e}"))
+        vm.vm().close().inspect_err(|e| log::error!("{e}"))
     });
     ended.into_iter().collect()
 }

@@ -2,14 +2,14 @@
 //! with its socket and queues, so that `leafblk qemu-args NAME` needs nothing
 //! but the name.
 //!
-//! Information, not a lock: nobody decides by it whether a VM is served. The
-//! file appears whole (written beside, renamed) and goes with the value that
+//! Information, not a lock: nobody decides by it whether a VM is served. Who may
+//! connect to the socket may read the record, and nobody else. The file appears whole (written beside, renamed) and goes with the value that
 //! published it, unless another process has replaced it meanwhile. After a
 //! kill -9 it stays, and the next start overwrites it.
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -27,11 +27,20 @@ struct RecordForm {
 
 /// A record that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
-#[error("the record {} cannot be {operation} ({source}); check --runtime-dir", path.display())]
+#[error("the record {} cannot be {operation} ({source}); {}", path.display(), hint(source))]
 pub struct RecordError {
     path: PathBuf,
     operation: &'static str,
     source: io::Error,
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "run this as root, as the user that runs leafblk, or as a member of its socket-group"
+        }
+        _ => "check --runtime-dir",
+    }
 }
 
 /// A record that is there for as long as this value.
@@ -56,21 +65,26 @@ fn record_path(runtime_dir: &Path, vm: &str) -> PathBuf {
     runtime_dir.join(format!("{vm}.vm.toml"))
 }
 
-/// Writes the record of `endpoint` into `runtime_dir`, which exists.
+/// Writes the record of `endpoint` into `runtime_dir`, which exists: mode 0600,
+/// or 0640 for the members of `group`.
 ///
 /// # Errors
 /// [`RecordError`]; the VM works without its record.
-pub fn publish(runtime_dir: &Path, endpoint: &Endpoint) -> Result<PublishedRecord, RecordError> {
+pub fn publish(
+    runtime_dir: &Path,
+    endpoint: &Endpoint,
+    group: Option<u32>,
+) -> Result<PublishedRecord, RecordError> {
     let path = record_path(runtime_dir, &endpoint.vm);
     let error = |source| RecordError { path: path.clone(), operation: "written", source };
     let form = RecordForm { socket: endpoint.socket.clone(), queues: endpoint.queues };
     let text = toml::to_string(&form)
         .map_err(|source| error(io::Error::new(io::ErrorKind::InvalidInput, source)))?;
-    let identity = replace(&path, text.as_bytes()).map_err(error)?;
+    let identity = replace(&path, text.as_bytes(), group).map_err(error)?;
     Ok(PublishedRecord { path, identity })
 }
 
-fn replace(path: &Path, content: &[u8]) -> io::Result<(u64, u64)> {
+fn replace(path: &Path, content: &[u8], group: Option<u32>) -> io::Result<(u64, u64)> {
     let beside = path.with_extension(format!("new-{}", std::process::id()));
     let written = fs::File::options()
         .write(true)
@@ -79,6 +93,10 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<(u64, u64)> {
         .mode(0o600)
         .open(&beside)
         .and_then(|mut file| {
+            if let Some(group) = group {
+                fchown(&file, None, Some(group))?;
+                file.set_permissions(fs::Permissions::from_mode(0o640))?;
+            }
             file.write_all(content)?;
             file.metadata()
         })
@@ -129,7 +147,9 @@ mod tests {
     #[test]
     fn a_published_record_is_found_and_goes_with_its_value() {
         let dir = tempfile::tempdir().unwrap();
-        let record = publish(dir.path(), &endpoint(3)).unwrap();
+        let record = publish(dir.path(), &endpoint(3), None).unwrap();
+        let mode = fs::metadata(record_path(dir.path(), "web.1")).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
         assert_eq!(find(dir.path(), "web.1").unwrap(), Some(endpoint(3)));
         assert_eq!(find(dir.path(), "web").unwrap(), None);
         drop(record);
@@ -140,8 +160,8 @@ mod tests {
     #[test]
     fn a_record_that_was_replaced_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let old = publish(dir.path(), &endpoint(1)).unwrap();
-        let _new = publish(dir.path(), &endpoint(2)).unwrap();
+        let old = publish(dir.path(), &endpoint(1), None).unwrap();
+        let _new = publish(dir.path(), &endpoint(2), None).unwrap();
         drop(old);
         assert_eq!(find(dir.path(), "web.1").unwrap(), Some(endpoint(2)));
     }

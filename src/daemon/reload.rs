@@ -8,6 +8,7 @@
 
 use super::error::HostError;
 use super::host::{Host, State};
+use super::side_by_side;
 use super::table::{Cause, Configured, Life, Origin};
 use crate::config::{Config, RootConfig, RootEntry, VmConfig, VmEntry};
 
@@ -17,16 +18,16 @@ impl Host {
     pub(super) fn reload(&self, running: &Config, new: &Config) {
         self.table().configured = Configured::of(new);
         self.take_away(new);
-        for root in &new.roots {
+        side_by_side::map(new.roots.iter().collect(), |root| {
             if let Err(error) = self.reload_root(root) {
                 log::error!("reload: root {}: {error}", root.name);
             }
-        }
-        for vm in &new.vms {
+        });
+        side_by_side::map(new.vms.iter().collect(), |vm| {
             if let Err(error) = self.reload_vm(vm) {
                 log::error!("reload: VM {}: {error}", vm.name);
             }
-        }
+        });
         self.retry_failed();
         if let Err(error) = self.keep() {
             log::error!("reload: {error}");
@@ -68,12 +69,10 @@ impl Host {
     }
 
     fn reload_root(&self, new: &RootConfig) -> Result<(), HostError> {
-        let Ok(view) = self.root(&new.name) else {
-            return self.add_resolved(new.clone(), Cause::Configured);
+        let view = match self.root(&new.name) {
+            Ok(view) if !matches!(view.state, State::Failed(_)) => view,
+            _ => return self.add_configured(new),
         };
-        if matches!(view.state, State::Failed(_)) {
-            return self.add_resolved(new.clone(), Cause::Configured);
-        }
         if view.config != *new {
             log::warn!(
                 "reload: root {} is {} now; the old one is used until the next start",
@@ -89,13 +88,10 @@ impl Host {
     }
 
     fn reload_vm(&self, new: &VmConfig) -> Result<(), HostError> {
-        let entry = || VmEntry { name: new.name.clone(), ..VmEntry::default() };
-        let Ok(view) = self.vm(&new.name) else {
-            return self.attach_resolved(new.clone(), entry(), Cause::Configured);
+        let view = match self.vm(&new.name) {
+            Ok(view) if !matches!(view.state, State::Failed(_)) => view,
+            _ => return self.attach_configured(new),
         };
-        if matches!(view.state, State::Failed(_)) {
-            return self.attach_resolved(new.clone(), entry(), Cause::Configured);
-        }
         if !same_but_size(&view.config, new) {
             log::warn!(
                 "reload: VM {} has other settings now; they take effect when it is detached and \
@@ -110,6 +106,30 @@ impl Host {
             (row.origin, row.keep) = (Origin::Configuration, false);
         }
         self.reload_size(new)
+    }
+
+    /// Adds a root of the configuration; where that fails, it is known as failed.
+    fn add_configured(&self, new: &RootConfig) -> Result<(), HostError> {
+        let added = self.add_resolved(new.clone(), Cause::Configured);
+        if let Err(error) = &added
+            && !leaves_others_alone(error)
+        {
+            self.table().fail_root(new.clone(), Origin::Configuration, error.to_string());
+        }
+        added
+    }
+
+    /// As [`Self::add_configured`], for a VM.
+    fn attach_configured(&self, new: &VmConfig) -> Result<(), HostError> {
+        let entry = VmEntry { name: new.name.clone(), ..VmEntry::default() };
+        let attached = self.attach_resolved(new.clone(), entry.clone(), Cause::Configured);
+        if let Err(error) = &attached
+            && !leaves_others_alone(error)
+        {
+            let (origin, why) = (Origin::Configuration, error.to_string());
+            self.table().fail_vm(new.clone(), entry, origin, why);
+        }
+        attached
     }
 
     fn reload_size(&self, new: &VmConfig) -> Result<(), HostError> {
@@ -135,24 +155,30 @@ impl Host {
             let entry = |root: &RootConfig| (root.name.clone(), root.path.clone());
             roots.map(|root| entry(&root.config)).collect::<Vec<_>>()
         };
-        for (name, path) in roots {
+        side_by_side::map(roots, |(name, path)| {
             if let Err(error) = self.restore_root(&RootEntry { name: name.clone(), path }) {
                 log::error!("reload: root {name}: {error}");
             }
-        }
+        });
         let vms = {
             let table = self.table();
             let failed = |life: &Life<_>| matches!(life, Life::Failed(_));
             let vms = table.vms.values().filter(|vm| vm.row.keep && failed(&vm.row.life));
             vms.map(|vm| vm.entry.clone()).collect::<Vec<_>>()
         };
-        for entry in vms {
+        side_by_side::map(vms, |entry| {
             let name = entry.name.clone();
             if let Err(error) = self.restore_vm(entry) {
                 log::error!("reload: VM {name}: {error}");
             }
-        }
+        });
     }
+}
+
+/// Whether an error means that there is one by that name, which is not to be
+/// touched, or that nothing is to be added any more.
+fn leaves_others_alone(error: &HostError) -> bool {
+    matches!(error, HostError::Exists { .. } | HostError::Stopping)
 }
 
 impl Configured {

@@ -111,6 +111,21 @@ pub fn let_all_pass(directory: &Path) -> Result<(), SocketError> {
         .map_err(system(directory, "opened for the sockets' group"))
 }
 
+/// The directory on the way to `path` that members of `group` can't pass by its
+/// mode; `None` if there is none. What else they may be (another group's members,
+/// root) is not known.
+pub fn where_stopped(path: &Path, group: u32) -> Option<PathBuf> {
+    let passes = |directory: &&Path| {
+        // One that can't be looked at says nothing.
+        fs::metadata(directory).map_or(true, |meta| match meta.gid() == group {
+            true => meta.mode() & 0o010 != 0,
+            false => meta.mode() & 0o001 != 0,
+        })
+    };
+    let stop = path.ancestors().skip(1).find(|directory| !passes(directory));
+    stop.map(Path::to_owned)
+}
+
 /// A listening socket at a path that belongs to this value: dropping it removes
 /// the file, if it is still the same one, and then lets others have the path.
 #[derive(Debug)]

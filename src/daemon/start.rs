@@ -1,5 +1,6 @@
 //! The start: everything is looked at, then something is changed.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
@@ -91,6 +92,7 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     if runtime_dir_is_new {
         let_groups_pass(&config.runtime_dir, group, socket_group).map_err(Error::failure)?;
     }
+    warn_of_stops(config, group, socket_group);
     let engine = start_reactors(config, &cache)?;
     let mailboxes = engine.reactors.iter().map(|reactor| Arc::clone(reactor.mailbox())).collect();
     let acceptor = Acceptor::start().map_err(|source| {
@@ -121,6 +123,26 @@ fn let_groups_pass(
         (Some(group), None) | (None, Some(group)) => sockets::let_pass(runtime_dir, group),
         (Some(one), Some(other)) if one == other => sockets::let_pass(runtime_dir, one),
         (Some(_), Some(_)) => sockets::let_all_pass(runtime_dir),
+    }
+}
+
+/// Says which directories keep the groups from sockets that are theirs.
+fn warn_of_stops(config: &Config, control: Option<u32>, vms: Option<u32>) {
+    let control_socket = config.control.as_ref().map(|control| control.socket.clone());
+    // VMs that come later have theirs here.
+    let default = config.runtime_dir.join("NAME.sock");
+    let sockets = config.vms.iter().map(|vm| vm.socket.clone()).chain([default]);
+    let of_vms = sockets.map(|socket| ("socket-group", vms, socket));
+    let all = control_socket.map(|socket| ("control-group", control, socket)).into_iter();
+    let stops = all.chain(of_vms).filter_map(|(setting, group, socket)| {
+        Some((setting, sockets::where_stopped(&socket, group?)?))
+    });
+    for (setting, directory) in stops.collect::<BTreeSet<_>>() {
+        let directory = directory.display();
+        log::warn!(
+            "members of the {setting} can't reach their sockets: {directory} doesn't let them \
+             pass; chmod o+x {directory}, or choose a directory that does"
+        );
     }
 }
 
@@ -260,14 +282,14 @@ impl Host {
     /// configuration gives way to it, and is forgotten. The file is not written
     /// before everything is in the table again.
     fn restore(&self, attached: Attached) {
-        let mut forgotten = false;
-        for root in attached.roots {
-            forgotten |= self.restored(NameOf::Root, &root.name, self.restore_root(&root));
-        }
-        for vm in attached.vms {
+        let roots = side_by_side::map(attached.roots, |root| {
+            self.restored(NameOf::Root, &root.name, self.restore_root(&root))
+        });
+        let vms = side_by_side::map(attached.vms, |vm| {
             let name = vm.name.clone();
-            forgotten |= self.restored(NameOf::Vm, &name, self.restore_vm(vm));
-        }
+            self.restored(NameOf::Vm, &name, self.restore_vm(vm))
+        });
+        let forgotten = roots.into_iter().chain(vms).any(|forgotten| forgotten);
         if forgotten && let Err(error) = self.keep() {
             log::error!("{error}");
         }

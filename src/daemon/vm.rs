@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::record::{self, PublishedRecord};
 use super::sockets::OwnedSocket;
+use crate::config::size::format_size;
 use crate::config::{Endpoint, VmConfig};
 use crate::disk::{CachedRoot, Disk};
 use crate::error::Error;
 use crate::leaf::{self, Leaf, LeafError, OpenOptions};
 use crate::reactor::Mailbox;
 use crate::root::Root;
+use crate::units::SECTOR_SIZE;
 use crate::vhost_user::FrontendLink;
 
 /// A VM whose settings have been held against its root and its files.
@@ -46,11 +48,7 @@ impl PlannedVm {
             // Looks, and lets go: opening for use comes when all VMs are right.
             let options = OpenOptions { live_map: None, read_only: true };
             let leaf = Leaf::open(&config.leaf, root.identity(), &options);
-            let leaf = leaf.map_err(Error::failure)?;
-            if let Some(asked) = config.size.filter(|size| *size != leaf.sectors() * 512) {
-                let (path, have) = (config.leaf.clone(), leaf.sectors() * 512);
-                return Err(Error::failure(LeafError::OtherSize { path, have, asked }));
-            }
+            check_size(&config, &leaf.map_err(Error::failure)?).map_err(Error::failure)?;
         }
         Ok(Self { config, size_bytes })
     }
@@ -67,7 +65,7 @@ impl PlannedVm {
                 Error::failure(format!("{error}; {hint}"))
             })?;
         }
-        Ok(BoundVm { plan: self, socket })
+        Ok(BoundVm { plan: self, socket, group })
     }
 
     fn open_leaf(&self, root: &Root, runtime_dir: &Path) -> Result<Option<Leaf>, Error> {
@@ -78,8 +76,37 @@ impl PlannedVm {
             }
             leaf::create(&config.leaf, self.size_bytes, root.identity()).map_err(Error::failure)?;
         }
-        open_leaf(config, root, runtime_dir).map(Some)
+        let leaf = open_leaf(config, root, runtime_dir)?;
+        grow(config, &leaf).inspect_err(|_| drop(leaf.close()))?;
+        Ok(Some(leaf))
     }
+}
+
+/// Whether an existing leaf can have the size that is asked for: its own, or a
+/// larger one, to which it grows.
+fn check_size(config: &VmConfig, leaf: &Leaf) -> Result<(), LeafError> {
+    let (path, have) = (config.leaf.clone(), leaf.sectors() * SECTOR_SIZE);
+    let asked = config.size.unwrap_or(have);
+    if asked < have || (config.readonly && asked != have) {
+        return Err(LeafError::OtherSize { path, have, asked });
+    }
+    let most = leaf.size_max();
+    if asked > most {
+        return Err(LeafError::NoRoom { path, asked, most });
+    }
+    Ok(())
+}
+
+/// Makes an existing leaf as large as is asked for.
+fn grow(config: &VmConfig, leaf: &Leaf) -> Result<(), Error> {
+    let have = leaf.sectors() * SECTOR_SIZE;
+    let Some(asked) = config.size.filter(|asked| *asked > have) else {
+        return Ok(());
+    };
+    leaf.grow(asked).map_err(Error::failure)?;
+    let (name, have, asked) = (&config.name, format_size(have), format_size(asked));
+    log::info!("VM {name}: its disk had {have} and has {asked} now, as its size says");
+    Ok(())
 }
 
 fn open_leaf(config: &VmConfig, root: &Root, runtime_dir: &Path) -> Result<Leaf, Error> {
@@ -94,6 +121,8 @@ fn open_leaf(config: &VmConfig, root: &Root, runtime_dir: &Path) -> Result<Leaf,
 pub(super) struct BoundVm {
     plan: PlannedVm,
     socket: OwnedSocket,
+    /// Who may use the socket beside its owner.
+    group: Option<u32>,
 }
 
 impl BoundVm {
@@ -118,7 +147,7 @@ impl BoundVm {
             socket: config.socket.clone(),
             queues: config.queues,
         };
-        let record = record::publish(runtime_dir, &endpoint).map_err(Error::failure)?;
+        let record = record::publish(runtime_dir, &endpoint, self.group).map_err(Error::failure)?;
         let disk = Disk::new(config.name.clone(), Arc::clone(root), leaf, config.readonly);
         let vm = Arc::new(Vm::new(config, disk, reactor));
         Ok(ListeningVm { vm, socket: self.socket, _record: record })
@@ -251,7 +280,7 @@ impl Vm {
         result.map_err(Error::failure)
     }
 
-    /// Closes the leaf for good: an ephemeral one is thrown away.
+    /// Closes the leaf for good, at a detach: an ephemeral one is thrown away.
     ///
     /// # Errors
     /// As [`Self::close`], and as unlink(2).

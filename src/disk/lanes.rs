@@ -2,7 +2,7 @@
 //! at once, zeroing, flushes, write-back.
 //!
 //! A *lane* is one thread with a queue, started when there is work and gone
-//! after some seconds without. Each VM has its own, so that one VM's slow sync
+//! after some seconds without, or when its VM is. Each VM has its own, so that one VM's slow sync
 //! delays no other; and three of them, so that its flush doesn't queue behind
 //! its writes. What is queued is bounded by the requests that a VM may have in
 //! flight.
@@ -52,6 +52,8 @@ struct Job {
 struct Queue {
     jobs: VecDeque<Job>,
     running: bool,
+    /// There will be no more: the thread ends when it has done what there is.
+    closing: bool,
 }
 
 struct Lane {
@@ -128,6 +130,17 @@ impl Lanes {
     }
 }
 
+impl Drop for Lanes {
+    /// Ends idle threads at once, since a frontend can come and go a thousand
+    /// times in the time that they would stay. Waits for none of them.
+    fn drop(&mut self) {
+        for lane in [&self.write, &self.flush, &self.write_back] {
+            lane.queue.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
+            lane.wake.notify_one();
+        }
+    }
+}
+
 impl Lane {
     fn run(&self, leaf: &Leaf, report: &dyn Report) {
         while let Some(job) = self.next() {
@@ -142,7 +155,7 @@ impl Lane {
                     ranges.as_slice().iter().try_for_each(|range| leaf.write_zeroes(*range))
                 }
                 Work::Flush => leaf.flush(),
-                Work::WriteBack => leaf.start_write_back(true).map_err(|source| {
+                Work::WriteBack => leaf.start_write_back().map_err(|source| {
                     let (path, operation) = (leaf.path().to_owned(), "write back");
                     LeafError::Io { path, operation, source }
                 }),
@@ -160,6 +173,10 @@ impl Lane {
             if let Some(job) = queue.jobs.pop_front() {
                 return Some(job);
             }
+            if queue.closing {
+                queue.running = false;
+                return None;
+            }
             let waited = self.wake.wait_timeout(queue, IDLE);
             let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             queue = woken;
@@ -167,6 +184,50 @@ impl Lane {
                 queue.running = false;
                 return None;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::leaf::{OpenOptions, create};
+    use crate::root::RootIdentity;
+
+    struct Tell(Sender<u32>);
+
+    impl Report for Tell {
+        fn done(&self, token: u32, _: Result<(), LeafError>, _: Vec<GuestBuf>) {
+            let _ = self.0.send(token);
+        }
+    }
+
+    #[test]
+    fn threads_end_with_their_lanes_after_what_they_were_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.leaf");
+        let root = RootIdentity { len_bytes: 1 << 20, fingerprint: [1; 32], name: "r".into() };
+        create(&path, 1 << 20, &root).unwrap();
+        let leaf = Arc::new(Leaf::open(&path, &root, &OpenOptions::default()).unwrap());
+        let (sender, done) = channel();
+        let lanes = Lanes::new(Arc::clone(&leaf), Arc::new(Tell(sender)));
+        let range = SectorRange::whole(8).unwrap();
+        let mut bytes = vec![0; 4096];
+        let buf = GuestBuf::new(bytes.as_mut_ptr(), bytes.len());
+        for work in [Work::Write(range, vec![buf]), Work::Flush, Work::WriteBack] {
+            // SAFETY: the buffer is as long as the range, and is kept until the end.
+            unsafe { lanes.submit(work, false, 7) };
+        }
+        drop(lanes);
+        (0..3).for_each(|_| assert_eq!(done.recv(), Ok(7)));
+        // Each thread holds the leaf; idle ones would for seconds.
+        let begun = Instant::now();
+        while Arc::strong_count(&leaf) > 1 {
+            assert!(begun.elapsed() < IDLE / 2, "{} threads stay", Arc::strong_count(&leaf) - 1);
+            std::thread::yield_now();
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod lanes;
 mod map;
 mod transfer;
 
+use std::io;
 use std::sync::Arc;
 
 pub use buffers::{Ahead, BufCursor};
@@ -19,7 +20,7 @@ pub use counters::Counters;
 pub use map::{CELLS_MAX, DiskMap};
 
 use crate::cache::RootCache;
-use crate::leaf::Leaf;
+use crate::leaf::{Leaf, WriteCache};
 use crate::logging::limit::Limit;
 use crate::root::Root;
 use crate::units::{Sector, SectorRange};
@@ -129,6 +130,24 @@ impl Disk {
     /// The leaf, if there is one.
     pub fn leaf(&self) -> Option<&Arc<Leaf>> {
         self.leaf.as_ref()
+    }
+
+    /// What the guest last made of its write cache, as far as that is known.
+    /// Without writes it makes no difference.
+    pub fn write_cache(&self) -> WriteCache {
+        self.written_leaf().map_or(WriteCache::On, |leaf| leaf.write_cache())
+    }
+
+    /// Remembers it, for whoever serves the disk next.
+    ///
+    /// # Errors
+    /// As [`Leaf::set_write_cache`].
+    pub fn set_write_cache(&self, write_cache: WriteCache) -> io::Result<()> {
+        self.written_leaf().map_or(Ok(()), |leaf| leaf.set_write_cache(write_cache))
+    }
+
+    fn written_leaf(&self) -> Option<&Arc<Leaf>> {
+        self.leaf.as_ref().filter(|_| !self.read_only)
     }
 
     /// What was served from where.

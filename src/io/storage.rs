@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::OnceLock;
 
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 
@@ -18,7 +19,8 @@ use crate::virtqueue::GuestBuf;
 pub const BUFS_MAX: usize = 1024;
 
 /// One file, at positions. Calls that succeed may be short, as read(2) and
-/// write(2) are; EINTR is retried inside.
+/// write(2) are. EINTR is retried inside, but for a sync: an error that an
+/// interrupted one has met would not be told again.
 pub trait Storage: Send + Sync + Debug {
     /// Reads into `bufs`; with `nowait` fails with EAGAIN rather than wait for
     /// a disk.
@@ -51,12 +53,14 @@ pub trait Storage: Send + Sync + Debug {
     /// As fallocate(2): EOPNOTSUPP where the file system can't.
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Asks for write-back of the range to begin; with `wait`, waits for what
-    /// is under way before and after.
+    /// Writes back what is dirty of the range, and waits for that and for what
+    /// was under way before. False where there is no such call: nothing is done.
     ///
     /// # Errors
-    /// As sync_file_range(2).
-    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()>;
+    /// The disk's or the file system's, whichever they are. One that the kernel
+    /// has noted for the file is [`Self::sync_data`]'s to tell as well: neither
+    /// takes it from the other.
+    fn write_back(&self, offset: u64, len: u64) -> io::Result<bool>;
 
     /// Makes the file so long: cut off, or with a hole at its end.
     ///
@@ -141,7 +145,53 @@ pub fn zero(storage: &dyn Storage, offset: u64, len: u64) -> io::Result<()> {
 
 /// The real file.
 #[derive(Debug)]
-pub struct FileStorage(pub File);
+pub struct FileStorage {
+    file: File,
+    /// The same file, opened once more: `None` where that, or write-back, can't
+    /// be had. The kernel tells a write-back error once to each *opening* of a
+    /// file; sync_file_range(2) on the one that fdatasync(2) uses would take it
+    /// from there, and the sync would succeed without the data.
+    back: OnceLock<Option<File>>,
+}
+
+impl FileStorage {
+    /// Storage in `file`, which is open for what is to be done.
+    pub fn new(file: File) -> Self {
+        Self { file, back: OnceLock::new() }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file, given back.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
+    fn opened_for_write_back(&self) -> Option<&File> {
+        let open = || -> io::Result<File> {
+            // By its descriptor: its name may be another file's by now.
+            let file = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+            // Without flags it does nothing: an error is about the call.
+            sync_file_range(&file, 0, 0, 0)?;
+            Ok(file)
+        };
+        let opened = self.back.get_or_init(|| {
+            let warn = |e: &io::Error| log::warn!("no write-back ahead of flushes: {e}");
+            open().inspect_err(warn).ok()
+        });
+        opened.as_ref()
+    }
+}
+
+fn sync_file_range(file: &File, offset: u64, len: u64, flags: u32) -> io::Result<()> {
+    let (offset, len) = (offset_of(offset)?, offset_of(len)?);
+    // SAFETY: a plain system call on an open descriptor.
+    let call = || unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) as isize };
+    retrying(call).map(drop)
+}
 
 /// Runs a system call until it isn't interrupted.
 fn retrying(mut call: impl FnMut() -> isize) -> io::Result<usize> {
@@ -175,7 +225,7 @@ impl Storage for FileStorage {
         let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
         // SAFETY: `count` entries stand at `iov`; their buffers are valid by
         // this method's contract.
-        retrying(|| unsafe { libc::preadv2(self.0.as_raw_fd(), iov, count, offset, flags) })
+        retrying(|| unsafe { libc::preadv2(self.file.as_raw_fd(), iov, count, offset, flags) })
     }
 
     #[inline]
@@ -183,49 +233,77 @@ impl Storage for FileStorage {
         let (iov, count) = iovecs(bufs);
         let offset = offset_of(offset)?;
         // SAFETY: as in `read_into`.
-        retrying(|| unsafe { libc::pwritev(self.0.as_raw_fd(), iov, count, offset) })
+        retrying(|| unsafe { libc::pwritev(self.file.as_raw_fd(), iov, count, offset) })
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        Ok(fdatasync(&self.0)?)
+        Ok(fdatasync(&self.file)?)
     }
 
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::io::retry_on_intr(|| fallocate(&self.0, flags, offset, len))?)
+        Ok(rustix::io::retry_on_intr(|| fallocate(&self.file, flags, offset, len))?)
     }
 
-    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
-        let mut flags = libc::SYNC_FILE_RANGE_WRITE;
-        if wait {
-            flags |= libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-        }
-        let (offset, len) = (offset_of(offset)?, offset_of(len)?);
-        // SAFETY: a plain system call on an open descriptor.
-        retrying(|| unsafe {
-            libc::sync_file_range(self.0.as_raw_fd(), offset, len, flags) as isize
-        })?;
-        Ok(())
+    fn write_back(&self, offset: u64, len: u64) -> io::Result<bool> {
+        const FLAGS: u32 = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let Some(file) = self.opened_for_write_back() else {
+            return Ok(false);
+        };
+        sync_file_range(file, offset, len, FLAGS)?;
+        Ok(true)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        Ok(rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&self.0, len))?)
+        Ok(rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&self.file, len))?)
     }
 
     fn len_bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        Ok(std::os::unix::fs::MetadataExt::blocks(&self.0.metadata()?) * 512)
+        Ok(std::os::unix::fs::MetadataExt::blocks(&self.file.metadata()?) * 512)
     }
 
     fn unlock(&self) {
         // Closing the file gives it up in any case.
-        let _ = self.0.unlock();
+        let _ = self.file.unlock();
     }
 
     fn raw_fd(&self) -> Option<RawFd> {
-        Some(self.0.as_raw_fd())
+        Some(self.file.as_raw_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A write-back error is told once to each opening of a file; what shows
+    /// that there are two is flock(2), which keeps openings apart likewise.
+    #[test]
+    fn write_back_has_an_opening_of_its_own_and_holds_no_lock() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let storage = FileStorage::new(named.reopen().unwrap());
+        storage.file.lock().unwrap();
+        write_all(&storage, &[7; 8192], 0).unwrap();
+        // The leaf may have been replaced: it is this file that counts.
+        named.close().unwrap();
+        assert!(storage.write_back(0, 8192).unwrap());
+        let back = storage.opened_for_write_back().unwrap();
+        assert!(back.try_lock_shared().is_err(), "the same opening would share the lock");
+        assert_eq!(back.metadata().unwrap().len(), 8192);
+        storage.unlock();
+        assert!(back.try_lock_shared().is_ok());
+    }
+
+    #[test]
+    fn what_has_no_write_back_says_so_and_fails_nothing() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let pipe = FileStorage::new(File::from(std::os::fd::OwnedFd::from(reader)));
+        assert!(!pipe.write_back(0, 4096).unwrap());
     }
 }

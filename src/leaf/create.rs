@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::header::{self, Header};
-use super::{LeafError, map_len_bytes};
+use super::{LeafError, WriteCache, map_len_bytes};
 use crate::io::storage::{FileStorage, Storage, write_all};
 use crate::root::RootIdentity;
 
@@ -55,6 +55,7 @@ fn new_header(virtual_size: u64, root: &RootIdentity) -> Result<Header, LeafErro
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok(Header {
         clean: true,
+        write_cache: WriteCache::Unknown,
         compatible: 0,
         map_void: false,
         uuid: *uuid::Uuid::new_v4().as_bytes(),
@@ -85,7 +86,7 @@ fn write_new(path: &Path, header: &Header) -> io::Result<()> {
     name.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
     let temporary = directory.join(name);
     let file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let result = write_header(&FileStorage(file), header).and_then(|()| {
+    let result = write_header(&FileStorage::new(file), header).and_then(|()| {
         // A link, not a rename: it doesn't replace what came there meanwhile.
         std::fs::hard_link(&temporary, path)
     });

@@ -9,6 +9,20 @@ use crate::sync::atomic::Ordering;
 use crate::units::{Sector, SectorRange};
 use crate::virtqueue::GuestBuf;
 
+/// Bytes that one write to the storage has: the file's lock is held for so long
+/// at a time, however large the request. Tests try it with small ones.
+const STEP_BYTES: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
+
+/// How many of the buffers make up a step: at least one, if there is any.
+fn in_a_step(bufs: &[GuestBuf]) -> usize {
+    let mut len = 0;
+    let more = |buf: &&GuestBuf| {
+        len += buf.len();
+        len <= STEP_BYTES
+    };
+    bufs.iter().take_while(more).count().max(1).min(bufs.len())
+}
+
 impl Leaf {
     /// Reads held sectors. May be short; with `nowait`, `WouldBlock` where the
     /// data isn't in the page cache.
@@ -40,13 +54,20 @@ impl Leaf {
         let mut first = GuestBuf::new(std::ptr::null_mut(), 0);
         while done < range.byte_len() {
             let offset = self.data_offset(range.start()) + done;
-            // A short write may have ended inside a buffer: its rest goes alone.
+            while first.len() == 0
+                && let Some((buf, more)) = rest.split_first()
+                && !(1..=STEP_BYTES).contains(&buf.len())
+            {
+                (first, rest) = (*buf, more);
+            }
+            // The rest of a buffer goes alone: a short write may have ended
+            // inside it, or it is longer than a step.
             // SAFETY: by this function's contract.
             let count = unsafe {
                 if first.len() > 0 {
-                    self.storage.write_from(&[first], offset)
+                    self.storage.write_from(&[first.take(STEP_BYTES)], offset)
                 } else {
-                    self.storage.write_from(rest, offset)
+                    self.storage.write_from(&rest[..in_a_step(rest)], offset)
                 }
             };
             let mut count = match count {
@@ -86,7 +107,7 @@ impl Leaf {
     /// An error after part of the range may have changed. Sectors that were
     /// held already show it, so the next flush has something to make durable:
     /// what a guest read before a flush must not change after a loss of power.
-    fn unfinished(&self, operation: &'static str, source: io::Error) -> LeafError {
+    pub(super) fn unfinished(&self, operation: &'static str, source: io::Error) -> LeafError {
         self.written.fetch_add(1, Ordering::Release);
         self.io(operation, source)
     }

@@ -82,13 +82,23 @@ impl Leaf {
         result.map(|()| next)
     }
 
+    /// Makes the file durable; what was not durable before is only counted on
+    /// after this.
+    ///
+    /// # Errors
+    /// The disk's, which poison the leaf; [`LeafError::Poisoned`] where a
+    /// write-back beside it met one.
     pub(super) fn sync(&self) -> Result<(), LeafError> {
         self.storage.sync_data().map_err(|source| {
             // The kernel forgets what it could not write: a second try would
             // succeed without the data (fsync(2), "EIO").
             self.poison();
             self.io("sync", source)
-        })
+        })?;
+        // A sync finds nothing wrong with pages that a write-back beside it has
+        // just dropped. That one's answer may come after the sync's.
+        drop(self.writing_back.lock());
+        self.check_not_poisoned()
     }
 }
 

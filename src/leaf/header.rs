@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | 0 | 8 | magic `LEAFBLK\0` |
 //! | 8 | 4 | format version, 1 |
-//! | 12 | 4 | flags: bit 0, clean |
+//! | 12 | 4 | flags: bit 0, clean; bits 1 and 2, the guest's write cache is on, off |
 //! | 16 | 8 | compatible feature bits: may be ignored |
 //! | 24 | 8 | incompatible feature bits: one that is not known refuses the leaf; bit 0, the map is void |
 //! | 32 | 16 | UUID |
@@ -23,6 +23,7 @@
 //! All numbers little-endian. Identity first, then what changes, then the
 //! root's description, so that `hexdump -C | head` tells what a file is.
 
+use super::WriteCache;
 use crate::root::RootIdentity;
 
 /// Length of one copy.
@@ -32,6 +33,8 @@ pub const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"LEAFBLK\0";
 const FLAG_CLEAN: u32 = 1;
+const FLAG_WRITE_CACHE_ON: u32 = 2;
+const FLAG_WRITE_CACHE_OFF: u32 = 4;
 /// Incompatible: the presence map in the file counts as empty.
 const FEATURE_MAP_VOID: u64 = 1;
 const NAME_OFFSET: usize = 130;
@@ -44,13 +47,15 @@ const _: () = assert!(NAME_OFFSET + NAME_MAX == 384 && CRC_OFFSET == 4092);
 pub struct Header {
     /// Everything written was flushed when the leaf was last closed.
     pub clean: bool,
+    /// What the guest had made of its write cache when the leaf was closed.
+    pub write_cache: WriteCache,
     /// Bits that a reader may ignore.
     pub compatible: u64,
     /// A reset has begun and is to be completed: the map counts as empty.
     pub map_void: bool,
     /// The leaf's identity.
     pub uuid: [u8; 16],
-    /// Grows with each header write.
+    /// Grows with each header, but for one that is written to both copies.
     pub generation: u64,
     /// Size of the disk in bytes.
     pub virtual_size: u64,
@@ -96,7 +101,7 @@ impl Header {
         }
         put(0, &MAGIC);
         put(8, &VERSION.to_le_bytes());
-        put(12, &(if self.clean { FLAG_CLEAN } else { 0 }).to_le_bytes());
+        put(12, &self.flags().to_le_bytes());
         put(16, &self.compatible.to_le_bytes());
         put(24, &(if self.map_void { FEATURE_MAP_VOID } else { 0 }).to_le_bytes());
         put(32, &self.uuid);
@@ -137,8 +142,14 @@ impl Header {
         }
         let name_len = usize::from(u16::from_le_bytes(number(bytes, 128)));
         let name = bytes.get(NAME_OFFSET..NAME_OFFSET + name_len.min(NAME_MAX));
+        let flags = u32::from_le_bytes(number(bytes, 12));
         let header = Self {
-            clean: u32::from_le_bytes(number(bytes, 12)) & FLAG_CLEAN != 0,
+            clean: flags & FLAG_CLEAN != 0,
+            write_cache: match flags & (FLAG_WRITE_CACHE_ON | FLAG_WRITE_CACHE_OFF) {
+                FLAG_WRITE_CACHE_ON => WriteCache::On,
+                FLAG_WRITE_CACHE_OFF => WriteCache::Off,
+                _ => WriteCache::Unknown,
+            },
             compatible: u64::from_le_bytes(number(bytes, 16)),
             map_void: incompatible & FEATURE_MAP_VOID != 0,
             uuid: number(bytes, 32),
@@ -154,6 +165,16 @@ impl Header {
             },
         };
         if header.is_sane() { Ok(header) } else { Err(HeaderError::Damaged) }
+    }
+
+    fn flags(&self) -> u32 {
+        let clean = if self.clean { FLAG_CLEAN } else { 0 };
+        clean
+            | match self.write_cache {
+                WriteCache::Unknown => 0,
+                WriteCache::On => FLAG_WRITE_CACHE_ON,
+                WriteCache::Off => FLAG_WRITE_CACHE_OFF,
+            }
     }
 
     fn is_sane(&self) -> bool {

@@ -19,17 +19,22 @@
 
 mod owner;
 mod pages;
+pub(super) mod place;
 #[cfg_attr(leafblk_loom, path = "live_map/words_loom.rs")]
 mod words;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
 pub(super) use self::owner::Owner;
 use self::words::Words;
+use super::WriteCache;
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::units::SectorRange;
 
@@ -40,6 +45,21 @@ pub(super) const PAGE_LEN: usize = if cfg!(leafblk_loom) { 16 } else { 4096 };
 pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
 /// Sectors that a map page covers.
 pub(super) const PAGE_SECTORS: u64 = PAGE_LEN as u64 * 8;
+
+/// Pages that are marked before others may have their turn: 1 GiB of disk, some
+/// 50 µs, of which a new page's allocation is most. Tests try it page by page.
+const STEP_PAGES: u64 = if cfg!(test) { 1 } else { 64 };
+
+/// The range in the steps in which it is marked: each ends at a page's end.
+pub(super) fn steps(range: SectorRange) -> impl Iterator<Item = SectorRange> {
+    const STEP_SECTORS: u64 = STEP_PAGES * PAGE_SECTORS;
+    let mut rest = range;
+    std::iter::from_fn(move || {
+        let (step, later) = rest.split_at(STEP_SECTORS - rest.start().0 % STEP_SECTORS);
+        rest = later;
+        (!step.is_empty()).then_some(step)
+    })
+}
 
 /// A set of bits that threads share.
 #[derive(Debug)]
@@ -66,6 +86,9 @@ impl AtomicBits {
 #[derive(Debug)]
 pub(super) struct LiveMap {
     file: File,
+    /// Whether the map was made nobody's, which it then stays. Held while its
+    /// owner is written.
+    disowned: Mutex<bool>,
     words: Words,
     pages: AtomicUsize,
     pages_max: usize,
@@ -84,8 +107,8 @@ fn first_word(start: u64, count: u64) -> (u64, u64) {
 }
 
 impl LiveMap {
-    /// An empty map of `sectors` sectors in a new file at `path` (which is
-    /// replaced), or in anonymous memory; it may grow to `pages_max` pages.
+    /// An empty map of `sectors` sectors in a new file at `path`, or in anonymous
+    /// memory; it may grow to `pages_max` pages.
     pub(super) fn create(
         path: Option<&Path>,
         owner: &Owner,
@@ -93,13 +116,7 @@ impl LiveMap {
         pages_max: usize,
     ) -> io::Result<Self> {
         let file = match path {
-            Some(path) => {
-                match std::fs::remove_file(path) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                    _ => {}
-                }
-                open_options().create_new(true).open(path)?
-            }
+            Some(path) => place::create(path, owner)?,
             None => File::from(memfd_create("leafblk-map", MemfdFlags::CLOEXEC)?),
         };
         ftruncate(&file, file_len(sectors))?;
@@ -108,27 +125,29 @@ impl LiveMap {
         Self::map(file, sectors, pages_max)
     }
 
-    /// The map that an earlier daemon left at `path`, if it is `owner`'s.
+    /// The map that an earlier daemon left for `owner`, in the directory of
+    /// `path`. It is at `path` then, unless it is only to be read.
     pub(super) fn take_over(
         path: &Path,
         owner: &Owner,
         sectors: u64,
         pages_max: usize,
+        read_only: bool,
     ) -> io::Result<Option<Self>> {
-        let file = match open_options().open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        if !Self::is_owned(&file, owner, sectors)? {
+        let Some(file) = place::open(path, owner, sectors, read_only)? else {
             return Ok(None);
-        }
+        };
         let map = Self::map(file, sectors, pages_max)?;
         for page in 0..map.pages() {
             // SEEK_DATA would skip more cleverly; a take-over is rare.
             map.adopt_page(page)?;
         }
         Ok(Some(map))
+    }
+
+    /// Removes the map's file, if it is the one at `path`.
+    pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
+        place::remove(path, &self.file)
     }
 
     /// Whether the file is a live map of `owner`'s.
@@ -144,6 +163,7 @@ impl LiveMap {
         Ok(Self {
             words: Words::of_file(&file, PAGE_LEN as u64, words)?,
             file,
+            disowned: Mutex::default(),
             pages: AtomicUsize::new(pages),
             pages_max,
             summary: AtomicBits::new(pages_max)?,
@@ -174,15 +194,36 @@ impl LiveMap {
         Owner::is_being_replaced(&self.file)
     }
 
-    /// Makes the map this owner's, and nobody else's.
-    pub(super) fn own(&self, owner: &Owner) -> io::Result<()> {
-        owner.write_to(&self.file)
+    /// Makes the map this owner's, and nobody else's. False if it is nobody's
+    /// for good.
+    pub(super) fn own(&self, owner: &Owner) -> io::Result<bool> {
+        self.unless_disowned(|| owner.write_to(&self.file))
     }
 
     /// Makes the map, beside its owner's, that of a header that is about to be
-    /// written, for so many sectors.
-    pub(super) fn announce(&self, owner: &Owner, sectors: u64) -> io::Result<()> {
-        owner.announce_in(&self.file, sectors)
+    /// written, for so many sectors. False if it is nobody's for good.
+    pub(super) fn announce(&self, owner: &Owner, sectors: u64) -> io::Result<bool> {
+        self.unless_disowned(|| owner.announce_in(&self.file, sectors))
+    }
+
+    fn unless_disowned(&self, write: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
+        let disowned = self.disowned.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*disowned {
+            write()?;
+        }
+        Ok(!*disowned)
+    }
+
+    /// Notes what the guest has made of its write cache.
+    pub(super) fn note_write_cache(&self, write_cache: WriteCache) -> io::Result<()> {
+        self.file.write_all_at(&[write_cache as u8], owner::WRITE_CACHE_OFFSET)
+    }
+
+    /// What was noted of it.
+    pub(super) fn write_cache(&self) -> io::Result<WriteCache> {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, owner::WRITE_CACHE_OFFSET)?;
+        Ok(WriteCache::from_byte(byte[0]))
     }
 
     #[inline]
@@ -234,11 +275,10 @@ impl LiveMap {
         (wanted.unwrap_or(false), sector - range.start().0)
     }
 
-    /// Marks the range as held; returns how many of its sectors were not.
-    ///
-    /// # Errors
-    /// ENOSPC where the tmpfs is full: then nothing of the page is marked.
-    pub(super) fn set(&self, range: SectorRange) -> io::Result<u64> {
+    /// Marks the range as held; returns how many of its sectors were not, and
+    /// whether all are now: ENOSPC where the tmpfs is full. Then what comes
+    /// before the first page that there is no space for is marked.
+    pub(super) fn set(&self, range: SectorRange) -> (u64, io::Result<()>) {
         let end = range.end().0;
         let mut sector = range.start().0;
         let mut added = 0;
@@ -246,7 +286,9 @@ impl LiveMap {
             let page = Self::page_of(sector);
             if !self.summary.is_set(page) {
                 let offset = (page + 1) as u64 * PAGE_LEN as u64;
-                allocate(&self.file, offset)?;
+                if let Err(error) = allocate(&self.file, offset) {
+                    return (added, Err(error));
+                }
                 self.summary.set(page);
             }
             let page_end = end.min((sector / PAGE_SECTORS + 1) * PAGE_SECTORS);
@@ -265,7 +307,7 @@ impl LiveMap {
                 self.changed.set(page);
             }
         }
-        Ok(added)
+        (added, Ok(()))
     }
 
     /// Map pages in all.
@@ -299,8 +341,10 @@ impl LiveMap {
         None
     }
 
-    /// Makes the map nobody's, so that no later daemon takes it over.
+    /// Makes the map nobody's for good, so that no later daemon takes it over.
     pub(super) fn disown(&self) -> io::Result<()> {
+        let mut disowned = self.disowned.lock().unwrap_or_else(PoisonError::into_inner);
+        *disowned = true;
         owner::disown(&self.file)
     }
 
@@ -322,11 +366,4 @@ fn pages_of(sectors: u64) -> io::Result<usize> {
 
 fn file_len(sectors: u64) -> u64 {
     (sectors.div_ceil(PAGE_SECTORS) + 1) * PAGE_LEN as u64
-}
-
-fn open_options() -> std::fs::OpenOptions {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut options = File::options();
-    options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    options
 }

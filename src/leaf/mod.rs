@@ -24,6 +24,7 @@ pub mod offline;
 mod open;
 mod reset;
 mod resize;
+mod write_cache;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -33,12 +34,12 @@ use std::sync::PoisonError;
 pub use create::{create, create_storage};
 pub use error::LeafError;
 pub use open::OpenOptions;
+pub use write_cache::WriteCache;
 
 use crate::io::storage::Storage;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::units::{Sector, SectorRange};
-use header::Header;
 use live_map::LiveMap;
 
 /// The largest disk, 1 PiB: its map's summary then takes 16 MiB of memory. A
@@ -61,7 +62,7 @@ pub struct Leaf {
     path: PathBuf,
     live_map_path: Option<PathBuf>,
     storage: Box<dyn Storage>,
-    header: Mutex<Header>,
+    copies: Mutex<copies::Copies>,
     data_offset: u64,
     map_offset: u64,
     /// Grows while the leaf is in use.
@@ -75,12 +76,17 @@ pub struct Leaf {
     /// Bytes written since write-back was last asked for, or a flush began.
     unsynced_bytes: AtomicU64,
     poisoned: AtomicBool,
+    /// A [`WriteCache`].
+    write_cache: AtomicU8,
     flushing: Mutex<flush::Buffers>,
     /// Held from the setting of bits to the marking of their page, and while
     /// a flush takes the marks. Without it, a write of sectors that another
     /// thread has just set, but not marked yet, could be flushed without them.
     /// A write costs microseconds and this nanoseconds; reads don't take it.
+    /// Long ranges are marked in steps, so that nobody waits for it for long.
     marking: Mutex<()>,
+    /// Held from asking for write-back until its error has had its effect.
+    writing_back: Mutex<()>,
 }
 
 impl Leaf {
@@ -145,11 +151,16 @@ impl Leaf {
     }
 
     fn mark(&self, range: SectorRange) -> Result<(), LeafError> {
-        let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
-        let added = self.map.set(range).map_err(|source| self.io("extend the live map", source))?;
-        drop(marking);
-        if added > 0 {
-            self.present.fetch_add(added, Ordering::Relaxed);
+        // All of the data is written by now: a flush between two steps may
+        // make the bits of the first durable.
+        for step in live_map::steps(range) {
+            let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+            let (added, marked) = self.map.set(step);
+            drop(marking);
+            if added > 0 {
+                self.present.fetch_add(added, Ordering::Relaxed);
+            }
+            marked.map_err(|source| self.unfinished("extend the live map", source))?;
         }
         self.unsynced_bytes.fetch_add(range.byte_len(), Ordering::Relaxed);
         // Release: whoever sees the count sees the bits.
@@ -178,21 +189,18 @@ impl Leaf {
     /// finds little to do. May wait: not for reactors.
     ///
     /// # Errors
-    /// As sync_file_range(2). An error of the write-back itself poisons the
-    /// leaf, whichever it is. The kernel reports it once per open file, so the
-    /// next fdatasync(2) would succeed; and the pages are gone or will never be
-    /// written: ext4 drops them when delayed allocation finds no space, NFS when
+    /// The storage's. Each poisons the leaf: the pages are gone or will never be
+    /// written. ext4 drops them when delayed allocation finds no space, NFS when
     /// the server refuses them (ENOSPC, EDQUOT, ESTALE). Their writes were
     /// acknowledged, so a flush can't be, also where space comes back later.
-    pub fn start_write_back(&self, wait: bool) -> io::Result<()> {
+    pub fn start_write_back(&self) -> io::Result<()> {
+        let _writing_back = self.writing_back.lock().unwrap_or_else(PoisonError::into_inner);
         self.unsynced_bytes.store(0, Ordering::Relaxed);
-        let result = self.storage.write_back(self.data_offset, self.sectors() * 512, wait);
-        if let Err(error) = &result
-            && !is_about_the_call(error)
-        {
+        let result = self.storage.write_back(self.data_offset, self.sectors() * 512);
+        if result.is_err() {
             self.poison();
         }
-        result
+        result.map(drop)
     }
 
     /// Nothing is acknowledged from here on. Nor may a later daemon take the
@@ -236,14 +244,6 @@ impl Leaf {
     fn io(&self, operation: &'static str, source: io::Error) -> LeafError {
         LeafError::Io { path: self.path.clone(), operation, source }
     }
-}
-
-/// Whether sync_file_range(2) refused the call, and so wrote nothing: file
-/// systems that have no page cache, kernels and sandboxes that know no such call.
-fn is_about_the_call(error: &io::Error) -> bool {
-    const REFUSALS: [i32; 6] =
-        [libc::EINVAL, libc::EBADF, libc::ESPIPE, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM];
-    error.raw_os_error().is_some_and(|errno| REFUSALS.contains(&errno))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::copies::read_header;
 use super::header::{self, Header, HeaderError};
-use super::live_map::{LiveMap, Owner};
+use super::live_map::{Owner, place};
 use super::{Leaf, LeafError};
 use crate::io::lock as flock;
 use crate::io::storage::{FileStorage, read_exact, write_all};
@@ -55,8 +55,8 @@ pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
 /// # Errors
 /// As [`Leaf::open`].
 pub fn header(path: &Path, file: &File) -> Result<Header, LeafError> {
-    let storage = FileStorage(clone(path, file)?);
-    read_header(path, &storage)
+    let storage = FileStorage::new(clone(path, file)?);
+    Ok(read_header(path, &storage)?.header)
 }
 
 /// Both copies of the header, each by itself.
@@ -90,30 +90,7 @@ pub fn clone(path: &Path, file: &File) -> Result<File, LeafError> {
 /// # Errors
 /// As readdir(3); a directory that doesn't exist has no map.
 pub fn find_live_map(dir: &Path, header: &Header) -> io::Result<Option<PathBuf>> {
-    let (owner, sectors) = (Owner::of(header), header.virtual_size / 512);
-    let entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        entries => entries?,
-    };
-    for entry in entries {
-        let path = entry?.path();
-        let is_map = path.extension().is_some_and(|extension| extension == "map");
-        // Not a link, as for a daemon that would take it over.
-        if !is_map || !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
-            continue;
-        }
-        match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            // One that can't be read could be the leaf's: not silently left out.
-            Err(e) => return Err(e),
-            Ok(file) => {
-                if LiveMap::is_owned(&file, &owner, sectors)? {
-                    return Ok(Some(path));
-                }
-            }
-        }
-    }
-    Ok(None)
+    place::find(dir, &Owner::of(header), header.virtual_size / 512)
 }
 
 impl Leaf {
@@ -137,7 +114,7 @@ impl Leaf {
             return Err(self.io("write", io::ErrorKind::InvalidInput.into()));
         }
         write_all(&*self.storage, from, self.data_offset(range.start()))
-            .map_err(|source| self.io("write", source))?;
+            .map_err(|source| self.unfinished("write", source))?;
         self.mark(range)
     }
 }

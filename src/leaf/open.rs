@@ -6,11 +6,11 @@ use std::sync::OnceLock;
 use super::copies::read_header;
 use super::header::Header;
 use super::live_map::{LiveMap, Owner, PAGE_LEN};
-use super::{Leaf, LeafError, durable_map, offline};
+use super::{Leaf, LeafError, WriteCache, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// How a leaf is opened.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +54,7 @@ impl Leaf {
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
         let file = offline::lock(path, !options.read_only)?;
-        Self::open_storage(path, Box::new(FileStorage(file)), root, options)
+        Self::open_storage(path, Box::new(FileStorage::new(file)), root, options)
     }
 
     /// As [`Self::open`], on storage that is locked already.
@@ -67,7 +67,8 @@ impl Leaf {
         root: &RootIdentity,
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
-        let header = read_header(path, &*storage)?;
+        let copies = read_header(path, &*storage)?;
+        let header = &copies.header;
         let io_error =
             |operation| move |source| LeafError::Io { path: path.to_owned(), operation, source };
         let need = header.data_offset + header.virtual_size;
@@ -83,14 +84,22 @@ impl Leaf {
             });
         }
         if header.map_void && !options.read_only {
-            // A reset was cut off; durable before the header says otherwise.
-            durable_map::clear(&*storage, &header)
+            // A reset was cut off. The header may be a killed daemon's, and not
+            // durable yet: the map of the one before it must be whole until then.
+            // The cleared map is durable before the header says otherwise.
+            storage
+                .sync_data()
+                .and_then(|()| durable_map::clear(&*storage, header))
                 .and_then(|()| storage.sync_data())
                 .map_err(io_error("complete the reset"))?;
         }
-        let (map, origin) = open_map(path, &*storage, &header, options)?;
+        let (map, origin) = open_map(path, &*storage, header, options)?;
         let taken_over = origin != Origin::Durable;
-        let generation = header.generation + u64::from(!taken_over);
+        let write_cache = match taken_over {
+            true => map.write_cache().map_err(io_error("read the live map"))?,
+            false if header.clean => header.write_cache,
+            false => WriteCache::Unknown,
+        };
         let leaf = Self {
             path: path.to_owned(),
             live_map_path: options.live_map.clone(),
@@ -105,25 +114,42 @@ impl Leaf {
             flushed: AtomicU64::new(0),
             unsynced_bytes: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
+            write_cache: AtomicU8::new(write_cache as u8),
             flushing: Mutex::default(),
             marking: Mutex::default(),
+            writing_back: Mutex::default(),
             storage,
-            header: Mutex::new(header),
+            copies: Mutex::new(copies),
         };
-        // After a take-over the header says so already; writing it would sync
-        // whatever the killed daemon left unwritten, while the guest waits.
-        if !leaf.read_only && origin != Origin::TakenOver {
-            leaf.write_header(|header| {
-                header.generation = generation;
-                (header.clean, header.map_void) = (false, false);
-            })?;
-        }
-        if !leaf.read_only && origin == Origin::TakenOverUnsynced {
-            leaf.map
-                .own(&Owner::of(&leaf.header()))
-                .map_err(|source| leaf.io("own the live map", source))?;
+        if !leaf.read_only {
+            leaf.begin_writing(origin, write_cache)?;
         }
         Ok(leaf)
+    }
+
+    /// Makes the header say "in use", and both of its copies agree.
+    fn begin_writing(&self, origin: Origin, write_cache: WriteCache) -> Result<(), LeafError> {
+        let map_error = |source| self.io("write the live map", source);
+        match origin {
+            // The header says so already; writing it would sync whatever the killed
+            // daemon left unwritten, while the guest waits.
+            Origin::TakenOver => {}
+            Origin::TakenOverUnsynced => {
+                self.sync()?;
+                self.map.own(&Owner::of(&self.header())).map_err(map_error)?;
+            }
+            Origin::Durable => {
+                // The header may be a killed daemon's, and not durable yet.
+                self.sync()?;
+                self.set_write_cache(write_cache).map_err(map_error)?;
+                self.write_header(|header| {
+                    header.generation += 1;
+                    (header.clean, header.map_void) = (false, false);
+                    header.write_cache = WriteCache::Unknown;
+                })?;
+            }
+        }
+        self.settle_copies()
     }
 
     /// A new live map in place of the one that there is, from the durable map.
@@ -133,10 +159,11 @@ impl Leaf {
         self.present.store(map.count(), Ordering::Relaxed);
         self.sectors.store(header.virtual_size / 512, Ordering::Release);
         self.map = map;
-        Ok(())
+        self.set_write_cache(self.write_cache()).map_err(|e| self.io("write the live map", e))
     }
 
-    /// Flushes, marks the leaf as clean and removes its live map.
+    /// Flushes, marks the leaf as clean and removes its live map. The header
+    /// says then what the guest has made of its write cache.
     ///
     /// # Errors
     /// As [`Self::flush`]; the leaf is then not clean, and nothing flushed
@@ -149,9 +176,11 @@ impl Leaf {
         self.write_header(|header| {
             header.generation += 1;
             header.clean = true;
+            header.write_cache = self.write_cache();
         })?;
         if let Some(path) = &self.live_map_path {
-            let _ = std::fs::remove_file(path);
+            // What stays fits no leaf any more.
+            let _ = self.map.remove(path);
         }
         Ok(())
     }
@@ -184,7 +213,8 @@ fn open_map(
     if let Some(found_path) = found_path {
         let map_error = |source| LeafError::LiveMap { path: found_path.to_owned(), source };
         let (owner, sectors) = (Owner::of(header), header.virtual_size / 512);
-        let found = LiveMap::take_over(found_path, &owner, sectors, pages_max(header));
+        let read_only = options.read_only;
+        let found = LiveMap::take_over(found_path, &owner, sectors, pages_max(header), read_only);
         if let Some(map) = found.map_err(map_error)? {
             log::info!("leaf {}: took over the live map of an earlier run", path.display());
             let replaced = map.is_being_replaced().map_err(map_error)?;
@@ -194,6 +224,12 @@ fn open_map(
             let origin = if replaced { Origin::TakenOverUnsynced } else { Origin::TakenOver };
             return Ok((map, origin));
         }
+        log::warn!(
+            "leaf {}: it was not closed, and there is no live map of it beside {}: what was \
+             flushed counts, as after a loss of power",
+            path.display(),
+            found_path.display()
+        );
     }
     // A new generation: a live map that this one does not know about must
     // never be taken for current later.

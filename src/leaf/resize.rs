@@ -61,23 +61,23 @@ impl Leaf {
 
     /// Writes the header with a new size, so that the live map fits it before
     /// and after: its file names both generations meanwhile.
-    fn switch_size(&self, generation: u64, virtual_size: u64) -> Result<(), LeafError> {
+    pub(super) fn switch_size(&self, generation: u64, virtual_size: u64) -> Result<(), LeafError> {
         let sectors = virtual_size / 512;
         let map_error = |source| self.io("extend the live map", source);
         let before = Owner::of(&self.header());
         let after = Owner { generation, ..before };
         self.map.grow(sectors).map_err(map_error)?;
-        self.map.announce(&after, sectors).map_err(map_error)?;
+        if !self.map.announce(&after, sectors).map_err(map_error)? {
+            return Err(LeafError::Poisoned { path: self.path.clone() });
+        }
         let written = self.write_header(|header| {
             (header.generation, header.virtual_size) = (generation, virtual_size);
         });
         if written.is_ok() {
             self.sectors.store(sectors, Ordering::Release);
         }
-        // A poisoned leaf's live map is nobody's.
-        if !self.is_poisoned() {
-            self.map.own(if written.is_ok() { &after } else { &before }).map_err(map_error)?;
-        }
+        // That of a leaf that was poisoned meanwhile stays nobody's.
+        self.map.own(if written.is_ok() { &after } else { &before }).map_err(map_error)?;
         written
     }
 

@@ -1,11 +1,13 @@
 //! The format, what survives which end, the order of writes, faults.
 #![expect(clippy::cast_possible_truncation, reason = "small numbers by construction")]
 
+mod copies;
 mod faults;
 mod fixture;
 mod format;
 #[cfg(leafblk_loom)]
 mod interleavings;
+mod live_maps;
 mod mem;
 mod model;
 mod sizes;
@@ -14,6 +16,7 @@ use std::fs::File;
 
 use tempfile::TempDir;
 
+use super::header::Header;
 use super::*;
 use crate::root::RootIdentity;
 use crate::virtqueue::GuestBuf;

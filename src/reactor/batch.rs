@@ -6,12 +6,13 @@
 //! a batch are popped first, then all are parsed, then each is served while the
 //! data of those behind it is on its way (docs/BENCHMARKS.md).
 
+use super::completion::Completion;
 use super::device::Device;
 use super::serve::MEMORY_GONE;
 use crate::cache::Reader;
 use crate::disk::Ahead;
 use crate::prefetch;
-use crate::request::{self, Command, ParsedRequest};
+use crate::request::{self, Command, ParsedRequest, RequestError};
 use crate::virtqueue::{Chain, GuestBuf};
 
 /// Chains of a batch: enough for their waits to overlap, few enough for what
@@ -19,6 +20,7 @@ use crate::virtqueue::{Chain, GuestBuf};
 const BATCH: usize = 8;
 /// The data of so many requests behind the one that is served is on its way.
 const AHEAD: usize = 2;
+
 /// What a byte written costs in bytes read: 4 KiB are copied from the cache in
 /// half a microsecond and written to a leaf in 5 to 8.
 const WRITE_COST: u64 = 16;
@@ -30,6 +32,9 @@ struct Popped {
     request: Option<ParsedRequest>,
     data: Ahead,
 }
+
+/// A chain, the answer that it is owed, and what it asks for.
+pub(super) type Taken<'a> = (&'a mut Chain, Completion, Result<Command, RequestError>);
 
 /// Some chains of one queue. Kept and refilled.
 #[derive(Debug)]
@@ -103,12 +108,13 @@ impl Batch {
         }
     }
 
-    /// A chain that is to be served now.
+    /// A chain of queue `queue` that is to be served now.
     #[inline]
-    pub(super) fn take(&mut self, at: usize) -> Option<(&mut Chain, ParsedRequest)> {
+    pub(super) fn take(&mut self, at: usize, queue: u16) -> Option<Taken<'_>> {
         let popped = &mut self.list[at];
         let request = popped.request.take()?;
-        Some((&mut popped.chain, request))
+        let completion = Completion::new(queue, popped.chain.head, &request);
+        Some((&mut popped.chain, completion, request.command))
     }
 
     /// What the chains cost, in bytes read.

@@ -144,7 +144,8 @@ impl Device {
             lanes,
             memory: Arc::default(),
             queues: Vec::new(),
-            write_back: true,
+            // Until the features say otherwise.
+            write_back: false,
             pace: WritePace::default(),
             in_flight: 0,
             hot: false,

@@ -6,7 +6,7 @@
 //! vhost-user messages, which control threads turn into [`Command`]s.
 //!
 //! Invariants:
-//! - Every popped chain is completed exactly once.
+//! - Every popped chain is completed exactly once (`completion`).
 //! - A reactor waits for nothing but epoll; a call that a frontend makes wait is
 //!   interrupted by the [`watchdog`].
 //! - An error in a device's ring ends that device until its ring is set up
@@ -15,8 +15,11 @@
 
 mod batch;
 mod call;
+mod commands;
+mod completion;
 mod counters;
 mod device;
+mod heat;
 mod idle;
 mod interrupt;
 mod mailbox;

@@ -2,23 +2,20 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use super::Mailbox;
 use super::batch::Batch;
 use super::counters::{DEVICES_PER_CLOCK, ReactorCounters, TurnClock};
-use super::device::{Device, Queue, forget_kick};
+use super::device::Device;
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
 use super::pace::Waits;
-use super::serve::MEMORY_GONE;
 use super::task::{Answered, Part, Slab, Task};
-use super::{Command, DeviceId, Mailbox, QueueSetup};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
-use crate::logging::limit::log_for;
 use crate::metrics::Tally;
-use crate::virtqueue::QueueError;
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
 /// whose notifications are on is only seen by a look.
@@ -27,15 +24,13 @@ const TURNS_PER_LOOK: u64 = 8;
 const IDLE_TURNS_PER_LOOK: u32 = 64;
 /// Turns between looks at which devices have cooled down.
 const TURNS_PER_COOLING: u64 = 1 << 14;
-/// Events that one look takes.
-const EVENTS: usize = 64;
 /// How long to sleep while something must be tried again, or a queue has no
 /// eventfd to wake us, in milliseconds.
 const RETRY_MS: i32 = 1;
 
 /// epoll's word for the mailbox and the ring; other values are device places.
-const TOKEN_MAIL: u64 = u64::MAX;
-const TOKEN_RING: u64 = u64::MAX - 1;
+pub(super) const TOKEN_MAIL: u64 = u64::MAX;
+pub(super) const TOKEN_RING: u64 = u64::MAX - 1;
 
 /// A reactor's own state; lives on its thread.
 pub(super) struct Runner {
@@ -43,9 +38,9 @@ pub(super) struct Runner {
     pub(super) reader: Reader,
     pub(super) engine: Engine,
     pub(super) peers: Arc<[Arc<Mailbox>]>,
-    epoll: OwnedFd,
+    pub(super) epoll: OwnedFd,
     pub(super) devices: Vec<Option<Box<Device>>>,
-    next_id: u32,
+    pub(super) next_id: u32,
     pub(super) hot: Vec<usize>,
     pub(super) tasks: Slab<Task>,
     pub(super) parts: Slab<Part>,
@@ -66,9 +61,9 @@ pub(super) struct Runner {
     mail: Vec<Mail>,
     scratch: Vec<u32>,
     window: IdleWindow,
-    turns: u64,
+    pub(super) turns: u64,
     pub(super) waits: Waits,
-    stop: bool,
+    pub(super) stop: bool,
 }
 
 impl Runner {
@@ -205,79 +200,6 @@ impl Runner {
         self.waits.look();
     }
 
-    /// Takes events; whether there were any.
-    fn look(&mut self, timeout: i32) -> bool {
-        self.counters.looks.add(1);
-        self.counters.polls.set(self.turns);
-        let mut events = [epoll::Event::new(epoll::Events::empty(), 0); EVENTS];
-        let count = match epoll::wait(self.epoll.as_raw_fd(), timeout, &mut events) {
-            Ok(count) => count,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
-            Err(e) => {
-                log::error!("epoll failed: {e}");
-                0
-            }
-        };
-        for event in &events[..count] {
-            // Copied out, since the struct is packed.
-            let token = event.data;
-            if token != TOKEN_MAIL
-                && token != TOKEN_RING
-                && let Ok(slot) = usize::try_from(token)
-            {
-                self.counters.kicks.add(1);
-                self.heat(slot);
-            }
-        }
-        count > 0
-    }
-
-    /// Polls a device from now on, and wants no kicks of it.
-    pub(super) fn heat(&mut self, slot: usize) {
-        let Some(device) = self.devices.get_mut(slot).and_then(Option::as_mut) else {
-            return;
-        };
-        device.worked = true;
-        if !device.hot {
-            device.hot = true;
-            self.hot.push(slot);
-            device.queues.iter_mut().flatten().for_each(|q| q.ring.disable_notifications());
-        }
-    }
-
-    /// Lets devices without work be kicked again instead of polled: those that
-    /// had none since the last time, or `all`. Whether one had some after all.
-    fn cool(&mut self, all: bool) -> bool {
-        let mut found = false;
-        let mut hot = mem::take(&mut self.hot);
-        hot.retain(|slot| {
-            let Some(device) = self.devices.get_mut(*slot).and_then(Option::as_mut) else {
-                return false;
-            };
-            if mem::take(&mut device.worked) && !all {
-                return true;
-            }
-            // A ring that is gone may look like one without work.
-            if device.is_faulted() {
-                device.break_with(&MEMORY_GONE);
-            }
-            let served = device.is_served();
-            let mut keep = false;
-            for queue in device.queues.iter_mut().flatten() {
-                let more = queue.ring.enable_notifications();
-                found |= more && served && queue.is_served();
-                keep |= (more && served && queue.is_served()) || queue.kick.is_none();
-            }
-            if keep {
-                device.queues.iter_mut().flatten().for_each(|q| q.ring.disable_notifications());
-            }
-            device.hot = keep;
-            keep
-        });
-        self.hot = hot;
-        found
-    }
-
     fn serve_hot(&mut self) -> bool {
         let mut worked = false;
         for i in 0..self.hot.len() {
@@ -321,162 +243,5 @@ impl Runner {
         }
         self.mail = mail;
         any
-    }
-
-    fn place_of(&self, id: DeviceId) -> Option<usize> {
-        self.devices.iter().position(|d| d.as_ref().is_some_and(|d| d.id == id))
-    }
-
-    fn device(&mut self, id: DeviceId) -> Option<&mut Device> {
-        let slot = self.place_of(id)?;
-        self.devices[slot].as_deref_mut()
-    }
-
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Attach(disk, answer) => {
-                let id = DeviceId(self.next_id);
-                self.next_id = self.next_id.wrapping_add(1);
-                let device = Device::new(id, disk, self.mailbox());
-                let free = self.devices.iter().position(Option::is_none);
-                let slot = free.unwrap_or_else(|| {
-                    self.devices.push(None);
-                    self.devices.len() - 1
-                });
-                device.disk.counters().connections.add(1);
-                device.disk.counters().connected.set(1);
-                self.devices[slot] = Some(Box::new(device));
-                self.count_devices();
-                let _ = answer.send(id);
-            }
-            Command::Detach(id, answer) => {
-                if let Some(slot) = self.place_of(id) {
-                    self.with_device(slot, |device| device.detaching = Some(answer));
-                }
-            }
-            Command::SetMemory(id, memory, answer) => {
-                if let Some(slot) = self.place_of(id) {
-                    self.with_device(slot, |device| device.pending_memory = Some((memory, answer)));
-                }
-            }
-            Command::Stop(id, queue, answer) => {
-                let Some(slot) = self.place_of(id) else {
-                    return;
-                };
-                self.with_device(slot, |device| {
-                    match device.queues.get_mut(usize::from(queue)).and_then(Option::as_mut) {
-                        Some(queue) => queue.stopping = Some(answer),
-                        None => drop(answer.send(None)),
-                    }
-                });
-            }
-            Command::Start(id, setup, answer) => {
-                let result = self.start_queue(id, *setup);
-                let _ = answer.send(result);
-            }
-            Command::Enable(id, queue, enabled, answer) => {
-                self.with_queue(id, queue, |queue| queue.enabled = enabled);
-                if let Some(slot) = self.place_of(id) {
-                    self.heat(slot);
-                }
-                let _ = answer.send(());
-            }
-            Command::SetCall(id, queue, call, answer) => {
-                self.with_queue(id, queue, |queue| queue.set_call(call));
-                if let Some(device) = self.device(id) {
-                    device.break_if_a_call_waits();
-                }
-                let _ = answer.send(());
-            }
-            Command::SetWriteBack(id, write_back, answer) => {
-                if let Some(device) = self.device(id) {
-                    device.write_back = write_back;
-                }
-                let _ = answer.send(());
-            }
-            Command::Ping(answer) => drop(answer.send(())),
-            Command::Shutdown => self.stop = true,
-        }
-    }
-
-    fn with_queue(&mut self, id: DeviceId, queue: u16, change: impl FnOnce(&mut Queue)) {
-        let device = self.device(id);
-        let queue = device.and_then(|d| d.queues.get_mut(usize::from(queue)));
-        if let Some(queue) = queue.and_then(Option::as_mut) {
-            change(queue);
-        }
-    }
-
-    /// Changes a device, then does what may now be done with it.
-    fn with_device(&mut self, slot: usize, change: impl FnOnce(&mut Device)) {
-        if let Some(device) = self.devices[slot].as_deref_mut() {
-            change(device);
-        }
-        self.settle(slot);
-    }
-
-    /// See [`Device::settle`].
-    pub(super) fn settle(&mut self, slot: usize) {
-        let epoll = self.epoll.as_raw_fd();
-        let Some(device) = self.devices[slot].as_deref_mut() else {
-            return;
-        };
-        if device.settle(epoll, &self.counters) {
-            device.disk.counters().connected.set(0);
-            self.devices[slot] = None;
-            self.count_devices();
-            self.hot.retain(|hot| *hot != slot);
-        } else if device.is_served() {
-            // A queue may have been held up by what is settled now.
-            self.heat(slot);
-        }
-    }
-
-    fn start_queue(&mut self, id: DeviceId, setup: QueueSetup) -> Result<(), QueueError> {
-        let epoll = self.epoll.as_raw_fd();
-        let Some(slot) = self.place_of(id) else {
-            return Ok(());
-        };
-        let Some(device) = self.devices[slot].as_deref_mut() else {
-            return Ok(());
-        };
-        let index = usize::from(setup.index);
-        while device.queues.len() <= index {
-            device.queues.push(None);
-        }
-        debug_assert!(device.queues[index].is_none(), "a queue is stopped before it starts");
-        forget_kick(epoll, device.queues[index].take());
-        if let Some(left) = device.caller.penalty_left() {
-            return Err(QueueError::Penalty(left.as_secs() + 1));
-        }
-        let queue = Queue::new(setup, &device.memory, &device.caller)?;
-        if let Some(kick) = &queue.kick {
-            let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
-            let event = epoll::Event::new(events, slot as u64);
-            if let Err(e) =
-                epoll::ctl(epoll, epoll::ControlOptions::EPOLL_CTL_ADD, kick.as_raw_fd(), event)
-            {
-                let name = device.disk.name();
-                log_for!(device.disk, Warn, "VM {name}: can't wait for kicks, polling: {e}");
-            }
-        }
-        if queue.resubmitted > 0 {
-            let (count, name) = (u64::from(queue.resubmitted), device.disk.name());
-            log_for!(
-                device.disk,
-                Info,
-                "VM {name}: resubmitting {count} requests of queue {index}"
-            );
-            device.disk.counters().resubmitted.add(count);
-        }
-        device.queues[index] = Some(queue);
-        device.broken = false;
-        device.break_if_a_call_waits();
-        // What came before the kick was watched must be looked for; and a
-        // device that is hot already has to disable this queue's kicks too.
-        device.hot = false;
-        self.hot.retain(|hot| *hot != slot);
-        self.heat(slot);
-        Ok(())
     }
 }

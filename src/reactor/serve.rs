@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use super::completion::Completion;
 use super::device::Device;
 use super::run::Runner;
 use super::task::{Answered, TaskKind};
@@ -10,7 +11,7 @@ use crate::disk::lanes::Work;
 use crate::disk::{self, BufCursor};
 use crate::leaf::LeafError;
 use crate::metrics::Operation;
-use crate::request::{Command, ID_LEN, ParsedRequest, Ranges, RequestError, Status};
+use crate::request::{Command, ID_LEN, RequestError, Status};
 use crate::units::SectorRange;
 use crate::virtqueue::Chain;
 
@@ -29,29 +30,6 @@ const FIRST_PUBLISH: usize = 4;
 const PUBLISH: usize = 8;
 /// Why a device ends whose frontend truncated the guest's memory.
 pub(super) const MEMORY_GONE: &str = "the frontend took away memory that was in use";
-
-/// Who asked, and where the answer goes.
-#[derive(Clone, Copy)]
-struct Asker {
-    /// The device's place.
-    slot: usize,
-    queue: u16,
-    head: u16,
-    /// The status byte, or null.
-    status: *mut u8,
-    /// Bytes that the answer writes, status included.
-    used_len: u32,
-    operation: Operation,
-}
-
-impl Asker {
-    fn new(slot: usize, queue: u16, head: u16, parsed: &ParsedRequest) -> Self {
-        let used_len = u32::try_from(parsed.data_len + 1).unwrap_or(u32::MAX);
-        let used_len = if parsed.status.is_null() { 0 } else { used_len };
-        let (status, operation) = (parsed.status, parsed.operation);
-        Self { slot, queue, head, status, used_len, operation }
-    }
-}
 
 impl Runner {
     /// A turn of each of a device's queues; whether there was anything.
@@ -93,9 +71,8 @@ impl Runner {
             batch.parse(device, &self.reader);
             for at in 0..count {
                 batch.fetch_ahead(at);
-                let Some((chain, parsed)) = batch.take(at) else { break };
-                let asker = Asker::new(slot, queue, chain.head, &parsed);
-                self.execute(device, asker, chain, parsed.command);
+                let Some((chain, completion, command)) = batch.take(at, queue) else { break };
+                self.execute(device, slot, completion, chain, command);
                 until_publish -= 1;
                 if until_publish == 0 {
                     until_publish = PUBLISH;
@@ -127,11 +104,13 @@ impl Runner {
     fn execute(
         &mut self,
         device: &mut Device,
-        asker: Asker,
+        slot: usize,
+        completion: Completion,
         chain: &mut Chain,
         command: Result<Command, RequestError>,
     ) {
         let counters = device.disk.counters();
+        let operation = completion.operation();
         let status = match command {
             Ok(Command::Read(range)) => {
                 let mut cursor = BufCursor::default();
@@ -141,29 +120,24 @@ impl Runner {
                 let rest = unsafe {
                     device.disk.read_now(&self.reader, range, &chain.writable, &mut cursor)
                 };
-                if rest.is_empty() {
-                    Status::Ok
-                } else {
-                    let task = self.new_task(device, asker, TaskKind::Read);
+                if !rest.is_empty() {
+                    let task = self.new_task(device, slot, completion, TaskKind::Read);
                     let entry = self.tasks.get(task);
                     std::mem::swap(&mut entry.bufs, &mut chain.writable);
                     (entry.rest, entry.cursor, entry.scheduled) = (rest, cursor, true);
                     self.runnable.push(task);
                     return;
                 }
+                Status::Ok
             }
             Ok(Command::Write(range)) => {
                 counters.written_sectors.add(range.count());
-                match self.write(device, asker, chain, range) {
-                    Some(status) => status,
-                    None => return,
-                }
+                return self.write(device, slot, completion, chain, range);
             }
             Ok(Command::Flush) => match device.disk.leaf() {
                 Some(leaf) if !device.disk.is_read_only() && !leaf.is_flushed() => {
                     device.pace.flush_began();
-                    self.hand_over(device, asker, Work::Flush);
-                    return;
+                    return self.hand_over(device, slot, completion, Work::Flush);
                 }
                 _ => Status::Ok,
             },
@@ -178,12 +152,12 @@ impl Runner {
             }
             Ok(Command::Discard(ranges) | Command::WriteZeroes(ranges)) => {
                 let sectors = ranges.as_slice().iter().map(|range| range.count()).sum();
-                match asker.operation {
+                match operation {
                     Operation::Discard => counters.discarded_sectors.add(sectors),
                     _ => counters.zeroed_sectors.add(sectors),
                 }
-                if self.zero(device, asker, ranges) {
-                    return;
+                if !ranges.as_slice().is_empty() {
+                    return self.hand_over(device, slot, completion, Work::Zero(ranges));
                 }
                 Status::Ok
             }
@@ -192,35 +166,32 @@ impl Runner {
                 error.status().unwrap_or(Status::IoError)
             }
         };
-        self.tally.note(asker.operation);
-        finish_in(device, asker, status);
+        self.answer(device, completion, status);
     }
 
-    /// Whether there is anything to zero, and so a task.
-    fn zero(&mut self, device: &mut Device, asker: Asker, ranges: Box<Ranges>) -> bool {
-        let any = !ranges.as_slice().is_empty();
-        if any {
-            self.hand_over(device, asker, Work::Zero(ranges));
-        }
-        any
+    /// Answers a request in the turn that took it.
+    #[inline]
+    fn answer(&mut self, device: &mut Device, completion: Completion, status: Status) {
+        self.tally.note(completion.operation());
+        completion.complete(device, status);
     }
 
     /// Writes at once where that will be quick; otherwise through the lane.
     fn write(
         &mut self,
         device: &mut Device,
-        asker: Asker,
+        slot: usize,
+        completion: Completion,
         chain: &mut Chain,
         range: SectorRange,
-    ) -> Option<Status> {
+    ) {
         if range.is_empty() {
-            return Some(Status::Ok);
+            return self.answer(device, completion, Status::Ok);
         }
         let unsynced = device.disk.leaf().map_or(0, |leaf| leaf.unsynced_bytes());
         if !device.pace.is_inline(range.start().0, range.count(), unsynced) {
             let bufs = std::mem::take(&mut chain.readable);
-            self.hand_over(device, asker, Work::Write(range, bufs));
-            return None;
+            return self.hand_over(device, slot, completion, Work::Write(range, bufs));
         }
         let begun = Instant::now();
         // SAFETY: the chain's buffers lie in the device's memory, and `parse`
@@ -229,20 +200,18 @@ impl Runner {
         let alone = self.hot.len() == 1;
         device.pace.wrote(begun, alone, &mut self.waits);
         match result {
-            Ok(()) if device.write_back => {}
-            Ok(()) => {
-                self.hand_over(device, asker, Work::Flush);
-                return None;
+            Ok(()) if device.write_back => {
+                self.pace_write_back(device, slot);
+                self.answer(device, completion, Status::Ok);
             }
+            Ok(()) => self.hand_over(device, slot, completion, Work::Flush),
             Err(error) => {
                 if let Some(error) = error {
                     note_error(device, &error);
                 }
-                return Some(Status::IoError);
+                self.answer(device, completion, Status::IoError);
             }
         }
-        self.pace_write_back(device, asker.slot);
-        Some(Status::Ok)
     }
 
     /// Asks for write-back when enough has been written.
@@ -263,25 +232,33 @@ impl Runner {
         unsafe { lanes.submit(Work::WriteBack, false, task) };
     }
 
-    fn new_task(&mut self, device: &mut Device, asker: Asker, kind: TaskKind) -> u32 {
+    fn new_task(
+        &mut self,
+        device: &mut Device,
+        slot: usize,
+        completion: Completion,
+        kind: TaskKind,
+    ) -> u32 {
         let id = self.tasks.take();
         let task = self.tasks.get(id);
-        task.kind = kind;
-        (task.slot, task.queue, task.head) = (asker.slot, asker.queue, asker.head);
-        (task.status, task.used_len) = (asker.status, asker.used_len);
-        (task.operation, task.started) = (asker.operation, self.clock.begun());
-        (task.pending, task.failed, task.scheduled) = (0, false, false);
         self.counters.deferred.add(1);
         device.in_flight += 1;
-        if let Some(queue) = device.queues[usize::from(asker.queue)].as_mut() {
+        if let Some(queue) = device.queues[usize::from(completion.queue())].as_mut() {
             queue.in_flight += 1;
         }
+        (task.kind, task.slot, task.started) = (kind, slot, self.clock.begun());
+        task.completion = Some(completion);
+        (task.pending, task.failed, task.scheduled) = (0, false, false);
         id
     }
 
-    fn hand_over(&mut self, device: &mut Device, asker: Asker, work: Work) {
-        let task = self.new_task(device, asker, TaskKind::Lane);
+    fn hand_over(&mut self, device: &mut Device, slot: usize, completion: Completion, work: Work) {
+        if device.lanes.is_none() {
+            // Of a read-only disk, whose changes are refused before.
+            return self.answer(device, completion, Status::IoError);
+        }
         let then_flush = !device.write_back && !matches!(work, Work::Flush);
+        let task = self.new_task(device, slot, completion, TaskKind::Lane);
         if let Some(lanes) = &device.lanes {
             // SAFETY: the buffers lie in the device's memory, which is not
             // replaced or unmapped while this task is in flight.
@@ -326,20 +303,18 @@ impl Runner {
         }
     }
 
-    /// Ends a task: its chain goes back, once.
+    /// Ends a task: its chain goes back.
     pub(super) fn complete(&mut self, id: u32, status: Status) {
         let task = self.tasks.get(id);
         debug_assert!(task.kind != TaskKind::Free && task.pending == 0);
         task.kind = TaskKind::Free;
+        let (slot, started, completion) = (task.slot, task.started, task.completion.take());
         task.bufs.clear();
-        let (slot, queue, head) = (task.slot, task.queue, task.head);
-        let (place, used_len) = (task.status, task.used_len);
-        let (operation, started) = (task.operation, task.started);
-        let asker = Asker { slot, queue, head, status: place, used_len, operation };
         self.tasks.give_back(id);
-        let Some(device) = self.devices[slot].as_deref_mut() else {
+        let Some((device, completion)) = self.devices[slot].as_deref_mut().zip(completion) else {
             return;
         };
+        let (queue, operation) = (completion.queue(), completion.operation());
         device.in_flight -= 1;
         if let Some(entry) = device.queues[usize::from(queue)].as_mut() {
             entry.in_flight -= 1;
@@ -348,7 +323,7 @@ impl Runner {
             }
         }
         self.answered.push(Answered { slot, device: device.id, operation, started });
-        finish_in(device, asker, status);
+        completion.complete(device, status);
         if device.is_faulted() {
             device.break_with(&MEMORY_GONE);
         }
@@ -363,23 +338,6 @@ impl Runner {
         if stopping || !device.is_served() {
             self.settle(slot);
         }
-    }
-}
-
-/// Gives a chain back with its status.
-#[inline]
-fn finish_in(device: &mut Device, asker: Asker, status: Status) {
-    if status != Status::Ok {
-        device.disk.counters().failed(asker.operation);
-    }
-    if !asker.status.is_null() {
-        // SAFETY: the byte is the chain's last writable one, in the device's
-        // memory, which is mapped while a request is in flight.
-        unsafe { asker.status.write_volatile(status as u8) };
-    }
-    if let Some(queue) = device.queues[usize::from(asker.queue)].as_mut() {
-        queue.ring.add_used(asker.head, asker.used_len);
-        queue.unpublished = true;
     }
 }
 

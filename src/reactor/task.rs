@@ -2,9 +2,11 @@
 //!
 //! A *task* is one such request; a *part* is one stretch of a read that waits:
 //! for a cache block, or for the leaf's disk. Both live in slabs whose entries,
-//! with the lists in them, are used again.
+//! with the lists in them, are used again; few of them, so that what a guest once
+//! asked for doesn't stay in memory for ever.
 
 use super::DeviceId;
+use super::completion::Completion;
 use crate::cache::FillTicket;
 use crate::disk::BufCursor;
 use crate::metrics::Operation;
@@ -30,18 +32,15 @@ pub(super) enum TaskKind {
 }
 
 /// One request in flight.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Task {
     pub(super) kind: TaskKind,
-    pub(super) operation: Operation,
+    /// The answer that is owed; none for write-back, nor in the free list.
+    pub(super) completion: Option<Completion>,
     /// When its chain was taken.
     pub(super) started: Stamp,
     /// The device's place.
     pub(super) slot: usize,
-    pub(super) queue: u16,
-    pub(super) head: u16,
-    pub(super) used_len: u32,
-    pub(super) status: *mut u8,
     pub(super) bufs: Vec<GuestBuf>,
     pub(super) rest: SectorRange,
     pub(super) cursor: BufCursor,
@@ -50,32 +49,6 @@ pub(super) struct Task {
     /// In the list of runnable tasks, or being run.
     pub(super) scheduled: bool,
 }
-
-impl Default for Task {
-    fn default() -> Self {
-        Self {
-            kind: TaskKind::Free,
-            operation: Operation::Other,
-            started: Stamp::default(),
-            slot: 0,
-            queue: 0,
-            head: 0,
-            used_len: 0,
-            status: std::ptr::null_mut(),
-            bufs: Vec::new(),
-            rest: SectorRange::default(),
-            cursor: BufCursor::default(),
-            pending: 0,
-            failed: false,
-            scheduled: false,
-        }
-    }
-}
-
-#[expect(unsafe_code, reason = "the status pointer is an address in guest memory")]
-// SAFETY: a task belongs to one reactor; its pointer is used by that one only,
-// while the device's memory is mapped.
-unsafe impl Send for Task {}
 
 /// A deferred request whose answer is about to be shown to the driver.
 #[derive(Debug)]
@@ -110,21 +83,48 @@ pub(super) struct Part {
     pub(super) bufs: Vec<GuestBuf>,
 }
 
-/// Entries that keep their place, and their lists, when they are freed.
+/// Entries whose lists are kept when they are free.
+const KEPT: usize = 256;
+/// Buffers that a kept list has room for, 4 KiB: twice what a driver's request
+/// has that keeps to `seg_max`. Longer lists are made anew.
+const LIST_KEPT: usize = 256;
+
+/// What a slab is made of.
+pub(super) trait Entry: Default {
+    /// Its list.
+    fn bufs(&mut self) -> &mut Vec<GuestBuf>;
+}
+
+impl Entry for Task {
+    fn bufs(&mut self) -> &mut Vec<GuestBuf> {
+        &mut self.bufs
+    }
+}
+
+impl Entry for Part {
+    fn bufs(&mut self) -> &mut Vec<GuestBuf> {
+        &mut self.bufs
+    }
+}
+
+/// Entries that keep their place when they are freed, and some their lists.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
     entries: Vec<T>,
+    /// Free, with their lists: at most [`KEPT`]. They are used first.
     free: Vec<u32>,
+    /// Free, without.
+    bare: Vec<u32>,
 }
 
-impl<T: Default> Slab<T> {
+impl<T: Entry> Slab<T> {
     pub(super) fn new() -> Self {
-        Self { entries: Vec::new(), free: Vec::new() }
+        Self { entries: Vec::new(), free: Vec::new(), bare: Vec::new() }
     }
 
     /// A free entry, as it was left.
     pub(super) fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
+        self.free.pop().or_else(|| self.bare.pop()).unwrap_or_else(|| {
             self.entries.push(T::default());
             u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX)
         })
@@ -132,11 +132,47 @@ impl<T: Default> Slab<T> {
 
     pub(super) fn give_back(&mut self, id: u32) {
         debug_assert!(!self.free.contains(&id), "entry {id} is free already");
-        self.free.push(id);
+        let bufs = self.entries[id as usize].bufs();
+        bufs.clear();
+        if self.free.len() < KEPT {
+            if bufs.capacity() > LIST_KEPT {
+                *bufs = Vec::new();
+            }
+            self.free.push(id);
+        } else {
+            *bufs = Vec::new();
+            self.bare.push(id);
+        }
     }
 
     #[inline]
     pub(super) fn get(&mut self, id: u32) -> &mut T {
         &mut self.entries[id as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_were_needed_once_give_their_memory_back() {
+        let mut slab = Slab::<Part>::new();
+        let ids: Vec<u32> = (0..4096).map(|_| slab.take()).collect();
+        for (i, id) in ids.into_iter().enumerate() {
+            slab.get(id).bufs.reserve_exact(if i % 2 == 0 { 128 } else { 1024 });
+            slab.give_back(id);
+        }
+        let kept: usize = slab.entries.iter().map(|part| part.bufs.capacity()).sum();
+        assert!(kept <= KEPT * LIST_KEPT, "{kept} buffers");
+        // What is used next has its list still.
+        let kept_lists = (0..KEPT).filter(|_| {
+            let id = slab.take();
+            slab.get(id).bufs.capacity() > 0
+        });
+        assert_eq!(kept_lists.count(), KEPT / 2);
+        let (a, b) = (slab.take(), slab.take());
+        assert_ne!(a, b);
+        assert_eq!(slab.entries.len(), 4096, "places are used again");
     }
 }

@@ -13,8 +13,9 @@ pub const WRITEBACK_OFFSET: usize = 32;
 const SEG_MAX: u32 = 126;
 /// 2³ · 512 bytes: what the page cache under a leaf works in.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
-/// Sectors one segment of a discard may have (2 GiB): bounds one request's work.
-const DISCARD_SECTORS_MAX: u32 = 1 << 22;
+/// Sectors one segment of a discard or write-zeroes request may have (2 GiB):
+/// bounds one request's work.
+pub const DISCARD_SECTORS_MAX: u32 = 1 << 22;
 /// Sectors of the alignment that makes a discard free whole blocks.
 const DISCARD_ALIGNMENT: u32 = 8;
 

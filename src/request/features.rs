@@ -50,7 +50,7 @@ pub fn offered(read_only: bool) -> u64 {
 
 /// Whether writes stay in the cache until a flush, by what was negotiated and
 /// by the `writeback` field (virtio 1.3, 5.2.5 and 5.2.6.2): a driver that
-/// knows neither FLUSH nor CONFIG_WCE expects write-through.
+/// doesn't know FLUSH expects write-through, whatever else it knows.
 pub fn is_write_back(acked: u64, writeback_field: bool) -> bool {
-    if acked & CONFIG_WCE != 0 { writeback_field } else { acked & FLUSH != 0 }
+    acked & FLUSH != 0 && (acked & CONFIG_WCE == 0 || writeback_field)
 }

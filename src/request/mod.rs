@@ -89,6 +89,8 @@ pub enum RequestError {
     UnknownType(u32),
     #[error("a discard or write-zeroes request has no or too many segments")]
     BadRanges,
+    #[error("a discard or write-zeroes segment has more sectors than are advertised")]
+    RangeTooLong,
     #[error("a discard or write-zeroes segment has flags that are not defined")]
     BadRangeFlags,
 }
@@ -102,7 +104,8 @@ impl RequestError {
             | Self::RaggedData
             | Self::PastEnd
             | Self::ReadOnly
-            | Self::BadRanges => Some(Status::IoError),
+            | Self::BadRanges
+            | Self::RangeTooLong => Some(Status::IoError),
             Self::UnknownType(_) | Self::BadRangeFlags => Some(Status::Unsupported),
         }
     }

@@ -6,6 +6,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
+use super::config_space::DISCARD_SECTORS_MAX;
 use super::{Command, RANGES_MAX, Ranges, RequestError};
 use crate::metrics::Operation;
 use crate::units::{SECTOR_SIZE, Sector, SectorRange};
@@ -115,7 +116,11 @@ fn ranges(chain: &mut Chain, limits: &Limits, allowed: u32) -> Result<Box<Ranges
         if flags & !allowed != 0 {
             return Err(RequestError::BadRangeFlags);
         }
-        ranges.push(range_of(sector, u64::from(count) * SECTOR_SIZE, limits)?);
+        let range = range_of(sector, u64::from(count) * SECTOR_SIZE, limits)?;
+        if count > DISCARD_SECTORS_MAX {
+            return Err(RequestError::RangeTooLong);
+        }
+        ranges.push(range);
     }
     Ok(ranges)
 }

@@ -264,6 +264,19 @@ fn a_discard_has_one_to_sixteen_whole_segments() {
 }
 
 #[test]
+fn a_segment_is_as_long_as_is_advertised_at_most() {
+    const MOST: u32 = config_space::DISCARD_SECTORS_MAX;
+    let limits = Limits { capacity_sectors: 1 << 40, read_only: false };
+    for kind in [DISCARD, WRITE_ZEROES] {
+        let request = |count| [header(kind, 0), segment(8, count, 0)].concat();
+        assert!(Memory::new(request(MOST), 1).command(&limits).is_ok());
+        let error = refusal(request(MOST + 1), 1, &limits);
+        assert_eq!(error, RequestError::RangeTooLong);
+        assert_eq!(error.status(), Some(Status::IoError));
+    }
+}
+
+#[test]
 fn only_write_zeroes_knows_the_unmap_flag_and_nobody_another() {
     for (kind, flags) in [(DISCARD, 1), (DISCARD, 2), (WRITE_ZEROES, 2), (WRITE_ZEROES, 1 << 31)] {
         let mut bytes = header(kind, 0);
@@ -346,4 +359,5 @@ fn the_cache_is_write_back_only_for_a_driver_that_can_flush() {
     assert!(is_write_back(FLUSH, false), "without CONFIG_WCE the field means nothing");
     assert!(is_write_back(FLUSH | CONFIG_WCE, true));
     assert!(!is_write_back(FLUSH | CONFIG_WCE, false));
+    assert!(!is_write_back(CONFIG_WCE, true), "it can't flush, whatever it says of the field");
 }

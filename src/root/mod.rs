@@ -127,7 +127,7 @@ impl Root {
         if len_bytes == 0 {
             return Err(RootError::Empty { path: at() });
         }
-        let plain = FileStorage(plain);
+        let plain = FileStorage::new(plain);
         let mut magic = [0; 4];
         if len_bytes >= 4 {
             read_exact(&plain, &mut magic, 0).map_err(open_error)?;
@@ -140,14 +140,14 @@ impl Root {
             return Err(RootError::Ragged { path: at(), len: len_bytes });
         }
         let fingerprint = fingerprint(&plain, len_bytes).map_err(open_error)?;
-        let reopened = if direct { reopen_direct(&plain.0, len_bytes) } else { None };
+        let reopened = if direct { reopen_direct(plain.file(), len_bytes) } else { None };
         let (file, direct) = match reopened {
             Some(file) => {
                 // A lock belongs to one opening; the first one's is held until here.
                 lock(&file)?;
                 (file, true)
             }
-            None => (plain.0, false),
+            None => (plain.into_file(), false),
         };
         let identity = RootIdentity { len_bytes, fingerprint, name: name.to_owned() };
         Ok(Self { path: at(), file, identity, direct })
@@ -242,13 +242,13 @@ fn reopen_direct(plain: &File, len_bytes: u64) -> Option<File> {
     struct Aligned([u8; 8192]);
     let same = format!("/proc/self/fd/{}", plain.as_raw_fd());
     let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(same).ok()?;
-    let file = FileStorage(file);
+    let file = FileStorage::new(file);
     let mut buffer = Box::new(Aligned([0; 8192]));
     let last = (len_bytes - 1) / 4096 * 4096;
     let len = usize::try_from(len_bytes - last).ok()?;
     // A fill reads whole blocks, the last one up to the file's end.
     read_exact(&file, &mut buffer.0[..len], last).ok()?;
-    Some(file.0)
+    Some(file.into_file())
 }
 
 fn fingerprint(file: &FileStorage, len: u64) -> io::Result<[u8; 32]> {

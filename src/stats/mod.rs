@@ -26,10 +26,45 @@ pub struct HostStats {
     pub cache: CacheStats,
     /// The reactors, in the order of their numbers.
     pub reactors: Vec<ReactorStats>,
-    /// The roots, by name.
+    /// The roots that are served, by name.
     pub roots: Vec<RootStats>,
-    /// The VMs, by name.
+    /// The VMs that are served, by name.
     pub vms: Vec<VmStats>,
+    /// How many VMs there are, served or not.
+    #[serde(default)]
+    pub vm_states: StateCounts,
+    /// How many roots there are, served or not.
+    #[serde(default)]
+    pub root_states: StateCounts,
+    /// The VMs that could not be attached, by name.
+    #[serde(default)]
+    pub failed_vms: Vec<Failed>,
+    /// The roots that could not be added, by name.
+    #[serde(default)]
+    pub failed_roots: Vec<Failed>,
+}
+
+/// How many VMs or roots are in which state.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct StateCounts {
+    /// Being attached.
+    pub attaching: u64,
+    /// In use.
+    pub serving: u64,
+    /// Being detached or reset.
+    pub changing: u64,
+    /// Wanted, but they could not be attached.
+    pub failed: u64,
+}
+
+/// A VM or a root that could not be attached.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Failed {
+    /// Its name.
+    pub name: String,
+    /// Why; through the port for looking, which tells no paths, where to learn
+    /// why.
+    pub reason: String,
 }
 
 /// The cache that all VMs share.

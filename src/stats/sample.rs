@@ -1,8 +1,8 @@
 //! A made-up host, for tests.
 
 use super::{
-    CacheStats, HostStats, LeafStats, OperationStats, ReactorStats, RootStats, SourceSectors,
-    VmStats,
+    CacheStats, Failed, HostStats, LeafStats, OperationStats, ReactorStats, RootStats,
+    SourceSectors, StateCounts, VmStats,
 };
 use crate::metrics::{BUCKETS, Operation};
 
@@ -31,7 +31,21 @@ pub(crate) fn host(vms: u64) -> HostStats {
         reactors: (0..2).map(reactor).collect(),
         roots: vec![RootStats { root: "debian".into(), size_bytes: 2 << 30, vms }],
         vms: (1..=vms).map(vm).collect(),
+        vm_states: StateCounts { serving: vms, ..StateCounts::default() },
+        root_states: StateCounts { serving: 1, ..StateCounts::default() },
+        failed_vms: Vec::new(),
+        failed_roots: Vec::new(),
     }
+}
+
+/// The same with a VM and a root that could not be attached.
+pub(crate) fn host_with_failures(vms: u64) -> HostStats {
+    let failed = |name: &str, reason: &str| Failed { name: name.into(), reason: reason.into() };
+    let mut host = host(vms);
+    (host.vm_states.failed, host.root_states.failed) = (1, 1);
+    host.failed_vms = vec![failed("db1", "root late could not be attached")];
+    host.failed_roots = vec![failed("late", "late.raw can't be read")];
+    host
 }
 
 fn reactor(reactor: u64) -> ReactorStats {

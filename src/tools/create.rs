@@ -30,7 +30,7 @@ pub fn run(what: &Create) -> Result<String, ToolError> {
     if size < root.len_bytes() {
         return Err(LeafError::BadSize { size }.into());
     }
-    let storage = FileStorage(offline::clone(&what.path, beside.file())?);
+    let storage = FileStorage::new(offline::clone(&what.path, beside.file())?);
     leaf::create_storage(&what.path, &storage, size, root.identity())?;
     beside.publish()?;
     Ok(format!("created {}: {} on root {}", what.path.display(), human(size), root.identity()))

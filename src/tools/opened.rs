@@ -101,7 +101,7 @@ impl Locked {
             State::LiveMap(path) => Some(path.clone()),
             State::Clean | State::FlushedOnly(_) => None,
         };
-        let storage = FileStorage(offline::clone(&self.path, &self.file)?);
+        let storage = FileStorage::new(offline::clone(&self.path, &self.file)?);
         let options = OpenOptions { live_map, read_only };
         Ok(Leaf::open_storage(&self.path, Box::new(storage), &self.header.root, &options)?)
     }

@@ -38,7 +38,7 @@ impl<'a> LeafWriter<'a> {
     /// An empty leaf of `size_bytes` on `root`, which is no larger.
     pub(super) fn new(beside: Beside, size_bytes: u64, root: &'a Root) -> Result<Self, ToolError> {
         let path = beside.target().to_owned();
-        let storage = FileStorage(offline::clone(&path, beside.file())?);
+        let storage = FileStorage::new(offline::clone(&path, beside.file())?);
         leaf::create_storage(&path, &storage, size_bytes, root.identity())?;
         let leaf =
             Leaf::open_storage(&path, Box::new(storage), root.identity(), &OpenOptions::default())?;

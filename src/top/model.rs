@@ -158,6 +158,8 @@ pub struct Model {
     rates: Option<HostRates>,
     /// Why the last reading failed.
     pub error: Option<String>,
+    /// For how long the next reading has been waited for.
+    pub waiting: Option<Duration>,
     /// The sums of the last readings, the newest last.
     pub history: Vec<Sums>,
     /// What the VMs are sorted by.
@@ -186,6 +188,7 @@ impl Model {
             reading: None,
             rates: None,
             error: None,
+            waiting: None,
             history: Vec::new(),
             sort: SortKey::Iops,
             reversed: false,

@@ -19,7 +19,8 @@ const HEADINGS: [&str; 11] = [
     "GROWTH/S",
 ];
 
-/// The host in two lines, then a table of the VMs that the model shows.
+/// The host in two lines, then a table of the VMs that the model shows, then
+/// what could not be attached.
 pub fn once(model: &Model) -> String {
     let mut text = String::new();
     if let (Some(stats), Some(rates)) = (model.stats(), model.rates()) {
@@ -88,6 +89,13 @@ pub fn once(model: &Model) -> String {
         }
         let _ = writeln!(text, "{}", line.trim_end());
     }
+    if let Some(stats) = model.stats() {
+        let roots = stats.failed_roots.iter().map(|failed| ("root", failed));
+        let vms = stats.failed_vms.iter().map(|failed| ("VM", failed));
+        for (what, failed) in roots.chain(vms) {
+            let _ = writeln!(text, "{what} {} is not served: {}", failed.name, failed.reason);
+        }
+    }
     text
 }
 
@@ -115,5 +123,15 @@ mod tests {
         let end = |line: &str, word: &str| line.find(word).map(|at| at + word.len());
         assert_eq!(end(lines[2], "IOPS"), end(lines[3], "12.3k"));
         assert!(lines[5].contains("waiting"), "the third is not connected: {text}");
+    }
+
+    #[test]
+    fn what_is_not_served_follows_the_table() {
+        let mut model = Model::new(Duration::from_secs(1));
+        model.take(Ok(sample::host_with_failures(1)), Instant::now());
+        let text = once(&model);
+        let last: Vec<_> = text.lines().rev().take(2).collect();
+        assert_eq!(last[0], "VM db1 is not served: root late could not be attached");
+        assert_eq!(last[1], "root late is not served: late.raw can't be read");
     }
 }

@@ -5,8 +5,11 @@
 //! there are none (<https://no-color.org>).
 
 mod detail;
+mod failed;
 mod host;
 mod list;
+
+use std::time::Duration;
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -23,6 +26,9 @@ const CACHE: Color = Color::Blue;
 const WAIT: Color = Color::Yellow;
 const ALARM: Color = Color::Red;
 
+/// How long a reading may take before it is said.
+const OVERDUE: Duration = Duration::from_secs(1);
+
 /// Words that explain numbers.
 fn soft() -> Style {
     Style::new().add_modifier(Modifier::DIM)
@@ -38,10 +44,11 @@ fn host_rows(model: &Model) -> u16 {
 /// Draws all of it.
 pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     let detail_rows = if model.shows_detail { detail::ROWS } else { 0 };
-    let [title, top, list, details, keys] = Layout::vertical([
+    let [title, top, list, failures, details, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(host_rows(model)),
         Constraint::Min(4),
+        Constraint::Length(failed::rows(model)),
         Constraint::Length(detail_rows),
         Constraint::Length(1),
     ])
@@ -49,6 +56,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     draw_title(frame, title, model);
     host::draw(frame, top, model);
     list::draw(frame, list, model);
+    failed::draw(frame, failures, model);
     if model.shows_detail {
         detail::draw(frame, details, model);
     }
@@ -81,10 +89,13 @@ fn draw_title(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         spans.push(format!("{connected} of {}", stats.vms.len()).into());
     }
     frame.render_widget(Line::from(spans), area);
-    let right = match (&model.error, model.is_paused()) {
-        (Some(error), _) => Line::styled(format!("{error} "), Style::new().fg(ALARM).bold()),
-        (None, true) => Line::styled("paused ", Style::new().fg(WAIT).bold()),
-        (None, false) => {
+    let overdue = model.waiting.filter(|waiting| *waiting >= OVERDUE);
+    let alarm = |text: String| Line::styled(text, Style::new().fg(ALARM).bold());
+    let right = match (overdue, &model.error, model.is_paused()) {
+        (Some(waiting), ..) => alarm(format!("no answer for {} s ", waiting.as_secs())),
+        (None, Some(error), _) => alarm(format!("{error} ")),
+        (None, None, true) => Line::styled("paused ", Style::new().fg(WAIT).bold()),
+        (None, None, false) => {
             Line::styled(format!("every {:.1} s ", model.interval().as_secs_f64()), soft())
         }
     };

@@ -16,6 +16,7 @@ use super::vring::{Vring, clone_fd, eventfd};
 use super::{FrontendLink, QUEUE_SIZE_MAX};
 use crate::disk::Disk;
 use crate::guest_memory::{Account, GuestMemory, REGIONS_MAX, RegionSpec};
+use crate::leaf::WriteCache;
 use crate::logging::limit::log_for;
 use crate::reactor::{Command, DeviceId, Mailbox};
 use crate::request::config_space::ConfigSpace;
@@ -37,8 +38,11 @@ pub(super) struct Handler {
     device: DeviceId,
     features: u64,
     protocol: VhostUserProtocolFeatures,
-    /// The `writeback` field of the configuration space.
+    /// The `writeback` field of the configuration space. The disk remembers
+    /// it: this connection may come after others of the same guest.
     write_back_field: bool,
+    /// The frontend brought an inflight region that it had before.
+    came_back: bool,
     status: u8,
     account: Arc<Account>,
     memory: Arc<GuestMemory>,
@@ -66,6 +70,7 @@ impl Handler {
             let _ = reactor.ask(|answer| Command::Detach(device, answer));
             return None;
         }
+        let write_back_field = disk.write_cache() != WriteCache::Off;
         Some(Self {
             link: Arc::clone(link),
             disk,
@@ -73,7 +78,8 @@ impl Handler {
             device,
             features: 0,
             protocol: VhostUserProtocolFeatures::empty(),
-            write_back_field: true,
+            write_back_field,
+            came_back: false,
             status: 0,
             account: Account::new(),
             memory: Arc::default(),
@@ -148,9 +154,11 @@ impl Handler {
             self.stop(index);
             self.vrings[index] = Vring::default();
         }
+        // The `writeback` field stays. After a reset it may be either (virtio
+        // 1.3, 5.2.5), and QEMU, which resets a device also to pause it, goes on
+        // to show the guest what it was.
         self.features = 0;
         self.status = 0;
-        self.write_back_field = true;
         let _ = self.tell_write_back();
     }
 
@@ -158,6 +166,37 @@ impl Handler {
         let write_back = features::is_write_back(self.features, self.write_back_field);
         let device = self.device;
         self.ask(|answer| Command::SetWriteBack(device, write_back, answer))
+    }
+
+    /// Sets the field, for later connections and processes too.
+    fn set_write_cache(&mut self, on: bool) -> Result<()> {
+        let write_cache = if on { WriteCache::On } else { WriteCache::Off };
+        if let Err(e) = self.disk.set_write_cache(write_cache) {
+            return self.fail(format!("the writeback field can't be remembered: {e}"));
+        }
+        self.write_back_field = on;
+        self.tell_write_back()
+    }
+
+    /// Before a queue runs: settles the field where nothing is known of it. A
+    /// guest that was there before may have cleared it, and no frontend says so
+    /// again; a new one has read it.
+    fn settle_write_cache(&mut self, base: u16) -> Result<()> {
+        let is_open = self.disk.write_cache() == WriteCache::Unknown;
+        if !is_open || self.features & features::CONFIG_WCE == 0 {
+            return Ok(());
+        }
+        let is_new = !self.came_back && base == 0;
+        if !is_new {
+            let name = self.disk.name();
+            log_for!(
+                self.disk,
+                Warn,
+                "VM {name}: whether its guest has switched its write cache off isn't known, so it \
+                 is off; switching it off and on again in the guest ends that"
+            );
+        }
+        self.set_write_cache(is_new && self.write_back_field)
     }
 
     fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
@@ -177,6 +216,8 @@ impl Handler {
         let (device, features) = (self.device, self.features);
         let enabled_anyway = features & PROTOCOL_FEATURES == 0;
         let inflight = self.inflight.region();
+        let base = self.vring(u32::from(index))?.base;
+        self.settle_write_cache(base)?;
         let vring = self.vring(u32::from(index))?;
         vring.inflight.clone_from(&inflight);
         let setup = vring.setup(u16::from(index), features, enabled_anyway, inflight)?;
@@ -364,10 +405,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
         match self.config_space().write(offset, bytes) {
-            Some(write_back) => {
-                self.write_back_field = write_back;
-                self.tell_write_back()
-            }
+            Some(write_back) => self.set_write_cache(write_back),
             None => self.fail("only the writeback field can be written, with 0 or 1"),
         }
     }
@@ -388,6 +426,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         match self.inflight.take(given, file, self.vrings.len(), &self.account) {
             Ok(false) => Ok(()),
             Ok(true) => {
+                self.came_back = true;
                 self.disk.counters().reconnects.add(1);
                 let name = self.disk.name();
                 log_for!(self.disk, Info, "VM {name}: its frontend has come back");
@@ -445,10 +484,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
 impl Handler {
     fn config_space(&self) -> ConfigSpace {
+        let no_flush = self.features & (features::CONFIG_WCE | features::FLUSH);
+        let no_flush = no_flush == features::CONFIG_WCE;
         ConfigSpace {
             capacity_sectors: self.disk.sectors(),
             queues: u16::try_from(self.vrings.len()).unwrap_or(u16::MAX),
-            write_back: self.write_back_field,
+            // 5.2.5.2: such a driver finds it 0.
+            write_back: self.write_back_field && !no_flush,
         }
     }
 }

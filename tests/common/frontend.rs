@@ -155,7 +155,11 @@ impl Vmm {
     /// region, as QEMU does.
     pub(crate) fn tracked(socket: &Path, queues: u16, size: u16) -> Self {
         let features = VERSION_1 | EVENT_IDX | INDIRECT | F_FLUSH | F_MQ;
-        let features = features | F_DISCARD | F_WRITE_ZEROES;
+        Self::tracked_with(socket, features | F_DISCARD | F_WRITE_ZEROES, queues, size)
+    }
+
+    /// The same with these features.
+    pub(crate) fn tracked_with(socket: &Path, features: u64, queues: u16, size: u16) -> Self {
         let mut vmm = Self::negotiated(socket, features);
         let asked = VhostUserInflight::new(0, 0, queues, size);
         vmm.inflight = Some(vmm.frontend.get_inflight_fd(&asked).unwrap());

@@ -65,6 +65,22 @@ impl Log {
     }
 }
 
+impl Log {
+    /// What a daemon that has ended said and nobody waited for.
+    pub(crate) fn rest(&mut self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => lines.push(line),
+                Err(RecvTimeoutError::Disconnected) => return lines.join("\n"),
+                Err(RecvTimeoutError::Timeout) => panic!("the log never ends"),
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Progress {
     reads: Mutex<(u64, Duration)>,

@@ -148,6 +148,16 @@ fn mistakes_name_the_cause_and_what_to_do() {
 }
 
 #[test]
+fn a_leafblk_that_stands_still_is_an_error_and_nothing_to_wait_for() {
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::create_dir(temp.path().join("run")).unwrap();
+    let socket = temp.path().join("run/control.sock");
+    let _silent = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    let text = fails(temp.path(), &["status"], 1);
+    assert!(text.contains("has not answered within 10 s"), "{text}");
+}
+
+#[test]
 fn completions_and_man_pages_know_every_command() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path();

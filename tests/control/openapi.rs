@@ -44,6 +44,19 @@ fn every_reference_in_the_document_leads_somewhere() {
     }
 }
 
+#[test]
+fn whatever_may_have_to_wait_for_its_turn_says_so() {
+    let document = document();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        // What is the same for every host is answered at once.
+        let fixed = ["/v1/version", "/v1/problems", "/v1/problems/{name}", "/v1/openapi.json"];
+        for (method, operation) in item.as_object().unwrap() {
+            let says = operation["responses"]["503"].is_object();
+            assert_eq!(says, !fixed.contains(&path.as_str()), "{method} {path}");
+        }
+    }
+}
+
 /// Whether `value` has the shape of `schema`; where not, why.
 fn check(document: &Value, schema: &Value, value: &Value, at: &str, wrong: &mut String) {
     if let Some(reference) = schema["$ref"].as_str() {

@@ -259,6 +259,60 @@ fn what_cannot_be_had_again_is_shown_as_failed_and_tried_again_at_a_reload() {
 }
 
 #[test]
+fn what_a_reload_cannot_have_is_shown_as_failed_and_tried_again_at_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let (file, image, leaf) =
+        (dir.path().join("leafblk.toml"), dir.path().join("late.raw"), dir.path().join("my.leaf"));
+    let base = format!("[[root]]\nname = \"d\"\npath = {root:?}\n");
+    std::fs::write(&file, &base).unwrap();
+    let (daemon, mut log) = start_logged(dir.path(), &["--config", file.to_str().unwrap()]);
+    let control = daemon.control();
+    std::fs::write(&leaf, "no leaf").unwrap();
+    let more = format!(
+        "{base}[[root]]\nname = \"late\"\npath = {image:?}\n\
+         [[vm]]\nname = \"a\"\nroot = \"late\"\n[[vm]]\nname = \"b\"\nroot = \"d\"\nleaf = {leaf:?}\n"
+    );
+    std::fs::write(&file, &more).unwrap();
+    hang_up(&daemon);
+    log.wait_for(&["reloaded the configuration"]);
+    for (path, part) in [
+        ("/v1/roots/late", "late.raw"),
+        ("/v1/vms/a", "root late could not be"),
+        ("/v1/vms/b", "my.leaf"),
+    ] {
+        let info = control.get(path).expect(200);
+        assert_eq!((&info["state"], &info["origin"]), (&json!("failed"), &json!("configuration")));
+        assert!(info["reason"].as_str().unwrap().contains(part), "{info}");
+    }
+    let health = control.get("/v1/health").expect(200);
+    assert_eq!(health["status"], "degraded");
+    assert_eq!(health["problems"].as_array().unwrap().len(), 3, "{health}");
+    // They are the configuration's: nothing of them is kept.
+    let kept = std::fs::read_to_string(state_file(dir.path())).unwrap();
+    assert!(!kept.contains("[["), "{kept}");
+
+    std::fs::copy(&root, &image).unwrap();
+    std::fs::remove_file(&leaf).unwrap();
+    hang_up(&daemon);
+    log.wait_for(&["reloaded the configuration"]);
+    assert_eq!(control.get("/v1/health").expect(200)["status"], "ok");
+    assert_eq!(names(&control.get("/v1/vms").expect(200)), ["a", "b"]);
+
+    // One that is gone from the file is forgotten, failed or not.
+    std::fs::write(dir.path().join("state/c.leaf"), "no leaf").unwrap();
+    std::fs::write(&file, format!("{base}[[vm]]\nname = \"c\"\nroot = \"d\"\n")).unwrap();
+    hang_up(&daemon);
+    log.wait_for(&["reloaded the configuration"]);
+    assert_eq!(control.get("/v1/vms/c").expect(200)["state"], "failed");
+    std::fs::write(&file, &base).unwrap();
+    hang_up(&daemon);
+    log.wait_for(&["reloaded the configuration"]);
+    assert_eq!(control.get("/v1/vms").expect(200), json!([]));
+    daemon.stop();
+}
+
+#[test]
 fn a_vm_whose_root_has_left_the_configuration_waits_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
@@ -287,6 +341,34 @@ fn an_ephemeral_leaf_goes_with_its_vm() {
     control.delete("/v1/vms/tmp").expect(204);
     assert!(!daemon.leaf("tmp").exists());
     assert!(daemon.leaf("web1").exists());
+    daemon.stop();
+}
+
+#[test]
+fn an_ephemeral_leaf_stays_through_restarts_and_goes_at_the_detach() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let args = ["--root", root.to_str().unwrap(), "--vm", "configured,ephemeral"];
+    let vms = ["configured", "attached"];
+    let daemon = Daemon::start(dir.path(), &args);
+    daemon.control().post("/v1/vms", &json!({"name": "attached", "ephemeral": true})).expect(201);
+    // Guests that run on: their clients stay connected until the daemon ends.
+    let mut guests = vms.map(|vm| Client::connect(&daemon.socket(vm)));
+    for guest in &mut guests {
+        guest.write(4096, &[9; 4096]);
+    }
+    daemon.stop();
+    drop(guests);
+    // The second stop comes before any of them is back.
+    Daemon::start(dir.path(), &args).stop();
+    let daemon = Daemon::start(dir.path(), &args);
+    for vm in vms {
+        let mut guest = Client::connect(&daemon.socket(vm));
+        assert!(guest.read(4096, 4096) == [9; 4096], "{vm} has lost what its guest wrote");
+        drop(guest);
+        daemon.control().delete(&format!("/v1/vms/{vm}?force=true")).expect(204);
+        assert!(!daemon.leaf(vm).exists(), "{vm} is detached");
+    }
     daemon.stop();
 }
 

@@ -14,6 +14,8 @@ use crate::common::frontend::{
 use crate::common::scene::{Neighbour, ROOT_SECTORS, root_content};
 use crate::common::{Client, Daemon};
 
+const MIB: u64 = 1 << 20;
+
 /// A running VMM that takes the backend's messages; the end where they come.
 fn with_channel(socket: &std::path::Path) -> (Vmm, UnixStream) {
     let mut vmm = Vmm::negotiated(socket, VERSION_1 | EVENT_IDX | INDIRECT | F_FLUSH);
@@ -140,5 +142,36 @@ fn a_size_that_the_configuration_sets_is_changed_there() {
     let daemon =
         Daemon::start(dir.path(), &[&["--root", root.to_str().unwrap()][..], &vm].concat());
     assert_eq!(daemon.control().get("/v1/vms/free").expect(200)["size_bytes"], 16 << 20);
+    daemon.stop();
+}
+
+#[test]
+fn a_larger_size_in_the_configuration_counts_at_the_next_start_as_at_a_reload() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = crate::common::make_root(dir.path(), ROOT_SECTORS);
+    let start = |size: u64| {
+        let vm = format!("web1,size={size}MiB");
+        Daemon::start(dir.path(), &["--root", root.to_str().unwrap(), "--vm", &vm])
+    };
+    let daemon = start(8);
+    let mut client = Client::connect(&daemon.socket("web1"));
+    client.write(8 * MIB - 4096, &[1; 4096]);
+    // What it has not flushed is in its live map, which has to grow too.
+    daemon.kill();
+    drop(client);
+    let daemon = start(16);
+    let mut client = Client::connect(&daemon.socket("web1"));
+    assert_eq!(client.capacity, 16 * MIB);
+    assert!(client.read(8 * MIB - 4096, 4096) == [1; 4096]);
+    assert!(client.read(8 * MIB, 4096) == [0; 4096]);
+    client.write(16 * MIB - 4096, &[2; 4096]);
+    daemon.kill();
+    drop(client);
+    let daemon = start(32);
+    let mut client = Client::connect(&daemon.socket("web1"));
+    assert!(client.read(8 * MIB - 4096, 4096) == [1; 4096]);
+    assert!(client.read(16 * MIB - 4096, 4096) == [2; 4096]);
+    assert!(client.read(32 * MIB - 4096, 4096) == [0; 4096]);
+    drop(client);
     daemon.stop();
 }

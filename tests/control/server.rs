@@ -36,6 +36,35 @@ fn a_group_that_is_named_may_use_the_socket() {
     daemon.stop();
 }
 
+#[test]
+fn a_directory_that_keeps_the_groups_out_is_named_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let open = |path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(dir.path(), 0o755);
+    open(&run, 0o700);
+    let group = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
+    let args = ["--socket-group", &group.name, "--control-group", &group.name];
+    let start = || {
+        let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
+        let log = Log::follow(daemon.child.stderr.take().unwrap());
+        (daemon, log)
+    };
+    let (daemon, mut log) = start();
+    for setting in ["control-group", "socket-group"] {
+        log.wait_for(&["members of the", setting, "chmod o+x", run.to_str().unwrap()]);
+    }
+    daemon.stop();
+    open(&run, 0o711);
+    let (daemon, mut log) = start();
+    daemon.stop();
+    let said = log.rest();
+    assert!(!said.contains("can't reach"), "{said}");
+}
+
 /// How a start fails.
 fn fails(dir: &std::path::Path, args: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_leafblk"))

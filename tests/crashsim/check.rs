@@ -11,7 +11,7 @@ use leafblk::virtqueue::GuestBuf;
 use super::Random;
 use super::disk::{Image, Lie, Moment, SimDisk};
 use super::model::{Value, World, root};
-use super::ops::{Machine, Step, identity, open};
+use super::ops::{Machine, Op, Step, identity, open};
 use super::states::{self, Limits};
 
 /// One in so many states is also written to and opened again, and offered to a
@@ -84,6 +84,9 @@ impl Checker {
                 self.check_power_cuts(&moment.image, &step.after_power_cut(moment))?;
             }
             self.check_kill(moment, &step.after_kill(moment))?;
+            if matches!(step.op, Op::Open | Op::Close | Op::Grow(_) | Op::Shrink(_) | Op::Reset) {
+                self.check_reopening(moment, &step.after_power_cut(moment))?;
+            }
         }
         let after = [machine.model.after_power_cut()];
         let image = machine.disk.image();
@@ -135,6 +138,24 @@ impl Checker {
         put_live_map(&again, moment.live_map.as_deref());
         let leaf = open(&disk, Some(&again)).map_err(|e| format!("after a kill: {e}"))?;
         self.compare(&leaf, worlds).map(drop).map_err(|e| format!("after a kill: {e}"))
+    }
+
+    /// After a kill, a power cut while the leaf is opened again, and after it:
+    /// what the killed daemon wrote last may not be durable.
+    fn check_reopening(&mut self, moment: &Moment, worlds: &[World]) -> Result<(), String> {
+        let again = self.again.clone();
+        let disk = SimDisk::new(moment.image.clone(), self.lie);
+        put_live_map(&again, moment.live_map.as_deref());
+        disk.record(None);
+        let opened = open(&disk, Some(&again)).map_err(|e| format!("after a kill: {e}"))?;
+        let moments = disk.moments();
+        drop(opened);
+        let images = moments.into_iter().filter(|moment| moment.before_sync);
+        for image in images.map(|moment| moment.image).chain([disk.image()]) {
+            self.check_power_cuts(&image, worlds)
+                .map_err(|e| format!("opened after a kill, then a power cut: {e}"))?;
+        }
+        Ok(())
     }
 
     /// What the leaf holds, if one of the worlds has all of it.

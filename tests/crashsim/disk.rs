@@ -1,7 +1,7 @@
 //! A disk that remembers what was not synced.
 #![expect(unsafe_code, reason = "copies buffers as the real storage's system calls do")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -49,6 +49,8 @@ impl<T: Clone + PartialEq> Versions<T> {
 pub(crate) struct Image {
     pub(crate) units: BTreeMap<u64, Versions<Content>>,
     pub(crate) len: Versions<u64>,
+    /// Units whose write-back failed: the kernel counts them as written.
+    lost: BTreeSet<u64>,
     operation: u64,
 }
 
@@ -60,6 +62,7 @@ impl Image {
             content[from..from + chunk.len()].copy_from_slice(&bytes[chunk]);
             let zeros = content.iter().all(|byte| *byte == 0);
             versions.change(self.operation, (!zeros).then(|| Arc::new(content)));
+            self.lost.remove(&unit);
         }
     }
 
@@ -75,16 +78,26 @@ impl Image {
     }
 
     fn clear(&mut self, units: impl std::ops::RangeBounds<u64>) {
-        for (_, versions) in self.units.range_mut(units) {
+        for (unit, versions) in self.units.range_mut(units) {
             versions.change(self.operation, None);
+            self.lost.remove(unit);
         }
     }
 
     /// Makes durable what lies where `which` says.
     fn sync(&mut self, which: impl Fn(u64) -> bool) {
         self.len.sync();
-        self.units.iter_mut().filter(|(unit, _)| which(**unit)).for_each(|(_, v)| v.sync());
+        let lost = &self.lost;
+        let synced = |unit: &u64| which(*unit) && !lost.contains(unit);
+        self.units.iter_mut().filter(|(unit, _)| synced(unit)).for_each(|(_, v)| v.sync());
         self.units.retain(|_, v| v.durable.is_some() || !v.newer.is_empty());
+    }
+
+    /// Write-back from the unit on fails: no later sync makes durable what was
+    /// dirty, or says so.
+    fn lose(&mut self, from: u64) {
+        let dirty = self.units.range(from..).filter(|(_, v)| !v.newer.is_empty());
+        self.lost.extend(dirty.map(|(unit, _)| *unit));
     }
 }
 
@@ -144,6 +157,8 @@ struct State {
     places: u64,
     begun_and_ended: (usize, usize),
     fails: Option<Fails>,
+    /// Asks for write-back, at a place.
+    write_back: Option<(u64, Beside)>,
 }
 
 /// What fails, and how, until it is taken back.
@@ -154,6 +169,9 @@ pub(crate) enum Fails {
     /// Writes with ENOSPC, after so many bytes: whole units, as a file system
     /// runs out of whole blocks.
     Writes(u64),
+    /// Write-back, with EIO; it comes at this place within the syncs, as for
+    /// [`SimDisk::beside`].
+    WriteBack(u64),
 }
 
 /// A handle; clones share the disk.
@@ -191,6 +209,7 @@ impl SimDisk {
     pub(crate) fn moments(&self) -> Vec<Moment> {
         let mut state = self.state();
         state.beside.clear();
+        state.write_back = None;
         state.moments.take().unwrap_or_default()
     }
 
@@ -198,6 +217,11 @@ impl SimDisk {
     /// now, or for an odd place at its end.
     pub(crate) fn beside(&self, place: u64, action: Beside) {
         self.state().beside.insert(place, action);
+    }
+
+    /// Has write-back asked for at such a place.
+    pub(crate) fn write_back_beside(&self, place: u64, action: Beside) {
+        self.state().write_back = Some((place, action));
     }
 
     /// How many of those actions have ended.
@@ -227,6 +251,11 @@ impl SimDisk {
         let mut state = self.state();
         let place = state.places;
         state.places += 1;
+        if let Some((_, mut action)) = state.write_back.take_if(|(at, _)| *at == place) {
+            drop(state);
+            action();
+            state = self.state();
+        }
         if let Some(mut action) = state.beside.remove(&place) {
             state.begun_and_ended.0 += 1;
             drop(state);
@@ -320,8 +349,13 @@ impl Storage for SimDisk {
         Ok(())
     }
 
-    fn write_back(&self, _offset: u64, _len: u64, _wait: bool) -> io::Result<()> {
-        Ok(())
+    fn write_back(&self, offset: u64, _len: u64) -> io::Result<bool> {
+        let mut state = self.state();
+        if let Some(Fails::WriteBack(_)) = state.fails {
+            state.image.lose(offset / UNIT);
+            return errno(libc::EIO);
+        }
+        Ok(true)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

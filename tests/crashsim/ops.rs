@@ -141,6 +141,17 @@ impl Machine {
         planned
     }
 
+    /// Has write-back asked for within a sync of the next operation.
+    pub(crate) fn write_back_beside(&self, place: u64) {
+        let Some(leaf) = &self.leaf else { return };
+        let leaf = Arc::downgrade(leaf);
+        let action = move || {
+            // Its error is the leaf's to remember.
+            let _ = leaf.upgrade().map(|leaf| leaf.start_write_back());
+        };
+        self.disk.write_back_beside(place, Box::new(action));
+    }
+
     fn carry_out(&mut self, op: Op, written: Option<Written>) -> Result<(), LeafError> {
         if op == Op::Open {
             self.leaf = Some(Arc::new(open(&self.disk, Some(&self.live_map))?));

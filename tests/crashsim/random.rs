@@ -70,20 +70,29 @@ fn step(
     history: &mut Vec<String>,
 ) -> Result<(), String> {
     let beside = beside(machine, op, random);
-    let fails = match random.below(16) {
+    let fails = match random.below(18) {
         0 => Some(Fails::Syncs(random.below(3))),
         1 => Some(Fails::Writes(512 * random.below(24))),
+        2..4 => Some(Fails::WriteBack(2 * random.below(3))),
         _ => None,
     };
     // Only the leaf's operation fails, not the writes beside it.
     let fails = fails.filter(|_| beside.is_empty());
+    let syncs = matches!(op, Op::Flush | Op::Grow(_) | Op::Close);
+    let fails = fails.filter(|fails| syncs || !matches!(fails, Fails::WriteBack(_)));
     history.push(format!("{op:?}"));
     if !beside.is_empty() {
         history.push(format!("writes in syncs {beside:?}"));
     }
     machine.disk.fail(fails);
+    if let Some(Fails::WriteBack(place)) = fails {
+        machine.write_back_beside(place);
+    }
     let step = machine.run(op, &beside, true);
     machine.disk.fail(None);
+    if step.result.is_ok() && machine.leaf.as_ref().is_some_and(|leaf| leaf.is_poisoned()) {
+        return Err(format!("{op:?} succeeds beside a failed write-back"));
+    }
     if step.result.is_err() {
         checker.report.faults += 1;
         history.push(format!("failed by {fails:?}"));

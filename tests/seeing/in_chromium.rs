@@ -271,3 +271,39 @@ fn another_sites_page_can_not_read_frame_or_rebind_the_port() {
     let log = browser.complaints().join("\n");
     assert!(log.contains("frame") || log.contains("403"), "{log}");
 }
+
+#[test]
+#[ignore = "needs chromium and chromedriver: run tests/seeing.sh"]
+fn what_is_not_served_is_on_the_page() {
+    let host = Host::with_failures();
+    let browser = Browser::open(&[]);
+    browser.goes_to(&format!("http://localhost:{}/", host.port));
+    browser.until("return document.getElementById('failed').hidden === false");
+    let rows = browser.runs(
+        "return [...document.querySelectorAll('#failed-rows li')].map((row) => row.textContent)",
+    );
+    assert_eq!(
+        rows,
+        json!([
+            "root late: leafblk root show late says why",
+            "VM extra: leafblk vm show extra says why"
+        ])
+    );
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+#[ignore = "needs chromium and chromedriver: run tests/seeing.sh"]
+fn a_link_to_no_vm_shows_the_page_all_the_same() {
+    let host = Host::start();
+    let browser = Browser::open(&[]);
+    for link in ["#vm=%", "#vm=%ff", "#vm=nobody", "#"] {
+        browser.goes_to("about:blank");
+        browser.goes_to(&format!("http://localhost:{}/{link}", host.port));
+        browser.until("return document.getElementById('detail-name').textContent === 'web1'");
+        browser.runs("location.hash = '#vm=%'; return true");
+        browser.runs("location.hash = '#vm=web2'; return true");
+        browser.until("return document.getElementById('detail-name').textContent === 'web2'");
+    }
+    assert_eq!(browser.complaints(), [""; 0]);
+}

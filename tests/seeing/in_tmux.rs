@@ -214,3 +214,28 @@ fn top_says_that_the_daemon_is_gone_and_sees_it_come_back() {
     terminal.types(&["q"]);
     terminal.shows("ended with 0");
 }
+
+#[test]
+#[ignore = "needs tmux: run tests/seeing.sh"]
+fn top_heeds_its_keys_and_signals_while_the_daemon_stands_still() {
+    use rustix::process::{Signal, kill_process};
+    let host = Host::start();
+    let terminal = Terminal::open();
+    let modes = terminal.modes();
+    terminal.starts_top(&host, "");
+    kill_process(host.daemon.pid(), Signal::STOP).unwrap();
+    terminal.shows("no answer for 1 s");
+    terminal.types(&["?"]);
+    terminal.shows("sort by the leaf's growth");
+    terminal.types(&["q"]);
+    terminal.is_as_before(&modes);
+    kill_process(host.daemon.pid(), Signal::CONT).unwrap();
+    terminal.types(&["-l", "clear"]);
+    terminal.types(&["Enter"]);
+    let pid = terminal.starts_top_and_tells_its_pid(&host);
+    kill_process(host.daemon.pid(), Signal::STOP).unwrap();
+    terminal.shows("no answer for 1 s");
+    kill_process(pid, Signal::TERM).unwrap();
+    terminal.is_as_before(&modes);
+    kill_process(host.daemon.pid(), Signal::CONT).unwrap();
+}

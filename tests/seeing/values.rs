@@ -212,3 +212,25 @@ fn top_prints_a_table_or_json_for_pipes_and_says_so_without_a_terminal() {
     let bad = top(&["--interval", "0"]);
     assert_eq!(bad.status.code(), Some(2));
 }
+
+#[test]
+fn vms_and_roots_that_are_not_served_are_counted_and_named_with_the_reason() {
+    let host = Host::with_failures();
+    assert_eq!(series(&host, "leafblk_vms{state=\"serving\"}"), 2.0);
+    assert_eq!(series(&host, "leafblk_vms{state=\"failed\"}"), 1.0);
+    assert_eq!(series(&host, "leafblk_roots{state=\"failed\"}"), 1.0);
+    let stats = host.stats();
+    assert_eq!(stats["failed_roots"][0]["name"], "late");
+    assert!(stats["failed_roots"][0]["reason"].as_str().unwrap().contains("late.raw"));
+    assert_eq!(stats["failed_vms"][0]["name"], "extra");
+    // The port tells no paths.
+    let at_port = host.over_tcp(&["GET /v1/stats HTTP/1.1", "Host: localhost"]).expect(200);
+    assert_eq!(at_port["failed_vms"][0]["reason"], "leafblk vm show extra says why");
+    assert_eq!(at_port["failed_roots"][0]["reason"], "leafblk root show late says why");
+    let socket = host.daemon.dir.join("run/control.sock");
+    let mut top = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    let once = top.args(["top", "--once", "--interval", "0.2", "--socket"]).arg(socket).output();
+    let text = String::from_utf8(once.unwrap().stdout).unwrap();
+    assert!(text.contains("\nroot late is not served: ") && text.contains("late.raw"), "{text}");
+    assert!(text.contains("\nVM extra is not served: "), "{text}");
+}

@@ -14,12 +14,22 @@ use crate::replay::{DEPTH, replay};
 use crate::report::{Row, Target};
 use crate::rows::{Bench, Group, connect, progress};
 use crate::trace::Trace;
-use crate::util::{Error, Result, median, to_f64, to_u64};
+use crate::util::{Result, median, to_f64, to_u64};
 
 /// Row 7.
 pub(crate) const GROUP: Group = Group {
     numbers: &[7],
-    ids: &["boot-cold-wall", "boot-cold-cpu", "boot-warm-wall", "boot-warm-cpu", "boot-root-bytes"],
+    ids: &[
+        "boot-cold-wall",
+        "boot-cold-cpu",
+        "boot-warm-wall",
+        "boot-warm-cpu",
+        "boot2-cold-wall",
+        "boot2-cold-cpu",
+        "boot2-warm-wall",
+        "boot2-warm-cpu",
+        "boot-root-bytes",
+    ],
     run,
 };
 
@@ -47,18 +57,10 @@ impl Side {
     fn median_client_cpu(&self) -> f64 {
         median(&self.column(|sample| sample.client_cpu.as_secs_f64())).unwrap_or_default()
     }
-
-    fn median_wall(&self) -> f64 {
-        median(&self.column(|sample| sample.wall.as_secs_f64())).unwrap_or(f64::INFINITY)
-    }
 }
 
 fn run(bench: &mut Bench) -> Result<Vec<Row>> {
-    let Some(path) = trace_path(bench) else {
-        return Err(Error::from(
-            "row 7 needs a boot trace: give one with --trace FILE, or choose other rows with --only",
-        ));
-    };
+    let path = trace_path(bench);
     let trace = Trace::open(&path)?;
     let root = replay_root(bench, &trace)?;
     let block_bytes = u64::from(bench.cli.cache_block_kib) << 10;
@@ -69,17 +71,24 @@ fn run(bench: &mut Bench) -> Result<Vec<Row>> {
         trace.read_bytes >> 20,
         distinct >> 20
     ));
-    let cold = measure(bench, &trace, &root, true)?;
-    let warm = measure(bench, &trace, &root, false)?;
     let vms = bench.sizes.vms;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut rows = vec![
-        wall_row("boot-cold-wall", format!("{vms} VMs replay {name}, cold: wall"), &cold),
-        cpu_row("boot-cold-cpu", "the same: CPU of the backend", &cold),
-        wall_row("boot-warm-wall", "the same, warm: wall".to_owned(), &warm),
-        cpu_row("boot-warm-cpu", "the same, warm: CPU of the backend", &warm),
-    ];
-    let [a, b] = &cold;
+    let what = format!("{vms} VMs replay {name}");
+    let cold = measure(bench, &trace, &root, true)?;
+    let warm = measure(bench, &trace, &root, false)?;
+    let mut rows = Vec::new();
+    for (one, two, state, sides) in [
+        (["boot-cold-wall", "boot-cold-cpu"], ["boot2-cold-wall", "boot2-cold-cpu"], "cold", &cold),
+        (["boot-warm-wall", "boot-warm-cpu"], ["boot2-warm-wall", "boot2-warm-cpu"], "warm", &warm),
+    ] {
+        for (ids, threads, sides) in
+            [(one, "one thread each", &sides[0]), (two, "two threads each", &sides[1])]
+        {
+            rows.push(wall_row(ids[0], format!("{what}, {state}, {threads}: wall"), sides));
+            rows.push(cpu_row(ids[1], "the same: CPU of the backend", sides));
+        }
+    }
+    let [a, b] = &cold[0];
     let mut bytes = Row::new(
         "boot-root-bytes",
         "bytes read from disk in the cold replay over the distinct cache blocks",
@@ -103,10 +112,8 @@ fn wall_row(id: &'static str, title: String, sides: &[Side; 2]) -> Row {
     row.a = sides[0].column(|sample| sample.wall.as_secs_f64());
     row.b = sides[1].column(|sample| sample.wall.as_secs_f64());
     row.notes.push(format!(
-        "each VM keeps {DEPTH} requests in flight; threads: {} and {}; CPU of the client, which \
-         shares the machine: {:.2} and {:.2} s",
-        sides[0].threads,
-        sides[1].threads,
+        "each VM keeps {DEPTH} requests in flight; CPU of the client, which shares the machine: \
+         {:.2} and {:.2} s",
         sides[0].median_client_cpu(),
         sides[1].median_client_cpu()
     ));
@@ -120,19 +127,11 @@ fn cpu_row(id: &'static str, title: &str, sides: &[Side; 2]) -> Row {
     row
 }
 
-/// Measures both daemons in turn; of the peer the thread count that is fastest.
-fn measure(bench: &Bench, trace: &Trace, root: &Path, cold: bool) -> Result<[Side; 2]> {
-    let mut sides: Vec<Vec<Side>> = bench
-        .daemons()
-        .into_iter()
-        .map(|daemon| {
-            let threads: &[usize] = match daemon {
-                Daemon::Leafblk | Daemon::LeafblkB => &[1],
-                Daemon::Qsd => &[1, 2],
-            };
-            threads.iter().map(|&threads| Side { daemon, threads, samples: Vec::new() }).collect()
-        })
-        .collect();
+/// Measures both daemons in turn, with one thread each (reactor, I/O thread) and
+/// with two each.
+fn measure(bench: &Bench, trace: &Trace, root: &Path, cold: bool) -> Result<[[Side; 2]; 2]> {
+    let mut sides = [1, 2]
+        .map(|threads| bench.daemons().map(|daemon| Side { daemon, threads, samples: Vec::new() }));
     for _ in 0..bench.reps(3) {
         for side in sides.iter_mut().flatten() {
             let sample = once(bench, trace, root, side, cold)?;
@@ -150,13 +149,7 @@ fn measure(bench: &Bench, trace: &Trace, root: &Path, cold: bool) -> Result<[Sid
             side.samples.push(sample);
         }
     }
-    let mut best = sides
-        .into_iter()
-        .map(|side| side.into_iter().min_by(|x, y| x.median_wall().total_cmp(&y.median_wall())));
-    match (best.next().flatten(), best.next().flatten()) {
-        (Some(a), Some(b)) => Ok([a, b]),
-        _ => Err(Error::from("no samples")),
-    }
+    Ok(sides)
 }
 
 fn once(bench: &Bench, trace: &Trace, root: &Path, side: &Side, cold: bool) -> Result<Sample> {
@@ -200,13 +193,10 @@ fn client(backend: &Backend, vm: usize, trace: &Trace) -> Result<Client> {
     connect(backend, vm, DEPTH, trace.largest)
 }
 
-/// The trace that was named, or the one beside the checkout.
-fn trace_path(bench: &Bench) -> Option<PathBuf> {
-    bench.cli.trace.clone().or_else(|| {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .ancestors()
-            .map(|dir| dir.join("shared/traces/debian-12-boot.txt"))
-            .find(|path| path.exists())
+/// The trace that was named, or the repository's.
+fn trace_path(bench: &Bench) -> PathBuf {
+    bench.cli.trace.clone().unwrap_or_else(|| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/traces/debian-12-boot.txt")
     })
 }
 

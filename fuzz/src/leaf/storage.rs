@@ -104,8 +104,8 @@ impl Storage for Sparse {
         Ok(())
     }
 
-    fn write_back(&self, _offset: u64, _len: u64, _wait: bool) -> io::Result<()> {
-        Ok(())
+    fn write_back(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

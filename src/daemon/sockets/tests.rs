@@ -235,3 +235,31 @@ fn a_file_in_the_directorys_place_is_refused() {
     assert!(error.to_string().contains("below"), "{error}");
     drop(dir);
 }
+
+#[test]
+fn the_directory_that_keeps_a_group_out_is_found() {
+    const GROUP: u32 = 65533;
+    let (dir, _) = place();
+    let run = dir.path().join("run");
+    create_private_dir(&run).unwrap();
+    let socket = run.join("web1.sock");
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    };
+    mode(dir.path(), 0o755);
+    assert_eq!(where_stopped(&socket, GROUP), Some(run.clone()));
+    // Of another group, however open it is to that.
+    mode(&run, 0o770);
+    assert_eq!(where_stopped(&socket, GROUP), Some(run.clone()));
+    mode(&run, 0o711);
+    assert_eq!(where_stopped(&socket, GROUP), None);
+    mode(dir.path(), 0o700);
+    assert_eq!(where_stopped(&socket, GROUP), Some(dir.path().to_owned()));
+    mode(dir.path(), 0o711);
+    // The owner's own group, which need not be named by number.
+    let own = fs::metadata(&run).unwrap().gid();
+    mode(&run, 0o701);
+    assert_eq!(where_stopped(&socket, own), Some(run.clone()), "others may, the group may not");
+    let_pass(&run, own).unwrap();
+    assert_eq!(where_stopped(&socket, own), None);
+}

@@ -25,6 +25,11 @@ struct Script {
     syncs: AtomicUsize,
     /// Runs in each sync, before it: writers beside a flush.
     during_sync: OnceLock<Box<dyn Fn(usize) + Send + Sync>>,
+    /// How many syncs have ended.
+    synced: AtomicUsize,
+    /// Runs in each write-back, before it.
+    during_write_back: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    no_write_back: AtomicBool,
 }
 
 struct Scripted(FileStorage, Arc<Script>);
@@ -55,16 +60,24 @@ impl Storage for Scripted {
         if self.1.fail_sync.load(Ordering::SeqCst) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        self.0.sync_data()
+        let result = self.0.sync_data();
+        self.1.synced.fetch_add(1, Ordering::SeqCst);
+        result
     }
 
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
         self.0.punch_hole(offset, len)
     }
 
-    fn write_back(&self, offset: u64, len: u64, wait: bool) -> io::Result<()> {
+    fn write_back(&self, offset: u64, len: u64) -> io::Result<bool> {
+        if let Some(hook) = self.1.during_write_back.get() {
+            hook();
+        }
+        if self.1.no_write_back.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
         match self.1.fail_write_back.load(Ordering::SeqCst) {
-            0 => self.0.write_back(offset, len, wait),
+            0 => self.0.write_back(offset, len),
             errno => Err(io::Error::from_raw_os_error(errno)),
         }
     }
@@ -113,7 +126,7 @@ impl Place {
 
     fn open_scripted(&self, script: &Arc<Script>) -> Leaf {
         let file = File::options().read(true).write(true).open(self.leaf()).unwrap();
-        let storage = Box::new(Scripted(FileStorage(file), Arc::clone(script)));
+        let storage = Box::new(Scripted(FileStorage::new(file), Arc::clone(script)));
         Leaf::open_storage(&self.leaf(), storage, &self.root, &self.options(false)).unwrap()
     }
 }
@@ -152,11 +165,12 @@ fn writes_that_a_failed_sync_lost_are_not_taken_over_as_zeros() {
 
 #[test]
 fn a_write_back_that_failed_for_whatever_reason_is_a_failed_sync() {
-    for errno in [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::ESTALE, libc::EROFS, libc::ETIMEDOUT]
-    {
+    // The last three are also what a kernel without the call answers.
+    let some = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::ESTALE, libc::EROFS, libc::ETIMEDOUT];
+    for errno in some.into_iter().chain([libc::EINVAL, libc::EOPNOTSUPP, libc::EPERM]) {
         assert_loses_only_what_was_not_flushed(|script, leaf| {
             script.fail_write_back.store(errno, Ordering::SeqCst);
-            leaf.start_write_back(true).unwrap_err();
+            leaf.start_write_back().unwrap_err();
             // The kernel has told it once: the next sync succeeds.
             script.fail_write_back.store(0, Ordering::SeqCst);
         });
@@ -165,16 +179,80 @@ fn a_write_back_that_failed_for_whatever_reason_is_a_failed_sync() {
 
 #[test]
 fn a_write_back_that_is_not_to_be_had_does_no_harm() {
-    for errno in [libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::EPERM] {
+    let place = Place::new(1 << 20);
+    let script = Arc::<Script>::default();
+    script.no_write_back.store(true, Ordering::SeqCst);
+    let leaf = place.open_scripted(&script);
+    leaf.write_zeroes(range(0, 8)).unwrap();
+    leaf.start_write_back().unwrap();
+    leaf.flush().unwrap();
+    leaf.close().unwrap();
+}
+
+/// The map page of the first sectors, as it is in the file.
+fn durable_bits(place: &Place) -> u8 {
+    use std::os::unix::fs::FileExt;
+    let mut byte = [0];
+    File::open(place.leaf()).unwrap().read_exact_at(&mut byte, 8192).unwrap();
+    byte[0]
+}
+
+#[test]
+fn a_flush_is_no_success_where_write_back_beside_it_took_the_error() {
+    // In the sync of the data, or of the map.
+    for at in [0, 1] {
         let place = Place::new(1 << 20);
         let script = Arc::<Script>::default();
-        let leaf = place.open_scripted(&script);
+        let leaf = Arc::new(place.open_scripted(&script));
         leaf.write_zeroes(range(0, 8)).unwrap();
-        script.fail_write_back.store(errno, Ordering::SeqCst);
-        leaf.start_write_back(true).unwrap_err();
-        leaf.flush().unwrap();
-        leaf.close().unwrap();
+        let (weak, first) = (Arc::downgrade(&leaf), script.syncs.load(Ordering::SeqCst));
+        let hook = move |count: usize| {
+            if count == first + at {
+                // The kernel tells it here, and the sync then succeeds.
+                weak.upgrade().unwrap().start_write_back().unwrap_err();
+            }
+        };
+        assert!(script.during_sync.set(Box::new(hook)).is_ok());
+        script.fail_write_back.store(libc::EIO, Ordering::SeqCst);
+        assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
+        assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })), "and stays so");
+        assert_eq!(durable_bits(&place) != 0, at == 1, "no bit without its data");
     }
+}
+
+#[test]
+fn a_flush_waits_for_the_answer_of_a_write_back_that_began_before_its_sync_ended() {
+    let place = Place::new(1 << 20);
+    let script = Arc::<Script>::default();
+    let leaf = place.open_scripted(&script);
+    leaf.write_zeroes(range(0, 8)).unwrap();
+    let before = script.synced.load(Ordering::SeqCst);
+    let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
+    let begun_in_sync = std::sync::Mutex::new(has_begun);
+    // The sync ends only after the write-back has begun, and the write-back has
+    // its answer only after the sync has ended.
+    let weak = Arc::downgrade(&script);
+    let write_back = move || {
+        begun.send(()).unwrap();
+        let script = weak.upgrade().unwrap();
+        while script.synced.load(Ordering::SeqCst) == before {
+            std::thread::yield_now();
+        }
+    };
+    let first = script.syncs.load(Ordering::SeqCst);
+    let sync = move |count: usize| {
+        if count == first {
+            begun_in_sync.lock().unwrap().recv().unwrap();
+        }
+    };
+    assert!(script.during_write_back.set(Box::new(write_back)).is_ok());
+    assert!(script.during_sync.set(Box::new(sync)).is_ok());
+    script.fail_write_back.store(libc::ENOSPC, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        scope.spawn(|| leaf.start_write_back().unwrap_err());
+        assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
+    });
+    assert_eq!(durable_bits(&place), 0, "no bit without its data");
 }
 
 #[test]

@@ -14,6 +14,8 @@ use std::os::unix::fs::FileExt;
 const MAGIC: [u8; 8] = *b"LEAFMAP\x01";
 const NEXT_MAGIC: [u8; 8] = *b"LEAFNXT\x01";
 const OWNER_LEN: usize = 52;
+/// Where the guest's write cache is: beside the owner's record, no part of it.
+pub(super) const WRITE_CACHE_OFFSET: u64 = 52;
 const NEXT_LEN: usize = 60;
 /// Where the second record is.
 const NEXT_OFFSET: usize = 64;
@@ -50,6 +52,21 @@ impl Owner {
         let crc = crc32c::crc32c(&bytes[..56]);
         bytes[56..].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    /// The owner that the file's first record names, if it is whole.
+    pub(super) fn read(file: &File) -> Option<Self> {
+        let mut found = [0; OWNER_LEN];
+        file.read_exact_at(&mut found, 0).ok()?;
+        let id = |at: usize| found[at..at + 16].try_into().ok();
+        let generation = u64::from_le_bytes(found[40..48].try_into().ok()?);
+        let owner = Self { boot_id: id(8)?, uuid: id(24)?, generation };
+        (found == owner.encode()).then_some(owner)
+    }
+
+    /// Whether both are of this boot, and of two leaves.
+    pub(super) fn is_of_another_leaf(&self, other: &Self) -> bool {
+        self.boot_id == other.boot_id && self.uuid != other.uuid
     }
 
     /// Whether one of the records in the file is this owner's, for a disk of so

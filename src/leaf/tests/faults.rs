@@ -72,7 +72,7 @@ fn opening_and_closing_sync_their_headers_and_close_flushes_first() {
     mem.state().ops.clear();
     drop(leaf);
     reopen(&mem);
-    assert_eq!(mem.state().ops, [Op::Write(0, 4096), Op::Sync]);
+    assert_eq!(mem.state().ops, [Op::Sync, Op::Write(0, 4096), Op::Sync]);
 }
 
 #[test]
@@ -145,6 +145,49 @@ fn what_a_failed_write_has_changed_is_made_durable_by_the_next_flush() {
     leaf.flush().unwrap();
     mem.lose_power(|| false);
     assert!(is_all(&read(&leaf, 0, 1), 2), "what was read before the flush");
+}
+
+#[test]
+fn a_long_write_goes_in_steps_and_is_held_when_all_of_it_is_written() {
+    const LONG: u64 = 200;
+    let (leaf, mem) = faulty();
+    write(&leaf, 8, LONG, 1).unwrap();
+    let len = |op: &Op| match op {
+        Op::Write(_, len) => *len,
+        other => panic!("{other:?}"),
+    };
+    let lens: Vec<u64> = mem.state().ops.iter().map(len).collect();
+    assert!(lens.iter().all(|len| *len <= 16 << 10), "{lens:?}");
+    assert_eq!(lens.iter().sum::<u64>(), LONG * 512);
+    assert!(is_all(&read(&leaf, 8, LONG), 1));
+    assert_eq!(leaf.next_run(range(8, 2 * LONG)), (true, LONG));
+    // A step that fails: nothing of a new range is held.
+    let far = live_map::PAGE_SECTORS;
+    mem.state().fail_writes = Some((leaf.data_offset(Sector(far + 100)), libc::ENOSPC));
+    assert_eq!(errno(write(&leaf, far, LONG, 2)), Some(libc::ENOSPC));
+    assert!(leaf.is_absent(range(far, LONG)) && !leaf.is_flushed());
+}
+
+#[test]
+fn a_flush_between_two_steps_of_marking_makes_only_written_sectors_durable() {
+    let (leaf, mem) = faulty();
+    write(&leaf, 0, 8, 1).unwrap();
+    // As `write_zeroes` over all pages does it: the data, then page by page.
+    let all = range(0, SECTORS);
+    let steps: Vec<_> = live_map::steps(all).collect();
+    assert_eq!(steps.iter().map(|step| step.count()).sum::<u64>(), SECTORS);
+    assert_eq!(steps.len(), 3, "each page is a step");
+    assert!(steps.windows(2).all(|two| two[0].end() == two[1].start()));
+    crate::io::storage::zero(&mem, leaf.data_offset(Sector(0)), SIZE).unwrap();
+    leaf.map.set(steps[0]).1.unwrap();
+    mem.state().ops.clear();
+    leaf.flush().unwrap();
+    assert_eq!(mem.state().ops, [Op::Sync, Op::Write(MAP, 4096), Op::Sync]);
+    drop(leaf);
+    mem.lose_power(|| false);
+    let leaf = reopen(&mem);
+    assert_eq!(leaf.next_run(all), (true, live_map::PAGE_SECTORS));
+    assert!(is_all(&read(&leaf, 0, 8), 0));
 }
 
 #[test]

@@ -9,12 +9,14 @@ use super::super::header::{HeaderError, LEN, VERSION};
 use super::*;
 
 fn any_header() -> impl Strategy<Value = Header> {
-    let flags = (any::<bool>(), any::<bool>());
+    let write_cache =
+        prop_oneof![Just(WriteCache::Unknown), Just(WriteCache::On), Just(WriteCache::Off)];
+    let flags = (any::<bool>(), any::<bool>(), write_cache);
     let numbers = (flags, any::<u64>(), any::<[u8; 16]>(), any::<u64>(), any::<u64>());
     let root = (any::<u64>(), any::<[u8; 32]>(), "[a-zé]{0,80}");
     (numbers, 1u64..1 << 40, root).prop_map(
         |(
-            ((clean, map_void), compatible, uuid, generation, created),
+            ((clean, map_void, write_cache), compatible, uuid, generation, created),
             sectors,
             (len_bytes, fingerprint, name),
         )| {
@@ -22,6 +24,7 @@ fn any_header() -> impl Strategy<Value = Header> {
             let map_offset = 2 * LEN as u64;
             Header {
                 clean,
+                write_cache,
                 compatible,
                 map_void,
                 uuid,
@@ -99,6 +102,45 @@ proptest! {
 
 fn select_field() -> impl Strategy<Value = usize> {
     prop::sample::select(vec![8, 12, 24, 48, 56, 64, 72, 128])
+}
+
+#[test]
+fn what_a_guest_made_of_its_write_cache_is_in_the_live_map_and_in_the_header_of_a_closed_leaf() {
+    let flags = |home: &Home| {
+        let mut bytes = [0; 2 * LEN];
+        File::open(home.leaf()).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+        let newest = [0, LEN].into_iter().max_by_key(|at| bytes[at + 48]).unwrap();
+        bytes[newest + 12]
+    };
+    let home = Home::new();
+    for (write_cache, closed) in [(WriteCache::On, 1 | 2), (WriteCache::Off, 1 | 4)] {
+        let leaf = home.open();
+        leaf.set_write_cache(write_cache).unwrap();
+        drop(leaf);
+        assert_eq!(std::fs::read(home.live_map()).unwrap()[52], write_cache as u8);
+        let mut leaf = home.open();
+        assert_eq!(leaf.write_cache(), write_cache, "after a kill");
+        leaf.reset().unwrap();
+        leaf.close().unwrap();
+        drop(leaf);
+        assert_eq!(flags(&home), closed);
+        let leaf = home.open();
+        assert_eq!(leaf.write_cache(), write_cache, "after a close");
+        assert_eq!(flags(&home), 0, "an open leaf's header doesn't know");
+    }
+    // A header that says both is no known version's.
+    let leaf = home.open();
+    leaf.close().unwrap();
+    drop(leaf);
+    let file = File::options().read(true).write(true).open(home.leaf()).unwrap();
+    for at in [0, LEN as u64] {
+        let mut bytes = [0; LEN];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        bytes[12] |= 6;
+        seal(&mut bytes);
+        file.write_all_at(&bytes, at).unwrap();
+    }
+    assert_eq!(home.open().write_cache(), WriteCache::Unknown);
 }
 
 #[test]

@@ -29,6 +29,7 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 fn small_leaf() -> (Arc<Leaf>, Mem) {
     let header = Header {
         clean: true,
+        write_cache: WriteCache::Unknown,
         compatible: 0,
         map_void: false,
         uuid: [2; 16],
@@ -55,7 +56,7 @@ fn loom_a_cleared_mark_never_comes_without_its_bits() {
         let map = Arc::new(LiveMap::create(None, &owner(), 2 * PAGE_SECTORS, 2).unwrap());
         let writer = {
             let map = Arc::clone(&map);
-            thread::spawn(move || map.set(range(1, 1)).unwrap())
+            thread::spawn(move || map.set(range(1, 1)).1.unwrap())
         };
         let (mut pages, mut copy) = (Vec::new(), Vec::new());
         map.take_changed(0, 64, &mut pages);

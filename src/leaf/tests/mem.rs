@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) read_max: Option<usize>,
     /// Errno of the writes from the offset on.
     pub(super) fail_writes: Option<(u64, i32)>,
+    /// Errno of the writes after so many.
+    pub(super) fail_writes_after: Option<(u32, i32)>,
     pub(super) fail_punch: Option<i32>,
     pub(super) fail_set_len: Option<i32>,
     pub(super) fail_sync: Option<i32>,
@@ -149,6 +151,12 @@ impl Storage for Mem {
         {
             return fail(errno);
         }
+        if let Some((left, errno)) = &mut state.fail_writes_after {
+            match left.checked_sub(1) {
+                Some(fewer) => *left = fewer,
+                None => return fail(*errno),
+            }
+        }
         let mut left = state.write_max.unwrap_or(usize::MAX);
         let mut done = 0;
         for buf in bufs {
@@ -189,8 +197,8 @@ impl Storage for Mem {
         Ok(())
     }
 
-    fn write_back(&self, _offset: u64, _len: u64, _wait: bool) -> io::Result<()> {
-        Ok(())
+    fn write_back(&self, _offset: u64, _len: u64) -> io::Result<bool> {
+        Ok(true)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -86,6 +86,32 @@ fn a_live_map_fits_the_header_before_and_after_a_growth() {
 }
 
 #[test]
+fn a_live_map_that_was_given_up_while_a_disk_grows_stays_nobodys() {
+    // Write-back fails after the growth has looked for it: before the new
+    // generation is announced, or between that and the header.
+    for announced in [false, true] {
+        let home = Home::new();
+        let leaf = home.open();
+        write(&leaf, 0, 8, 0x11).unwrap();
+        leaf.flush().unwrap();
+        write(&leaf, 8, 8, 0x22).unwrap();
+        leaf.storage.set_len(leaf.data_offset + GROWN * 512).unwrap();
+        if announced {
+            let next = live_map::Owner { generation: 3, ..live_map::Owner::of(&leaf.header()) };
+            leaf.map.announce(&next, GROWN).unwrap();
+        }
+        leaf.poison();
+        let grown = leaf.switch_size(3, GROWN * 512);
+        assert!(matches!(grown, Err(LeafError::Poisoned { .. })), "{grown:?}");
+        drop(leaf);
+        let first = std::fs::read(home.live_map()).unwrap();
+        assert!(is_all(&first[..124], 0), "some record says whose it is");
+        let leaf = home.open();
+        assert_eq!(leaf.next_run(range(0, 16)), (true, 8), "what was flushed, no more");
+    }
+}
+
+#[test]
 fn an_announcement_is_void_once_the_map_was_taken_over() {
     let home = Home::new();
     let leaf = home.open();

@@ -4,12 +4,13 @@ use prometheus::proto::MetricFamily;
 
 use super::{Family, seconds};
 use crate::metrics::Operation;
-use crate::stats::{CacheStats, HostStats, ReactorStats, RootStats, VmStats};
+use crate::stats::{CacheStats, HostStats, ReactorStats, RootStats, StateCounts, VmStats};
 
 /// All families, those without series included.
 pub(super) fn of(stats: &HostStats) -> Vec<MetricFamily> {
     let families = host(stats)
         .into_iter()
+        .chain(states(stats))
         .chain(cache(&stats.cache))
         .chain(reactors(&stats.reactors))
         .chain(roots(&stats.roots))
@@ -24,6 +25,25 @@ fn host(stats: &HostStats) -> Vec<Family> {
             .with(&[("version", &stats.version)], 1.0),
         Family::gauge("uptime_seconds", "Seconds since the daemon started.")
             .with(&[], stats.uptime_seconds),
+    ]
+}
+
+fn states(stats: &HostStats) -> Vec<Family> {
+    let each = |mut family: Family, counts: &StateCounts| {
+        let StateCounts { attaching, serving, changing, failed } = *counts;
+        for (state, count) in [
+            ("attaching", attaching),
+            ("serving", serving),
+            ("changing", changing),
+            ("failed", failed),
+        ] {
+            family.add(&[("state", state)], count as f64);
+        }
+        family
+    };
+    vec![
+        each(Family::gauge("vms", "VMs, served or not, by state."), &stats.vm_states),
+        each(Family::gauge("roots", "Roots, served or not, by state."), &stats.root_states),
     ]
 }
 

@@ -29,6 +29,16 @@ fn counters_gauges_and_histograms_carry_their_values_units_and_labels() {
 }
 
 #[test]
+fn vms_and_roots_that_are_not_served_are_counted() {
+    let text = text(&sample::host_with_failures(2));
+    assert_eq!(value(&text, "leafblk_vms{state=\"serving\"}"), 2.0);
+    assert_eq!(value(&text, "leafblk_vms{state=\"failed\"}"), 1.0);
+    assert_eq!(value(&text, "leafblk_vms{state=\"attaching\"}"), 0.0);
+    assert_eq!(value(&text, "leafblk_roots{state=\"failed\"}"), 1.0);
+    assert!(!text.contains("db1"), "it has no values");
+}
+
+#[test]
 fn without_vms_their_families_are_left_out() {
     let mut stats = sample::host(1);
     stats.vms.clear();

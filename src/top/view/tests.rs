@@ -5,7 +5,7 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent};
 
 use super::*;
-use crate::stats::sample;
+use crate::stats::{Failed, sample};
 
 fn model(vms: u64) -> Model {
     let mut model = Model::new(Duration::from_secs(1));
@@ -100,6 +100,35 @@ fn a_failed_reading_and_a_failed_leaf_are_said_in_words() {
     model.key(KeyEvent::from(KeyCode::Enter));
     let screen = screen(&mut model, 140, 30);
     assert!(screen.contains("✗ web1") && screen.contains("FAILED a sync"), "{screen}");
+}
+
+#[test]
+fn what_is_not_served_is_shown_with_its_reason() {
+    let mut model = model(2);
+    assert!(!screen(&mut model, 120, 30).contains("Not served"));
+    let mut stats = sample::host_with_failures(2);
+    model.take(Ok(stats.clone()), Instant::now());
+    let text = screen(&mut model, 120, 30);
+    assert!(text.contains("Not served (2)"), "{text}");
+    assert!(row(&text, "✗ VM db1").contains("root late could not be attached"), "{text}");
+    assert!(row(&text, "✗ root late").contains("late.raw can't be read"), "{text}");
+    for number in 0..7 {
+        let failed = Failed { name: format!("vm{number}"), reason: "its leaf is gone".into() };
+        stats.failed_vms.push(failed);
+    }
+    model.take(Ok(stats), Instant::now());
+    let text = screen(&mut model, 120, 30);
+    assert!(text.contains("Not served (9)") && text.contains("and 5 more"), "{text}");
+    screen(&mut model, 20, 6);
+}
+
+#[test]
+fn a_reading_that_is_overdue_is_said_with_its_time() {
+    let mut model = model(1);
+    model.waiting = Some(Duration::from_millis(900));
+    assert!(!screen(&mut model, 100, 24).contains("no answer"));
+    model.waiting = Some(Duration::from_secs(7));
+    assert!(screen(&mut model, 100, 24).contains("no answer for 7 s"));
 }
 
 #[test]

@@ -19,9 +19,18 @@ const text = (id, value) => {
 
 let before = null; // the reading before: { stats, at, vms: their rates }
 let sort = { key: "name", down: false };
-let chosen = decodeURIComponent(location.hash.replace(/^#vm=/, "")) || null;
+let chosen = vmOfLink();
 let shown = null; // the chosen VM's map: { name, map, changed }
 const rows = new Map(); // VM → { row, cells, canvas, strip }
+
+// The VM that the address names; null where it names none, or is no address.
+function vmOfLink() {
+  try {
+    return decodeURIComponent(location.hash.replace(/^#(vm=)?/, "")) || null;
+  } catch {
+    return null;
+  }
+}
 
 async function ask(path) {
   const answer = await fetch(path, { cache: "no-store", credentials: "omit" });
@@ -79,6 +88,19 @@ function showReactors(reactors) {
     bar.children[1].style.width = `${100 * reactor.polling}%`;
     value.textContent = `${Math.round(100 * reactor.busy)} %`;
   }
+}
+
+function showFailed(stats) {
+  const roots = stats.failed_roots.map((one) => `root ${one.name}: ${one.reason}`);
+  const vms = stats.failed_vms.map((one) => `VM ${one.name}: ${one.reason}`);
+  const lines = [...roots, ...vms];
+  $("failed").hidden = lines.length === 0;
+  const list = $("failed-rows");
+  while (list.children.length > lines.length) list.lastChild.remove();
+  while (list.children.length < lines.length) list.append(document.createElement("li"));
+  lines.forEach((line, i) => {
+    if (list.children[i].textContent !== line) list.children[i].textContent = line;
+  });
 }
 
 // ---- the list ----
@@ -279,6 +301,7 @@ async function look() {
   text("state", `up ${duration(stats.uptime_seconds)}`);
   $("state").className = "live";
   showHost(stats, hostRates(last.stats, stats, seconds, vms), vms);
+  showFailed(stats);
   if (!stats.vms.some((vm) => vm.vm === chosen)) {
     const first = [...vms].sort((a, b) => b.iops - a.iops || a.name.localeCompare(b.name, undefined, { numeric: true }))[0];
     chosen = first?.name ?? null;
@@ -337,7 +360,7 @@ addEventListener("resize", () => {
   for (const { canvas, strip } of rows.values()) if (strip) drawStrip(canvas, strip);
 });
 addEventListener("hashchange", () => {
-  const name = decodeURIComponent(location.hash.replace(/^#vm=/, ""));
+  const name = vmOfLink();
   if (rows.has(name)) choose(name);
 });
 

@@ -1,0 +1,216 @@
+//! VMs as the API shows them, and what it takes for a change of one.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::config::forms::{Size, SizeForm};
+use crate::daemon::{self, VmView};
+use crate::disk::{Counters, Disk};
+use crate::metrics::Operation;
+use crate::units::SECTOR_SIZE;
+use crate::vhost_user;
+
+/// A VM.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct VmInfo {
+    /// Its name.
+    pub name: String,
+    /// Who wanted it.
+    pub origin: Origin,
+    /// What is being done to it.
+    pub state: State,
+    /// Why it could not be attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The name of its root.
+    pub root: String,
+    /// Size of its disk; null while that is not known.
+    pub size_bytes: Option<u64>,
+    /// Its leaf.
+    pub leaf: String,
+    /// Its vhost-user socket.
+    pub socket: String,
+    /// Its virtqueues.
+    pub queues: u16,
+    /// The guest may not write.
+    pub readonly: bool,
+    /// The leaf is thrown away when it is detached.
+    pub ephemeral: bool,
+    /// Whether a client (its hypervisor) is connected.
+    pub connected: bool,
+    /// Clients that have connected since it was attached or reset.
+    pub connections: u64,
+    /// The reactor that serves it.
+    pub reactor: Option<usize>,
+    /// Bytes that its leaf holds: what this VM has changed.
+    pub leaf_held_bytes: Option<u64>,
+    /// Bytes that its leaf occupies on its disk.
+    pub leaf_allocated_bytes: Option<u64>,
+    /// Writing its leaf to disk has failed: nothing is accepted any more.
+    pub poisoned: bool,
+    /// What it did since it was attached or reset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<VmCounters>,
+}
+
+/// Who wanted a VM or a root.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// The configuration file or a flag.
+    Configuration,
+    /// This API.
+    Api,
+}
+
+impl From<daemon::Origin> for Origin {
+    fn from(origin: daemon::Origin) -> Self {
+        match origin {
+            daemon::Origin::Configuration => Self::Configuration,
+            daemon::Origin::Api => Self::Api,
+        }
+    }
+}
+
+/// What is being done to a VM or a root.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Being attached.
+    Attaching,
+    /// In use.
+    Serving,
+    /// Being detached or reset.
+    Changing,
+    /// Wanted, but it could not be attached: `reason` says why.
+    Failed,
+}
+
+impl State {
+    /// The state, and the reason where it is failed.
+    pub(super) fn of(state: daemon::State) -> (Self, Option<String>) {
+        match state {
+            daemon::State::Attaching => (Self::Attaching, None),
+            daemon::State::Serving => (Self::Serving, None),
+            daemon::State::Changing => (Self::Changing, None),
+            daemon::State::Failed(reason) => (Self::Failed, Some(reason)),
+        }
+    }
+}
+
+/// What a VM did.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, ToSchema)]
+pub struct VmCounters {
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Flush requests.
+    pub flushes: u64,
+    /// Discard requests.
+    pub discards: u64,
+    /// Write-zeroes requests.
+    pub write_zeroes: u64,
+    /// What went wrong: requests that failed, and devices that were stopped.
+    pub errors: u64,
+    /// Bytes read from its leaf.
+    pub read_bytes_leaf: u64,
+    /// Bytes read from the cache.
+    pub read_bytes_cache: u64,
+    /// Bytes read from the root.
+    pub read_bytes_root: u64,
+    /// Bytes that were zeros without being read.
+    pub read_bytes_zero: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+}
+
+impl From<&Counters> for VmCounters {
+    fn from(counters: &Counters) -> Self {
+        let bytes = |sectors: u64| sectors.saturating_mul(SECTOR_SIZE);
+        let requests = |operation| counters.latency(operation).count();
+        Self {
+            reads: requests(Operation::Read),
+            writes: requests(Operation::Write),
+            flushes: requests(Operation::Flush),
+            discards: requests(Operation::Discard),
+            write_zeroes: requests(Operation::WriteZeroes),
+            errors: counters.all_errors(),
+            read_bytes_leaf: bytes(counters.read_sectors_leaf.get()),
+            read_bytes_cache: bytes(counters.read_sectors_cache.get()),
+            read_bytes_root: bytes(counters.read_sectors_root.get()),
+            read_bytes_zero: bytes(counters.read_sectors_zero.get()),
+            written_bytes: bytes(counters.written_sectors.get()),
+        }
+    }
+}
+
+impl From<VmView> for VmInfo {
+    fn from(view: VmView) -> Self {
+        let VmView { config, origin, state, vm, reactor } = view;
+        let (state, reason) = State::of(state);
+        let disk: Option<&Disk> = vm.as_ref().map(|vm| &**vm.disk());
+        let leaf = disk.and_then(|disk| disk.leaf());
+        Self {
+            name: config.name,
+            origin: origin.into(),
+            state,
+            reason,
+            root: config.root,
+            size_bytes: disk.map(|disk| disk.sectors() * SECTOR_SIZE).or(config.size),
+            leaf: config.leaf.to_string_lossy().into(),
+            socket: config.socket.to_string_lossy().into(),
+            queues: config.queues,
+            readonly: disk.map_or(config.readonly, Disk::is_read_only),
+            ephemeral: config.ephemeral,
+            connected: vm.as_ref().is_some_and(|vm| vm.link().is_connected()),
+            connections: disk.map_or(0, |disk| disk.counters().connections.get()),
+            reactor,
+            leaf_held_bytes: leaf.map(|leaf| leaf.present_sectors() * SECTOR_SIZE),
+            leaf_allocated_bytes: leaf.and_then(|leaf| leaf.allocated_bytes().ok()),
+            poisoned: leaf.is_some_and(|leaf| leaf.is_poisoned()),
+            counters: disk.map(|disk| VmCounters::from(disk.counters())),
+        }
+    }
+}
+
+/// A new size.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeRequest {
+    /// The size of the disk, not less than it is now.
+    #[schema(value_type = Size)]
+    pub size: SizeForm,
+}
+
+/// What a resize did.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct ResizeResult {
+    /// The VM afterwards.
+    pub vm: VmInfo,
+    /// Who was told of the new size.
+    pub told: Told,
+}
+
+/// Who was told of a new size.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Told {
+    /// The client, which tells its guest.
+    Client,
+    /// Nobody: no client is connected.
+    Nobody,
+    /// Nobody: the client can't be told. It sees the size when it connects
+    /// again.
+    NotPossible,
+}
+
+impl From<vhost_user::Told> for Told {
+    fn from(told: vhost_user::Told) -> Self {
+        match told {
+            vhost_user::Told::Frontend => Self::Client,
+            vhost_user::Told::Nobody => Self::Nobody,
+            vhost_user::Told::NotPossible => Self::NotPossible,
+        }
+    }
+}

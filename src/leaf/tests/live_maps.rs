@@ -1,0 +1,123 @@
+//! Live maps that are not where they are looked for, or are in another's way.
+
+use super::*;
+
+/// Two leaves with one runtime directory.
+struct Two {
+    dir: TempDir,
+}
+
+impl Two {
+    fn new() -> Self {
+        let two = Self { dir: tempfile::tempdir().unwrap() };
+        for leaf in ["a", "b"] {
+            create(&two.path(leaf, "leaf"), SIZE, &root(1)).unwrap();
+        }
+        two
+    }
+
+    fn path(&self, name: &str, extension: &str) -> PathBuf {
+        self.dir.path().join(name).with_extension(extension)
+    }
+
+    /// The leaf, as the VM of that name has it.
+    fn open(&self, leaf: &str, vm: &str, read_only: bool) -> Leaf {
+        let options = OpenOptions { live_map: Some(self.path(vm, "map")), read_only };
+        Leaf::open(&self.path(leaf, "leaf"), &root(1), &options).unwrap()
+    }
+
+    /// Writes through a daemon that is then killed.
+    fn killed_after(&self, leaf: &str, vm: &str, sector: u64) {
+        write(&self.open(leaf, vm, false), sector, 1, 0x41).unwrap();
+    }
+
+    fn maps(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut maps: Vec<_> = names.filter(|name| name.ends_with(".map")).collect();
+        maps.sort();
+        maps
+    }
+}
+
+#[test]
+fn a_live_map_is_taken_over_after_its_vm_was_renamed() {
+    let two = Two::new();
+    two.killed_after("a", "web1", 5);
+    let reader = two.open("a", "web2", true);
+    assert_eq!(reader.next_run(range(5, 9)), (true, 1));
+    drop(reader);
+    assert_eq!(two.maps(), ["web1.map"], "a reader changes nothing");
+    let leaf = two.open("a", "web2", false);
+    assert_eq!(leaf.next_run(range(5, 9)), (true, 1));
+    assert_eq!(two.maps(), ["web2.map"]);
+    leaf.close().unwrap();
+    assert_eq!(two.maps(), [""; 0]);
+}
+
+#[test]
+fn a_live_map_survives_its_vms_name_being_given_to_another_leaf() {
+    let two = Two::new();
+    two.killed_after("a", "web1", 5);
+    two.killed_after("b", "web1", 6);
+    assert_eq!(two.maps().len(), 2);
+    // Back again, and once more.
+    for _ in 0..2 {
+        assert_eq!(two.open("a", "web1", false).next_run(range(5, 9)), (true, 1));
+        assert_eq!(two.open("b", "web1", false).next_run(range(6, 9)), (true, 1));
+    }
+    two.open("a", "web1", false).close().unwrap();
+    two.open("b", "web1", false).close().unwrap();
+    assert_eq!(two.maps(), [""; 0], "and goes when its leaf is closed");
+}
+
+#[test]
+fn vms_that_swap_their_leaves_find_both_maps_though_they_open_at_once() {
+    for _ in 0..50 {
+        let two = Two::new();
+        two.killed_after("a", "web1", 5);
+        two.killed_after("b", "web2", 6);
+        std::thread::scope(|scope| {
+            let a = scope.spawn(|| two.open("a", "web2", false).next_run(range(5, 9)));
+            let b = scope.spawn(|| two.open("b", "web1", false).next_run(range(6, 9)));
+            assert_eq!((a.join().unwrap(), b.join().unwrap()), ((true, 1), (true, 1)));
+        });
+    }
+}
+
+#[test]
+fn a_map_that_no_leaf_of_this_boot_needs_is_replaced() {
+    for change in ["another boot", "no map", "an older run"] {
+        let two = Two::new();
+        two.killed_after("b", "web1", 6);
+        let mut bytes = std::fs::read(two.path("web1", "map")).unwrap();
+        match change {
+            "another boot" => {
+                bytes[8] ^= 1;
+                let crc = crc32c::crc32c(&bytes[..48]);
+                bytes[48..52].copy_from_slice(&crc.to_le_bytes());
+            }
+            "no map" => bytes[0] ^= 1,
+            _ => {
+                // Of this very leaf.
+                two.open("b", "web1", false).close().unwrap();
+            }
+        }
+        std::fs::write(two.path("web1", "map"), &bytes).unwrap();
+        let leaf = if change == "an older run" { "b" } else { "a" };
+        two.open(leaf, "web1", false).close().unwrap();
+        assert_eq!(two.maps(), [""; 0], "{change}");
+    }
+}
+
+#[test]
+fn closing_a_leaf_removes_its_own_map_only() {
+    let two = Two::new();
+    let a = two.open("a", "web1", false);
+    // As a daemon beside a tool that works on leaf a: the name is the VM's.
+    let b = two.open("b", "web1", false);
+    write(&b, 6, 1, 0x41).unwrap();
+    a.close().unwrap();
+    drop(b);
+    assert_eq!(two.open("b", "web1", false).next_run(range(6, 9)), (true, 1));
+}
