@@ -17,6 +17,9 @@ pub mod error;
 pub mod guest_memory;
 pub mod io;
 pub mod leaf;
+#[cfg(test)]
+#[path = "../tests/common/lingering.rs"]
+mod lingering;
 pub mod logging;
 pub mod metrics;
 mod prefetch;

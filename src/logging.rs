@@ -3,13 +3,21 @@
 //! On a terminal or in a file a line starts with the time in UTC. Where stderr
 //! is the systemd journal, which has its own time stamps, it starts with the
 //! level as sd-daemon(3) writes it, so that `journalctl -p warning` works.
+//!
+//! Logging waits for nobody ([`lines`]), and lines that a VM can cause are
+//! counted for it ([`limit`]).
+
+pub(crate) mod limit;
+mod lines;
 
 use std::env;
 use std::io::Write;
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use env_filter::Filter;
-use env_logger::WriteStyle;
+use env_logger::{Target, WriteStyle};
+use lines::{Lines, Pen};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// The variable that chooses what is logged, in env_logger's syntax: `debug`,
@@ -23,8 +31,14 @@ const DEFAULT_FILTER: &str = "warn,leafblk=info";
 /// replaced.
 struct Logger {
     filter: RwLock<Filter>,
-    lines: env_logger::Logger,
+    format: env_logger::Logger,
+    /// `None` where the thread that writes could not be had: then whoever logs
+    /// writes.
+    lines: Option<Arc<Lines>>,
 }
+
+/// How long the end waits for whoever reads stderr.
+const LAST_LINES_MAX: Duration = Duration::from_secs(2);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
@@ -35,12 +49,14 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         if self.filter.read().unwrap_or_else(PoisonError::into_inner).matches(record) {
-            self.lines.log(record);
+            self.format.log(record);
         }
     }
 
     fn flush(&self) {
-        self.lines.flush();
+        if let Some(lines) = &self.lines {
+            lines.wait_written(LAST_LINES_MAX);
+        }
     }
 }
 
@@ -63,10 +79,33 @@ fn filter(from_file: Option<&str>) -> Filter {
 /// set. A second call changes nothing.
 pub fn init(from_file: Option<&str>) {
     let journal = stderr_is_journal();
-    let logger = LOGGER.get_or_init(|| Logger {
-        filter: RwLock::new(filter(from_file)),
-        lines: env_logger::Builder::new()
+    let logger = LOGGER.get_or_init(|| start(journal, filter(from_file)));
+    // Fails only where a logger is set already, for example by a test.
+    if log::set_logger(logger).is_ok() {
+        reload(from_file);
+    }
+}
+
+fn start(journal: bool, filter: Filter) -> Logger {
+    let left_out = move |count| {
+        let time = jiff::Timestamp::now();
+        let what = format!("{count} lines of the log were left out: stderr took none");
+        match journal {
+            true => format!("{}{what}\n", journal_prefix(Level::Warn)),
+            false => format!("{time:.0} {}{what}\n", word(Level::Warn)),
+        }
+    };
+    let lines = Lines::start(std::io::stderr(), left_out).ok();
+    let target = match &lines {
+        Some(lines) => Target::Pipe(Box::new(Pen(Arc::clone(lines)))),
+        None => Target::Stderr,
+    };
+    Logger {
+        filter: RwLock::new(filter),
+        lines,
+        format: env_logger::Builder::new()
             .filter_level(LevelFilter::Trace)
+            .target(target)
             .write_style(WriteStyle::Never)
             .format(move |out, record| {
                 let level = record.level();
@@ -78,10 +117,26 @@ pub fn init(from_file: Option<&str>) {
                 }
             })
             .build(),
-    });
-    // Fails only where a logger is set already, for example by a test.
-    if log::set_logger(logger).is_ok() {
-        reload(from_file);
+    }
+}
+
+/// Says a line on stderr as it is, behind what was logged, and returns when all
+/// of it is written: for the end of the process. Where nobody reads stderr it
+/// gives up after 2 s.
+pub fn say_last(line: Option<&str>) {
+    match LOGGER.get().and_then(|logger| logger.lines.as_ref()) {
+        Some(lines) => {
+            if let Some(line) = line {
+                lines.push(format!("{line}\n").as_bytes());
+            }
+            lines.wait_written(LAST_LINES_MAX);
+        }
+        None => {
+            if let Some(line) = line {
+                // Without stderr there is nobody to tell.
+                let _ = writeln!(std::io::stderr(), "{line}");
+            }
+        }
     }
 }
 

@@ -27,13 +27,16 @@ fn main() -> ExitCode {
         Err(ParseEnd::Mistake(error)) => return report(&error.into()),
     };
     match run(&cli.command) {
-        Ok(status) => status,
+        Ok(status) => {
+            logging::say_last(None);
+            status
+        }
         Err(error) => report(&error),
     }
 }
 
 fn report(error: &Error) -> ExitCode {
-    let _ = writeln!(io::stderr(), "leafblk: {error}");
+    logging::say_last(Some(&format!("leafblk: {error}")));
     ExitCode::from(error.exit_status())
 }
 

@@ -199,7 +199,7 @@ impl Host {
         let listener = self.listener.try_clone().unwrap();
         let thread = std::thread::spawn(move || {
             let (stream, _) = listener.accept().map_err(|e| e.to_string())?;
-            vhost_user::serve(stream, &disk, 1, &mailbox, &FrontendLink::default())
+            vhost_user::serve(stream, &disk, 1, &mailbox, &Arc::new(FrontendLink::default()))
         });
         let features = VERSION_1 | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
         Attached { vmm: Vmm::running_with(&self.socket, features, 256), leaf, thread }

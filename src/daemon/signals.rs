@@ -40,6 +40,7 @@ pub(super) fn watch() -> Result<mpsc::Receiver<Wish>, Error> {
                     }
                     _ if stopping => {
                         log::warn!("stopping at once, without draining");
+                        crate::logging::say_last(None);
                         std::process::exit(STATUS_STOPPED_AT_ONCE);
                     }
                     _ => {

@@ -24,6 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt,
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use super::apart::drop_apart_or_never;
 use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
@@ -140,7 +141,8 @@ pub fn where_stopped(path: &Path, group: u32) -> Option<PathBuf> {
 /// the file, if it is still the same one, and then lets others have the path.
 #[derive(Debug)]
 pub struct OwnedSocket {
-    listener: UnixListener,
+    /// There until it is dropped.
+    listener: Option<UnixListener>,
     path: PathBuf,
     identity: Identity,
     // Dropped last: fields go in order, after `Drop::drop` removed the socket.
@@ -161,7 +163,7 @@ impl OwnedSocket {
         let lock = PathLock::take(path)?;
         remove_stale(path)?;
         let (listener, identity) = bind_private(path)?;
-        Ok(Self { listener, path: path.into(), identity, _lock: lock })
+        Ok(Self { listener: Some(listener), path: path.into(), identity, _lock: lock })
     }
 
     /// Lets the members of `group` use the socket: mode 0660 instead of 0600.
@@ -176,8 +178,11 @@ impl OwnedSocket {
     }
 
     /// The listener, blocking.
-    pub const fn listener(&self) -> &UnixListener {
-        &self.listener
+    pub fn listener(&self) -> &UnixListener {
+        match &self.listener {
+            Some(listener) => listener,
+            None => unreachable!("it is there until the value is dropped"),
+        }
     }
 
     /// Where it is.
@@ -188,13 +193,15 @@ impl OwnedSocket {
 
 impl AsFd for OwnedSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+        self.listener().as_fd()
     }
 }
 
 impl Drop for OwnedSocket {
     fn drop(&mut self) {
         remove_same(&self.path, self.identity);
+        // Its backlog may have connections that are slow to close.
+        drop_apart_or_never(self.listener.take());
     }
 }
 

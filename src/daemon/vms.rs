@@ -182,7 +182,7 @@ impl Host {
             row.life = Life::Changing(Arc::clone(&vm), doing);
             vm
         };
-        self.inner().acceptor.remove(vm.id(), force).map_err(|kept| {
+        self.inner().acceptor.remove(&vm, force).map_err(|kept| {
             if let Ok(row) = self.table().vm(name) {
                 row.row.life = Life::Serving(vm);
             }

@@ -21,6 +21,7 @@ pub use map::{CELLS_MAX, DiskMap};
 
 use crate::cache::RootCache;
 use crate::leaf::{Leaf, WriteCache};
+use crate::logging::limit::Limit;
 use crate::root::Root;
 use crate::units::{Sector, SectorRange};
 
@@ -89,6 +90,7 @@ pub struct Disk {
     root: Arc<CachedRoot>,
     leaf: Option<Arc<Leaf>>,
     counters: Counters,
+    log_limit: Limit,
 }
 
 impl Disk {
@@ -100,7 +102,8 @@ impl Disk {
         read_only: bool,
     ) -> Self {
         let read_only = read_only || leaf.is_none();
-        Self { name, read_only, root, leaf, counters: Counters::default() }
+        let (counters, log_limit) = (Counters::default(), Limit::default());
+        Self { name, read_only, root, leaf, counters, log_limit }
     }
 
     /// The VM's name.
@@ -150,6 +153,11 @@ impl Disk {
     /// What was served from where.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// How much its guest and frontend may have logged.
+    pub(crate) fn log_limit(&self) -> &Limit {
+        &self.log_limit
     }
 
     /// Where the first sectors of the (non-empty) range come from.

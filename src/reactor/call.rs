@@ -10,6 +10,13 @@
 //! can be interrupted, and no honest frontend fills 2^64 - 2 calls.
 //!
 //! The two stores cost 1 ns of the 228 of the write (docs/ARCHITECTURE.md).
+//!
+//! A write that doesn't wait can be slow: it wakes all who wait for the eventfd,
+//! 50 ns each, with interrupts off, and a frontend can make that hundreds of
+//! thousands by epoll sets. So calls are timed, by a clock that takes 10 ns. One
+//! that took over [`SLOW`] may just have been preempted; after it, the CPU time
+//! of calls is looked at too, and a VM whose calls keep taking that ends as if
+//! one had waited.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -20,6 +27,7 @@ use rustix::io::Errno;
 
 use super::Mailbox;
 use crate::disk::Disk;
+use crate::metrics::clock::Clock;
 
 /// How long a VM whose call waited may start no queue, the first time; twice
 /// as long each further time. Each costs its neighbours a pause of at most two
@@ -31,8 +39,17 @@ const PENALTY_MAX: Duration = Duration::from_secs(64);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// Why a device ends whose call waited.
-pub(super) const CALL_WAITS: &str = "its frontend made a call wait (its eventfd is full, and \
-                                     blocking)";
+pub(super) const CALL_WAITS: &str = "its frontend made a call wait (its eventfd is full and \
+                                     blocking, or too many wait for it)";
+
+/// How long a call may take. One takes well below a thousandth of that.
+const SLOW: Duration = Duration::from_millis(1);
+/// Calls whose CPU time is looked at after a slow one: a look costs over 1 us.
+const LOOKS: u32 = 64;
+/// Calls of a VM that took so much CPU time before they count as one that waits.
+const SLOW_MAX: u32 = 4;
+/// After so long without another one, slow calls are forgotten.
+const SLOW_FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 
 /// What became of a call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -58,7 +75,7 @@ impl Caller {
 
     /// The call that goes through `fd`, which was checked to be an eventfd.
     pub(super) fn through(&self, fd: OwnedFd) -> Call {
-        Call { eventfd: fd, caller: self.clone() }
+        Call { eventfd: fd, caller: self.clone(), clock: Clock::shared(), looks: 1 }
     }
 
     /// How long the VM may not start a queue, if at all.
@@ -72,23 +89,54 @@ impl Caller {
 pub(super) struct Call {
     eventfd: OwnedFd,
     caller: Caller,
+    clock: Clock,
+    /// Calls from here on whose CPU time is looked at.
+    looks: u32,
 }
 
 impl Call {
     /// Calls the driver.
     #[inline]
-    pub(super) fn make(&self) -> Called {
+    pub(super) fn make(&mut self) -> Called {
+        let cpu_time = (self.looks > 0).then(cpu_time);
+        let begun = self.clock.now();
         // Not vmm-sys-util's EventFd: that one tries again after EINTR.
         let write = || rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
-        match self.caller.reactor.pulse.in_call(write) {
-            Err(Errno::INTR) => {
-                self.caller.reactor.strikes.add(self.caller.disk.name(), Instant::now());
-                Called::Waited
-            }
-            // EAGAIN: the counter is full, so a call is pending.
-            _ => Called::Done,
+        let result = self.caller.reactor.pulse.in_call(write);
+        let nanos = self.clock.nanos(begun, self.clock.now());
+        if result == Err(Errno::INTR) {
+            self.caller.reactor.strikes.add(self.caller.disk.name(), Instant::now());
+            return Called::Waited;
+        }
+        // EAGAIN: the counter is full, so a call is pending.
+        match cpu_time {
+            None if u128::from(nanos) <= SLOW.as_nanos() => Called::Done,
+            _ => self.look(nanos, cpu_time),
         }
     }
+
+    /// Looks at a call that took `nanos`, and before which the thread had used
+    /// so much CPU time, if that is known.
+    #[cold]
+    fn look(&mut self, nanos: u64, cpu_time_before: Option<Duration>) -> Called {
+        self.looks = self.looks.saturating_sub(1);
+        if Duration::from_nanos(nanos) <= SLOW {
+            return Called::Done;
+        }
+        self.looks = LOOKS;
+        let used = cpu_time_before.map(|before| cpu_time().saturating_sub(before));
+        let (strikes, name) = (&self.caller.reactor.strikes, self.caller.disk.name());
+        if used.is_some_and(|used| used > SLOW) && strikes.add_slow(name, Instant::now()) {
+            return Called::Waited;
+        }
+        Called::Done
+    }
+}
+
+/// What the current thread has used of the CPU.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.try_into().unwrap_or_default()
 }
 
 /// Which VMs' calls have waited.
@@ -97,6 +145,8 @@ pub(super) struct Strikes {
     // Taken where a queue starts and where a call waited; never on the way of
     // a request.
     of_vm: Mutex<HashMap<String, Strike>>,
+    /// Slow calls that are no strike yet.
+    slow: Mutex<HashMap<String, Strike>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +169,20 @@ impl Strikes {
         of_vm.retain(|_, strike| now.duration_since(strike.last) < FORGOTTEN_AFTER);
         let strike = of_vm.entry(vm.to_owned()).or_insert(Strike { count: 0, last: now });
         *strike = Strike { count: strike.count.saturating_add(1), last: now };
+    }
+
+    /// Counts a slow call; whether that makes a strike.
+    fn add_slow(&self, vm: &str, now: Instant) -> bool {
+        let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        slow.retain(|_, slow| now.duration_since(slow.last) < SLOW_FORGOTTEN_AFTER);
+        let calls = slow.entry(vm.to_owned()).or_insert(Strike { count: 0, last: now });
+        *calls = Strike { count: calls.count + 1, last: now };
+        let is_strike = calls.count >= SLOW_MAX;
+        if is_strike {
+            slow.remove(vm);
+            self.add(vm, now);
+        }
+        is_strike
     }
 
     fn penalty_left(&self, vm: &str, now: Instant) -> Option<Duration> {
@@ -144,6 +208,24 @@ mod tests {
             assert_eq!(strikes.penalty_left("web1", now), None);
         }
         assert_eq!(strikes.penalty_left("web2", now), None, "nobody else's");
+    }
+
+    #[test]
+    fn slow_calls_are_a_strike_when_there_are_several_within_a_while() {
+        let strikes = Strikes::default();
+        let mut now = Instant::now();
+        for _ in 0..10 {
+            assert!(!strikes.add_slow("web1", now));
+            now += SLOW_FORGOTTEN_AFTER;
+        }
+        for round in 1..=2 {
+            for count in 1..=SLOW_MAX {
+                now += Duration::from_millis(10);
+                assert_eq!(strikes.add_slow("web1", now), count == SLOW_MAX, "{round} {count}");
+            }
+            assert_eq!(strikes.penalty_left("web1", now), Some(Duration::from_secs(round)));
+        }
+        assert!(!strikes.add_slow("web2", now), "nobody else's");
     }
 
     #[test]

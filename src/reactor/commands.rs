@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use super::device::{Device, Queue, forget_kick};
 use super::run::Runner;
 use super::{Command, DeviceId, QueueSetup};
+use crate::logging::limit::log_for;
 use crate::virtqueue::QueueError;
 
 impl Runner {
@@ -144,12 +145,17 @@ impl Runner {
             if let Err(e) =
                 epoll::ctl(epoll, epoll::ControlOptions::EPOLL_CTL_ADD, kick.as_raw_fd(), event)
             {
-                log::warn!("VM {}: can't wait for kicks, polling: {e}", device.disk.name());
+                let name = device.disk.name();
+                log_for!(device.disk, Warn, "VM {name}: can't wait for kicks, polling: {e}");
             }
         }
         if queue.resubmitted > 0 {
             let (count, name) = (u64::from(queue.resubmitted), device.disk.name());
-            log::info!("VM {name}: resubmitting {count} requests of queue {index}");
+            log_for!(
+                device.disk,
+                Info,
+                "VM {name}: resubmitting {count} requests of queue {index}"
+            );
             device.disk.counters().resubmitted.add(count);
         }
         device.queues[index] = Some(queue);

@@ -11,6 +11,7 @@ use super::{DeviceId, Mailbox, QueueSetup, ReactorCounters};
 use crate::disk::Disk;
 use crate::disk::lanes::Lanes;
 use crate::guest_memory::GuestMemory;
+use crate::logging::limit::log_for;
 use crate::request::Limits;
 use crate::virtqueue::{InflightRegion, QueueError, SplitQueue};
 
@@ -72,7 +73,7 @@ impl Queue {
 
     #[inline]
     fn make_call(&mut self) {
-        if let Some(call) = &self.call
+        if let Some(call) = &mut self.call
             && call.make() == Called::Waited
         {
             self.end_calls();
@@ -186,7 +187,8 @@ impl Device {
         if !self.broken {
             self.broken = true;
             self.disk.counters().device_faults.add(1);
-            log::warn!("VM {}: its device stops until it is reset: {why}", self.disk.name());
+            let name = self.disk.name();
+            log_for!(self.disk, Warn, "VM {name}: its device stops until it is reset: {why}");
         }
     }
 

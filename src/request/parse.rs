@@ -154,7 +154,9 @@ fn take_bytes(bufs: &mut Vec<GuestBuf>, into: &mut [u8]) -> bool {
         };
         let here = buf.len().min(into.len() - done);
         // SAFETY: the buffer lies in guest memory that stays mapped while its
-        // chain is in hand; guest memory and `into` don't overlap.
+        // chain is in hand; guest memory and `into` don't overlap. The guest may
+        // write meanwhile: the bytes are whatever came of it (see
+        // `GuestMemory`), and only this copy is looked at.
         unsafe { std::ptr::copy_nonoverlapping(buf.ptr(), into[done..].as_mut_ptr(), here) };
         *buf = buf.skip(here);
         done += here;

@@ -11,12 +11,13 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
-use super::QUEUE_SIZE_MAX;
 use super::inflight::Inflight;
 use super::vring::{Vring, clone_fd, eventfd};
+use super::{FrontendLink, QUEUE_SIZE_MAX};
 use crate::disk::Disk;
 use crate::guest_memory::{Account, GuestMemory, REGIONS_MAX, RegionSpec};
 use crate::leaf::WriteCache;
+use crate::logging::limit::log_for;
 use crate::reactor::{Command, DeviceId, Mailbox};
 use crate::request::config_space::ConfigSpace;
 use crate::request::features;
@@ -33,6 +34,7 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 pub(super) struct Handler {
     disk: Arc<Disk>,
     reactor: Arc<Mailbox>,
+    link: Arc<FrontendLink>,
     device: DeviceId,
     features: u64,
     protocol: VhostUserProtocolFeatures,
@@ -55,11 +57,22 @@ pub(super) fn lock(handler: &Mutex<Handler>) -> MutexGuard<'_, Handler> {
 }
 
 impl Handler {
-    /// A device that no message has come for; `None` if the reactor is gone.
-    pub(super) fn attach(disk: Arc<Disk>, queues: u16, reactor: Arc<Mailbox>) -> Option<Self> {
+    /// A device that no message has come for; `None` if the reactor is gone, or
+    /// nobody waits for the device any more.
+    pub(super) fn attach(
+        disk: Arc<Disk>,
+        queues: u16,
+        reactor: Arc<Mailbox>,
+        link: &Arc<FrontendLink>,
+    ) -> Option<Self> {
         let device = reactor.ask(|answer| Command::Attach(Arc::clone(&disk), answer))?;
+        if !link.attached(device) {
+            let _ = reactor.ask(|answer| Command::Detach(device, answer));
+            return None;
+        }
         let write_back_field = disk.write_cache() != WriteCache::Off;
         Some(Self {
+            link: Arc::clone(link),
             disk,
             reactor,
             device,
@@ -175,10 +188,12 @@ impl Handler {
         }
         let is_new = !self.came_back && base == 0;
         if !is_new {
-            log::warn!(
-                "VM {}: whether its guest has switched its write cache off isn't known, so it is \
-                 off; switching it off and on again in the guest ends that",
-                self.disk.name()
+            let name = self.disk.name();
+            log_for!(
+                self.disk,
+                Warn,
+                "VM {name}: whether its guest has switched its write cache off isn't known, so it \
+                 is off; switching it off and on again in the guest ends that"
             );
         }
         self.set_write_cache(is_new && self.write_back_field)
@@ -223,8 +238,7 @@ impl Handler {
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        let device = self.device;
-        let _ = self.reactor.ask(|answer| Command::Detach(device, answer));
+        self.link.detach(&self.reactor);
     }
 }
 
@@ -414,7 +428,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
             Ok(true) => {
                 self.came_back = true;
                 self.disk.counters().reconnects.add(1);
-                log::info!("VM {}: its frontend has come back", self.disk.name());
+                let name = self.disk.name();
+                log_for!(self.disk, Info, "VM {name}: its frontend has come back");
                 Ok(())
             }
             Err(why) => self.fail(why),

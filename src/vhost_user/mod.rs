@@ -33,7 +33,10 @@ use socket::{Incoming, MessageSocket, SET_BACKEND_REQ_FD};
 pub const QUEUE_SIZE_MAX: u16 = 1024;
 
 /// Serves one connection until the peer closes it, breaks the protocol, or
-/// [`UnixStream::shutdown`] is called on a clone of it.
+/// [`UnixStream::shutdown`] is called on a clone of it. Its device is detached
+/// when this returns, unless [`FrontendLink::is_given_up`]: then somebody else
+/// sees to that. May wait in a close of what the peer sends, as long as the peer
+/// likes.
 ///
 /// `Ok` where the peer went away between messages; otherwise a sentence on what
 /// it did wrong.
@@ -45,7 +48,7 @@ pub fn serve(
     disk: &Arc<Disk>,
     queues: u16,
     reactor: &Arc<Mailbox>,
-    link: &FrontendLink,
+    link: &Arc<FrontendLink>,
 ) -> Result<(), String> {
     link.connected();
     let result = serve_connected(stream, disk, queues, reactor, link);
@@ -58,10 +61,10 @@ fn serve_connected(
     disk: &Arc<Disk>,
     queues: u16,
     reactor: &Arc<Mailbox>,
-    link: &FrontendLink,
+    link: &Arc<FrontendLink>,
 ) -> Result<(), String> {
     let socket = MessageSocket::new(&stream).map_err(|e| format!("can't use its socket: {e}"))?;
-    let handler = Handler::attach(Arc::clone(disk), queues, Arc::clone(reactor))
+    let handler = Handler::attach(Arc::clone(disk), queues, Arc::clone(reactor), link)
         .ok_or("the reactor is gone; restart leafblk")?;
     let handler = Arc::new(Mutex::new(handler));
     let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
@@ -81,7 +84,7 @@ fn serve_connected(
                 match requests.handle_request() {
                     Ok(()) => {
                         if let Some(channel) = channel {
-                            link.set_channel(channel);
+                            link.set_channel(channel)?;
                         }
                     }
                     Err(Error::Disconnected) => return Ok(()),

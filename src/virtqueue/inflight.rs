@@ -72,8 +72,9 @@ pub struct InflightRegion {
     queue_size: u16,
 }
 
-// SAFETY: `start` leads into `memory`, which is no thread's property; all access
-// is by atomics.
+// SAFETY: `start` leads into `memory`, which is no thread's property. This module
+// reads and writes it by atomics; the frontend, and a guest whose RAM is the same
+// file, change it at will (see `GuestMemory`): no value in it is trusted.
 unsafe impl Send for InflightRegion {}
 // SAFETY: as for Send.
 unsafe impl Sync for InflightRegion {}
@@ -148,7 +149,7 @@ pub(super) struct Tracker {
     last_batch: u16,
 }
 
-// SAFETY: as for the region, which it keeps mapped.
+// SAFETY: as for the region, which it keeps mapped; `&self` changes atomics only.
 unsafe impl Send for Tracker {}
 
 impl Tracker {
@@ -198,7 +199,8 @@ impl Tracker {
     #[inline]
     fn header(&self) -> &Header {
         // SAFETY: inside the region and aligned, by `new`; mapped as long as
-        // `self`; all fields are atomics.
+        // `self`. All fields are atomics, so that the reference promises nothing
+        // of what others do to the memory (see `GuestMemory`).
         unsafe { &*self.header }
     }
 

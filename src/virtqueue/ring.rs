@@ -80,8 +80,8 @@ struct Tracking {
     batch: Box<[u16]>,
 }
 
-// SAFETY: the pointers lead to guest memory, which is no thread's property;
-// one reactor at a time owns a queue.
+// SAFETY: the pointers lead to guest memory, which is no thread's property (see
+// `GuestMemory`); one reactor at a time owns a queue.
 unsafe impl Send for SplitQueue {}
 
 impl SplitQueue {
@@ -174,7 +174,10 @@ impl SplitQueue {
     #[inline]
     fn word(&self, base: *mut u16, index: usize) -> &AtomicU16 {
         // SAFETY: `index` is at most the ring's last word, checked to lie in
-        // memory by `rebind`, aligned to 2; all access to it is atomic.
+        // memory by `rebind`, aligned to 2. The queue's own access to it is
+        // atomic; others write there too, the driver and, where a guest lays a
+        // buffer over its ring, this process's copies: any value may be read
+        // (see `GuestMemory`), and none is trusted.
         unsafe { AtomicU16::from_ptr(base.wrapping_add(index)) }
     }
 
@@ -352,7 +355,8 @@ impl SplitQueue {
         let entry = usize::from(self.next_used & self.mask);
         let element = self.used.wrapping_add(2 + 4 * entry).cast::<u32>();
         // SAFETY: the element lies in the device area, checked by `rebind` and
-        // aligned to 4; the driver doesn't write there.
+        // aligned to 4. It is only written here: what others make of it is the
+        // driver's loss (see `GuestMemory`).
         unsafe {
             AtomicU32::from_ptr(element).store(u32::from(head).to_le(), Ordering::Relaxed);
             AtomicU32::from_ptr(element.wrapping_add(1)).store(len.to_le(), Ordering::Relaxed);

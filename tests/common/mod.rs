@@ -9,6 +9,7 @@
 
 pub(crate) mod frontend;
 pub(crate) mod http;
+pub(crate) mod lingering;
 pub(crate) mod scene;
 pub(crate) mod small_disk;
 
@@ -92,6 +93,17 @@ impl Daemon {
 
     pub(crate) fn pid(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
+    }
+
+    /// Does something while it stands still.
+    pub(crate) fn while_paused<T>(&self, work: impl FnOnce() -> T) -> T {
+        use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
+        kill_process(self.pid(), Signal::STOP).unwrap();
+        let stopped = waitpid(Some(self.pid()), WaitOptions::UNTRACED).unwrap();
+        assert!(stopped.is_some_and(|(_, status)| status.stopped()));
+        let result = work();
+        kill_process(self.pid(), Signal::CONT).unwrap();
+        result
     }
 
     /// SIGTERM; what it printed at the end. Panics unless it ends with 0.

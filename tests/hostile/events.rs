@@ -137,7 +137,8 @@ fn served_again(scene: &Scene) {
     let deadline = Instant::now() + PATIENCE;
     while Client::try_connect(&scene.victim).is_err() {
         assert!(Instant::now() < deadline, "the victim's queues never start again");
-        scene.neighbour.goes_on(1);
+        // Not too often: what a VM may have logged is limited.
+        scene.neighbour.goes_on(5000);
     }
 }
 
@@ -189,6 +190,46 @@ fn a_call_that_is_made_blocking_again_costs_the_neighbour_a_short_pause() {
     // Two ticks of the watchdog are 50 ms; the rest is for a loaded machine.
     let longest = scene.neighbour.longest();
     assert!(longest < Duration::from_secs(5), "the neighbour waited {longest:?}");
+    served_again(&scene);
+    scene.all_is_well();
+}
+
+/// Epoll sets in which an eventfd is so often that a write to it takes some 10 ms.
+fn many_who_wait(eventfd: &EventFd) -> (Vec<OwnedFd>, Vec<EventFd>) {
+    use rustix::event::epoll;
+    let copies: Vec<_> = (0..1000).map(|_| eventfd.try_clone().unwrap()).collect();
+    let set = || {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        for copy in &copies {
+            #[expect(unsafe_code, reason = "EventFd does not lend itself as a descriptor")]
+            // SAFETY: the copy is open as long as it is borrowed.
+            let fd = unsafe { BorrowedFd::borrow_raw(copy.as_raw_fd()) };
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&set, fd, epoll::EventData::new_u64(0), flags).unwrap();
+        }
+        set
+    };
+    ((0..200).map(|_| set()).collect(), copies)
+}
+
+#[test]
+fn a_call_that_very_many_wait_for_ends_the_device() {
+    let mut scene = Scene::new();
+    let mut vmm = Vmm::running(&scene.victim);
+    let waiting = many_who_wait(&vmm.rings[0].call);
+    for _ in 0..100 {
+        offer_a_read(&mut vmm);
+        if vmm.used_within(0, Duration::from_millis(500)).is_none() {
+            break;
+        }
+    }
+    scene.log.wait_for(&["VM victim", "its device stops", "too many wait for it"]);
+    drop((vmm, waiting));
+    let mut again = Vmm::negotiated(&scene.victim, VERSION_1);
+    again.share_ram();
+    assert!(again.try_start_ring(Ring::new(0, 256)).is_err());
+    scene.log.wait_for(&["VM victim", "disconnected its frontend", "may start again in"]);
+    drop(again);
     served_again(&scene);
     scene.all_is_well();
 }

@@ -10,7 +10,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod descriptors;
 mod events;
+mod log;
 mod memory;
 mod messages;
 mod requests;

@@ -58,7 +58,7 @@ impl Backend {
     }
 
     pub(super) fn serve(&self, stream: UnixStream) -> Result<(), String> {
-        let link = FrontendLink::default();
+        let link = std::sync::Arc::new(FrontendLink::default());
         leafblk::vhost_user::serve(stream, &self.disk, 2, &self.mailbox, &link)
     }
 
