@@ -108,8 +108,10 @@ fn a_kill_in_the_middle_of_an_attach_loses_no_vm_that_was_answered_for() {
     for round in 0..KILLS {
         let control = daemon.control();
         let attacher = std::thread::spawn(move || attach_until_the_end(&control, round));
-        // Not before the first is under way; then at another moment each time.
-        let leaf = daemon.leaf(&format!("vm{round}-0"));
+        // Not before the first is under way, or in other rounds, so that some are
+        // answered for on a busy machine too, the second or third; then at another
+        // moment each time.
+        let leaf = daemon.leaf(&format!("vm{round}-{}", round % 3));
         wait_until("an attach begins", || leaf.exists());
         let moment = Instant::now() + Duration::from_micros(731 * round as u64);
         while Instant::now() < moment {
