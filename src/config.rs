@@ -26,6 +26,7 @@ pub mod size;
 
 pub use environment::Environment;
 pub use error::UsageError;
+pub use resolve::check_disk_size;
 pub use settings::{ControlSocket, RootEntry, Settings, VmEntry};
 
 /// Which pages the cache arena is made of.

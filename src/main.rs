@@ -46,6 +46,10 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::Serve(args) => {
             let resolve = || Ok(Config::resolve(&args.settings(&env)?, &env)?);
             let config = resolve()?;
+            if args.check {
+                print(&format!("{}\n", daemon::check(&config)?))?;
+                return Ok(ExitCode::SUCCESS);
+            }
             logging::init(config.log.as_deref());
             daemon::run(&config, resolve)?;
         }
@@ -74,13 +78,25 @@ fn print_options(args: &QemuArgsArgs, env: &Environment) -> Result<(), Error> {
         None => served_endpoint(&args.name, &settings, env)?,
     };
     let options = qemu_args::options(hypervisor, &endpoint).map_err(Error::failure)?;
+    if args.json {
+        let (name, socket) = (&endpoint.vm, endpoint.socket.to_string_lossy());
+        let all = serde_json::json!({
+            "vm": name, "socket": socket, "queues": endpoint.queues,
+            "options": options.text.trim_end(), "notes": options.notes,
+        });
+        return print(&format!("{all:#}\n"));
+    }
     for note in &options.notes {
         // Remarks are a convenience; the options are what counts.
         let _ = writeln!(io::stderr(), "# {note}");
     }
+    print(&options.text)
+}
+
+fn print(text: &str) -> Result<(), Error> {
     io::stdout()
-        .write_all(options.text.as_bytes())
-        .map_err(|error| Error::failure(format!("the options cannot be printed ({error})")))
+        .write_all(text.as_bytes())
+        .map_err(|error| Error::failure(format!("the answer cannot be printed ({error})")))
 }
 
 fn served_endpoint(

@@ -340,6 +340,32 @@ fn a_leaf_that_is_larger_than_asked_for_or_cannot_grow_is_refused() {
 }
 
 #[test]
+fn a_check_finds_what_a_start_would_and_changes_nothing_beside_a_daemon() {
+    let (temp, root, _) = with_leaf();
+    let dir = temp.path();
+    let before = inventory(dir);
+    let check = |vm| [&["--root", text(&root), "--vm", vm][..], &["--check"]].concat();
+    let says_right = |vm| {
+        let output = serve(dir, &check(vm)).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.starts_with("the configuration is right: 1 root, 1 VM;"), "{said}");
+    };
+    says_right("web1,size=4MiB");
+    says_right("new");
+    refuses(dir, &check("web1,size=1MiB"), 1, &["web1", "less than"]);
+    refuses(dir, &["--root", "/missing.raw", "--check"], 1, &["/missing.raw"]);
+    refuses(dir, &["--socket-group", "nobody-has-it", "--check"], 1, &["no group nobody-has-it"]);
+    refuses(dir, &["--reactors", "0", "--check"], 2, &["reactors"]);
+    assert_eq!(inventory(dir), before);
+    let daemon = Daemon::start(dir, &["--root", text(&root), "--vm", "web1"]);
+    let client = Client::connect(&daemon.socket("web1"));
+    says_right("web1");
+    drop(client);
+    daemon.stop();
+}
+
+#[test]
 fn a_leaf_in_use_is_refused_and_its_user_goes_on() {
     let temp = tempfile::tempdir().unwrap();
     let root = make_root(temp.path(), ROOT_SECTORS);

@@ -210,7 +210,8 @@ fn the_help_of_serve_names_the_flags_that_scripts_rely_on_first() {
             "--socket-group",
             "--control-socket",
             "--control-group",
-            "--http-port"
+            "--http-port",
+            "--check"
         ]
     );
 }
@@ -252,6 +253,19 @@ fn qemu_args_finds_a_served_vm_by_its_name_alone() {
     let text = stdout(&output);
     assert!(text.contains("path=/elsewhere/w.sock,") && text.contains("num-queues=7,"), "{text}");
     assert!(stderr(&output).contains("share=on must stay"));
+}
+
+#[test]
+fn qemu_args_in_json_has_the_options_the_remarks_and_the_socket() {
+    let place = Place::new();
+    let args = ["qemu-args", "w", "--vm", "w,socket=/s/w.sock,queues=3"];
+    let plain = stdout(&place.run(&args));
+    let output = place.run(&[&args[..], &["--json"]].concat());
+    assert_eq!(stderr(&output), "");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["options"], plain.trim_end());
+    assert_eq!((&json["socket"], &json["queues"]), (&"/s/w.sock".into(), &3.into()));
+    assert!(json["notes"][0].is_string(), "{json}");
 }
 
 #[test]

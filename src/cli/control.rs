@@ -5,9 +5,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::table::Table;
+use crate::config::name::NameOf;
 use crate::config::{Environment, Settings, UsageError, file};
 use crate::control::client::Client;
 use crate::error::Error;
@@ -25,9 +26,17 @@ pub struct ControlArgs {
     /// Its configuration file, to find its control socket
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
-    /// Print leafblk's answer as JSON
+    /// Print leafblk's answer, or what was done, as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// A command on all roots, or all VMs.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
 }
 
 impl ControlArgs {
@@ -67,12 +76,20 @@ impl ControlArgs {
         print(&text)
     }
 
-    /// Says that something is done, unless JSON is asked for.
+    /// Says that something is done which has no answer of its own: in JSON
+    /// `{"done": "detached", "vm": "web1"}`.
     ///
     /// # Errors
     /// As write(2).
-    pub fn done(&self, sentence: &str) -> Result<(), Error> {
-        if self.json { Ok(()) } else { print(&format!("{sentence}\n")) }
+    pub fn done(&self, done: &str, of: NameOf, name: &str, more: &str) -> Result<(), Error> {
+        if !self.json {
+            return print(&format!("{of} {name} is {done}{more}\n"));
+        }
+        let key = match of {
+            NameOf::Vm => "vm",
+            NameOf::Root => "root",
+        };
+        print(&format!("{:#}\n", json!({ "done": done, key: name })))
     }
 }
 

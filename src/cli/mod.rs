@@ -70,6 +70,7 @@ Examples:
   leafblk serve --root debian=/images/debian.raw --vm web1,root=debian,size=20GiB,queues=2
   leafblk serve --root debian.raw --vm test,ephemeral --cache-size 4GiB --hugepages on
   leafblk serve --config /etc/leafblk.toml
+  leafblk serve --config /etc/leafblk.toml --check
 
 Sizes are bytes, KiB, MiB, GiB or TiB: 512MiB, 4GiB. A flag wins over the file,
 and a --vm or --root replaces the file's entry of the same name.

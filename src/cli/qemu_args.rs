@@ -15,6 +15,9 @@ pub struct QemuArgsArgs {
     /// The hypervisor: qemu, cloud-hypervisor or firecracker [default: qemu]
     #[arg(long = "for", value_name = "HYPERVISOR")]
     pub hypervisor: Option<String>,
+    /// Print options and remarks as JSON
+    #[arg(long)]
+    pub json: bool,
     /// Where VMs and roots are described.
     #[command(flatten)]
     pub source: SourceArgs,

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::control::{ControlArgs, details};
+use super::control::{ControlArgs, ListArgs, details};
 use super::table::Table;
 use super::vm::{bytes, origin, state};
 use crate::config::forms::RootForm;
@@ -50,14 +50,6 @@ pub struct OneArgs {
     pub control: ControlArgs,
 }
 
-/// `leafblk root list`.
-#[derive(Debug, Args)]
-pub struct ListArgs {
-    /// Where leafblk listens.
-    #[command(flatten)]
-    pub control: ControlArgs,
-}
-
 impl RootCommand {
     /// Does it.
     ///
@@ -71,7 +63,7 @@ impl RootCommand {
             Self::Remove(args) => {
                 let path = path_of(&args.name)?;
                 args.control.client(env)?.delete(&path).map_err(Error::failure)?;
-                args.control.done(&format!("root {} is removed", args.name))
+                args.control.done("removed", NameOf::Root, &args.name, "")
             }
         }
     }

@@ -51,6 +51,9 @@ pub struct ServeArgs {
     /// account here may read it (docs/observability.md) [default: none]
     #[arg(long, value_name = "N")]
     pub http_port: Option<String>,
+    /// Say whether flags and files are right, change nothing, and end
+    #[arg(long)]
+    pub check: bool,
 }
 
 impl ServeArgs {

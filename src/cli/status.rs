@@ -8,6 +8,7 @@ use super::control::{ControlArgs, details};
 use crate::config::Environment;
 use crate::control::{CachePages, Counts, Health, HealthState, Status};
 use crate::error::Error;
+use crate::top::format::duration;
 
 /// `leafblk status`.
 #[derive(Debug, Args)]
@@ -55,7 +56,7 @@ fn describe(status: &Status, health: &Health) -> String {
     let mut rows = vec![
         ("health", state.to_owned()),
         ("version", status.version.clone()),
-        ("process", format!("{}, up {}", status.pid, duration(status.uptime_s))),
+        ("process", format!("{}, up {}", status.pid, duration(status.uptime_s as f64))),
         ("VMs", format!("{}; {} with a client", counts(status.vms), status.vms_connected)),
         ("roots", counts(status.roots)),
         (
@@ -79,29 +80,5 @@ fn counts(counts: Counts) -> String {
     match counts.failed {
         0 => format!("{} served", counts.serving),
         failed => format!("{} served, {failed} failed", counts.serving),
-    }
-}
-
-fn duration(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, _) => format!("{minutes} min"),
-        (0, _, _) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::duration;
-
-    #[test]
-    fn durations_have_two_units_at_most() {
-        for (seconds, text) in
-            [(59, "59 s"), (61, "1 min"), (3_700, "1 h 1 min"), (100_000, "1 d 3 h")]
-        {
-            assert_eq!(duration(seconds), text);
-        }
     }
 }

@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 
-use super::control::{ControlArgs, details};
+use super::control::{ControlArgs, ListArgs, details};
 use super::table::Table;
 use super::values::size;
 use crate::config::forms::{SizeForm, VmForm};
@@ -80,14 +80,6 @@ pub struct ForceArgs {
     pub control: ControlArgs,
 }
 
-/// `leafblk vm list`.
-#[derive(Debug, Args)]
-pub struct ListArgs {
-    /// Where leafblk listens.
-    #[command(flatten)]
-    pub control: ControlArgs,
-}
-
 /// `leafblk vm resize`.
 #[derive(Debug, Args)]
 pub struct ResizeArgs {
@@ -119,7 +111,7 @@ impl VmCommand {
                 let client = args.control.client(env)?;
                 let path = format!("{}/flush", path_of(&args.name)?);
                 client.post::<()>(&path, None).map_err(Error::failure)?;
-                args.control.done(&format!("VM {} is flushed", args.name))
+                args.control.done("flushed", NameOf::Vm, &args.name, "")
             }
         }
     }
@@ -163,7 +155,7 @@ fn detach(args: &ForceArgs, env: &Environment) -> Result<(), Error> {
         }
         _ => "",
     };
-    args.control.done(&format!("VM {} is detached{until}", args.name))
+    args.control.done("detached", NameOf::Vm, &args.name, until)
 }
 
 fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {

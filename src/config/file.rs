@@ -77,14 +77,11 @@ fn read(path: &Path) -> io::Result<String> {
 /// # Errors
 /// [`UsageError::File`] with the line, or the mistake in one of its entries.
 pub fn parse(path: &Path, text: &str) -> Result<Settings, UsageError> {
-    let at = |offset: usize, message: String| UsageError::File {
-        path: path.into(),
-        line: line_of(text, offset),
-        message,
-    };
+    let in_line = |line, message| UsageError::File { path: path.into(), line, message };
+    let at = |offset, message| in_line(line_of(text, offset), message);
     let form: FileForm = toml::from_str(text).map_err(|error| {
-        let offset = error.span().map_or(0, |span| span.start);
-        at(offset, one_line(error.message()))
+        let (line, message) = line_and_message(text, &error);
+        in_line(line, message)
     })?;
     let mut settings = Settings {
         state_dir: form.state_dir,
@@ -116,14 +113,17 @@ pub fn parse(path: &Path, text: &str) -> Result<Settings, UsageError> {
     Ok(settings)
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
+/// The line, from 1, in which `offset` lies.
+pub(crate) fn line_of(text: &str, offset: usize) -> usize {
     let before = text.as_bytes().get(..offset).unwrap_or(text.as_bytes());
     1 + before.iter().filter(|&&byte| byte == b'\n').count()
 }
 
-fn one_line(message: &str) -> String {
-    let lines: Vec<&str> = message.lines().map(str::trim).collect();
-    lines.join(", ")
+/// Where a TOML text is wrong, and how in one line.
+pub(crate) fn line_and_message(text: &str, error: &toml::de::Error) -> (usize, String) {
+    let offset = error.span().map_or(0, |span| span.start);
+    let lines: Vec<&str> = error.message().lines().map(str::trim).collect();
+    (line_of(text, offset), lines.join(", "))
 }
 
 #[cfg(test)]

@@ -190,12 +190,17 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 fn disk_size(vm: &VmEntry) -> Result<Option<u64>, UsageError> {
-    let Some(bytes) = vm.size else {
-        return Ok(None);
-    };
+    vm.size.map(|bytes| check_disk_size(&vm.name, bytes).map(|()| bytes)).transpose()
+}
+
+/// Whether the disk of the VM `name` may have so many bytes.
+///
+/// # Errors
+/// [`UsageError::Range`].
+pub fn check_disk_size(name: &str, bytes: u64) -> Result<(), UsageError> {
     if bytes == 0 || bytes > DISK_SIZE_MAX_BYTES || !bytes.is_multiple_of(SECTOR_SIZE) {
         return Err(UsageError::Range {
-            setting: format!("VM {}: size", vm.name),
+            setting: format!("VM {name}: size"),
             value: format_size(bytes),
             rule: format!(
                 "a multiple of {SECTOR_SIZE} bytes, up to {}",
@@ -203,7 +208,7 @@ fn disk_size(vm: &VmEntry) -> Result<Option<u64>, UsageError> {
             ),
         });
     }
-    Ok(Some(bytes))
+    Ok(())
 }
 
 fn vm_leaf(vm: &VmEntry, state_dir: &Path) -> Result<PathBuf, UsageError> {

@@ -5,12 +5,12 @@
 //! roots in `roots.rs`.
 
 use std::path::Path;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::acceptor::Acceptor;
 use super::error::HostError;
+use super::pulse::Pulse;
 use super::state_file::{Attached, StateFile};
 use super::table::{Life, Origin, RootRow, Table, VmRow};
 use super::vm::Vm;
@@ -18,7 +18,7 @@ use crate::cache::Cache;
 use crate::config::name::NameOf;
 use crate::config::{Directories, RootConfig, RootEntry, VmConfig};
 use crate::disk::CachedRoot;
-use crate::reactor::{Command, Mailbox};
+use crate::reactor::Mailbox;
 
 /// A handle on everything that the process serves.
 #[derive(Clone)]
@@ -35,6 +35,7 @@ pub(super) struct Inner {
     /// Held while the state file is written. `None` inside: nothing is kept.
     state: Mutex<Option<StateFile>>,
     started: (Instant, SystemTime),
+    pulse: Pulse,
 }
 
 /// What is being done to a root or a VM.
@@ -132,7 +133,9 @@ impl Host {
         state: Option<StateFile>,
         socket_group: Option<u32>,
     ) -> Self {
+        let pulse = Pulse::new(&mailboxes);
         Self(Arc::new(Inner {
+            pulse,
             directories,
             cache,
             mailboxes,
@@ -185,18 +188,7 @@ impl Host {
 
     /// The numbers of the reactors that give no sign of life within `wait`.
     pub fn reactors_stuck(&self, wait: Duration) -> Vec<usize> {
-        let until = Instant::now() + wait;
-        let pings = self.0.mailboxes.iter().map(|mailbox| {
-            let (answer, answered) = sync_channel(1);
-            mailbox.send(Command::Ping(answer));
-            answered
-        });
-        // Collected: all are asked before the first is waited for.
-        let pings: Vec<_> = pings.collect();
-        let stuck = |answered: &Receiver<()>| {
-            answered.recv_timeout(until.saturating_duration_since(Instant::now())).is_err()
-        };
-        pings.iter().enumerate().filter(|(_, ping)| stuck(ping)).map(|(number, _)| number).collect()
+        self.0.pulse.stuck(wait)
     }
 
     /// Where leaves are by default.

@@ -10,8 +10,10 @@ mod apart;
 mod error;
 mod group;
 mod host;
+mod pulse;
 pub mod record;
 mod reload;
+mod replace;
 mod report;
 mod resize;
 mod roots;
@@ -38,6 +40,7 @@ use vm::ListeningVm;
 pub use error::HostError;
 pub use host::{Host, RootView, State, VmView};
 pub use resize::Resized;
+pub use start::check;
 pub use table::Origin;
 pub use vm::Vm;
 

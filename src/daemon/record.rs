@@ -8,12 +8,13 @@
 //! kill -9 it stays, and the next start overwrites it.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::replace::{Readers, replace};
 use crate::config::Endpoint;
 
 /// Bytes of a record that are read; ours are far shorter.
@@ -80,34 +81,10 @@ pub fn publish(
     let form = RecordForm { socket: endpoint.socket.clone(), queues: endpoint.queues };
     let text = toml::to_string(&form)
         .map_err(|source| error(io::Error::new(io::ErrorKind::InvalidInput, source)))?;
-    let identity = replace(&path, text.as_bytes(), group).map_err(error)?;
-    Ok(PublishedRecord { path, identity })
-}
-
-fn replace(path: &Path, content: &[u8], group: Option<u32>) -> io::Result<(u64, u64)> {
     let beside = path.with_extension(format!("new-{}", std::process::id()));
-    let written = fs::File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&beside)
-        .and_then(|mut file| {
-            if let Some(group) = group {
-                fchown(&file, None, Some(group))?;
-                file.set_permissions(fs::Permissions::from_mode(0o640))?;
-            }
-            file.write_all(content)?;
-            file.metadata()
-        })
-        .and_then(|meta| {
-            fs::rename(&beside, path)?;
-            Ok((meta.dev(), meta.ino()))
-        });
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    written
+    let readers = group.map_or(Readers::Owner, Readers::Group);
+    let identity = replace(&path, &beside, text.as_bytes(), readers, false).map_err(error)?;
+    Ok(PublishedRecord { path, identity })
 }
 
 /// The endpoint that a daemon published for `vm`; `None` if there is none.

@@ -4,8 +4,7 @@ use super::error::HostError;
 use super::host::{Host, VmView};
 use super::table::Origin;
 use super::vm::Vm;
-use crate::config::UsageError;
-use crate::config::limits::DISK_SIZE_MAX_BYTES;
+use crate::config::check_disk_size;
 use crate::config::name::NameOf;
 use crate::config::size::format_size;
 use crate::error::Error;
@@ -41,9 +40,11 @@ impl Host {
         self.grow(&vm, bytes)?;
         {
             let mut table = self.table();
-            let vm = table.vm(name)?;
-            if vm.row.origin == Origin::Api {
-                (vm.entry.size, vm.row.config.size) = (Some(bytes), Some(bytes));
+            let row = table.vm(name)?;
+            if row.row.origin == Origin::Api {
+                // Not `bytes`: another resize may have come in between.
+                let size = Some(vm.disk().sectors() * SECTOR_SIZE);
+                (row.entry.size, row.row.config.size) = (size, size);
             }
         }
         let told = vm.link().config_changed();
@@ -58,7 +59,7 @@ impl Host {
     /// Grows the leaf, and with it what the reactor and the frontend see.
     pub(super) fn grow(&self, vm: &Vm, bytes: u64) -> Result<(), HostError> {
         let name = vm.disk().name();
-        check_size(name, bytes)?;
+        check_disk_size(name, bytes)?;
         let locked = vm.lock_leaf();
         let locked = locked.ok_or_else(|| HostError::Busy {
             of: NameOf::Vm,
@@ -76,18 +77,4 @@ impl Host {
             other => other.into(),
         })
     }
-}
-
-fn check_size(name: &str, bytes: u64) -> Result<(), UsageError> {
-    if bytes == 0 || bytes > DISK_SIZE_MAX_BYTES || !bytes.is_multiple_of(SECTOR_SIZE) {
-        return Err(UsageError::Range {
-            setting: format!("VM {name}: size"),
-            value: format_size(bytes),
-            rule: format!(
-                "a multiple of {SECTOR_SIZE} bytes, up to {}",
-                format_size(DISK_SIZE_MAX_BYTES)
-            ),
-        });
-    }
-    Ok(())
 }

@@ -67,6 +67,8 @@ impl Host {
             self.table().root(name)?.keep = true;
             if let Err(error) = self.keep() {
                 self.table().root(name)?.keep = false;
+                // It may be in the file all the same (see `StateFile::write`).
+                let _ = self.keep();
                 return Err(error);
             }
         }

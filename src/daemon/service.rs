@@ -8,13 +8,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use sd_notify::NotifyState;
 
-use crate::reactor::{Command, Mailbox};
+use super::pulse::Pulse;
+use crate::reactor::Mailbox;
 
 /// Signs of life within the time after which systemd gives up (WatchdogSec=).
 const SIGNS: u32 = 3;
@@ -36,13 +36,19 @@ impl Service {
             return Ok(Self { signs: None });
         };
         let (stop, stopped) = sync_channel(1);
-        let mut asked: Vec<Asked> = reactors.iter().map(Asked::new).collect();
+        let pulse = Pulse::new(reactors);
         let every = patience / SIGNS;
         let thread = std::thread::Builder::new().name("signs-of-life".into()).spawn(move || {
+            let mut reported = Vec::new();
             while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(every) {
-                if all_answer(&mut asked, Instant::now() + every) {
+                let stuck = pulse.stuck(every);
+                if stuck.is_empty() {
                     notify(&[NotifyState::Watchdog]);
                 }
+                for reactor in stuck.iter().filter(|reactor| !reported.contains(*reactor)) {
+                    log::error!("reactor {reactor} does not answer; the VMs on it stand still");
+                }
+                reported = stuck;
             }
         })?;
         Ok(Self { signs: Some((stop, thread)) })
@@ -75,92 +81,5 @@ impl Service {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(state) {
         log::warn!("the service manager can't be told {state:?}: {e}");
-    }
-}
-
-/// A reactor, and the question that it has not answered yet: never more than
-/// one, however long it takes.
-struct Asked {
-    reactor: Arc<Mailbox>,
-    answer: Option<Receiver<()>>,
-    /// It was in the log.
-    reported: bool,
-}
-
-impl Asked {
-    fn new(reactor: &Arc<Mailbox>) -> Self {
-        Self { reactor: Arc::clone(reactor), answer: None, reported: false }
-    }
-
-    fn ask(&mut self) {
-        if self.answer.is_none() {
-            let (answer, answered) = sync_channel(1);
-            self.reactor.send(Command::Ping(answer));
-            self.answer = Some(answered);
-        }
-    }
-
-    fn answers_by(&mut self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let answers = self.answer.as_ref().is_some_and(|answer| answer.recv_timeout(left).is_ok());
-        if answers {
-            (self.answer, self.reported) = (None, false);
-        }
-        answers
-    }
-}
-
-/// Whether every reactor answers before `deadline`.
-fn all_answer(asked: &mut [Asked], deadline: Instant) -> bool {
-    asked.iter_mut().for_each(Asked::ask);
-    let mut all = true;
-    for (index, reactor) in asked.iter_mut().enumerate() {
-        if !reactor.answers_by(deadline) {
-            all = false;
-            if !std::mem::replace(&mut reactor.reported, true) {
-                log::error!("reactor {index} does not answer; the VMs on it stand still");
-            }
-        }
-    }
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    const SOON: Duration = Duration::from_millis(20);
-
-    #[test]
-    fn a_reactor_that_does_not_answer_is_asked_once_and_counts_as_dead() {
-        let mailbox = Mailbox::new().unwrap();
-        let mut asked = [Asked::new(&mailbox)];
-        for _ in 0..3 {
-            assert!(!all_answer(&mut asked, Instant::now() + SOON));
-        }
-        assert_eq!(mailbox.waiting(), 1, "one question, however often");
-    }
-
-    #[test]
-    fn reactors_that_answer_are_alive() {
-        use crate::cache::{Cache, CacheConfig, Hugepages};
-        use crate::reactor::Reactor;
-        let config = CacheConfig {
-            size_bytes: 16 << 20,
-            block_bytes: 64 << 10,
-            hugepages: Hugepages::Off,
-            readers_max: 2,
-        };
-        let (cache, _) = Cache::new(&config).unwrap();
-        let mailboxes: Arc<[_]> = (0..2).map(|_| Mailbox::new().unwrap()).collect();
-        let _reactors: Vec<_> = (0..2)
-            .map(|i| Reactor::start(i, Arc::clone(&cache), Arc::clone(&mailboxes), 0).unwrap())
-            .collect();
-        let mut asked: Vec<_> = mailboxes.iter().map(Asked::new).collect();
-        for _ in 0..3 {
-            assert!(all_answer(&mut asked, Instant::now() + Duration::from_secs(60)));
-        }
     }
 }

@@ -81,12 +81,23 @@ fn system(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Soc
 /// # Errors
 /// [`SocketError::NoDirectory`] or [`SocketError::System`].
 pub fn create_private_dir(path: &Path) -> Result<(), SocketError> {
+    let new: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
     match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Ok(()) => Ok(()),
+        // A leaf in it is durable only if its name and the directory's are.
+        Ok(()) => new.into_iter().try_for_each(sync_name).map_err(system(path, "made durable")),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(SocketError::NoDirectory(path.into()))
         }
         Err(error) => Err(system(path, "created")(error)),
+    }
+}
+
+fn sync_name(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    match fs::File::open(parent.unwrap_or(Path::new("."))) {
+        // One may be made in a directory that can't be opened for reading.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        parent => parent?.sync_all(),
     }
 }
 

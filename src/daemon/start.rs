@@ -15,12 +15,12 @@ use super::side_by_side;
 use super::sockets::{self, OwnedSocket, SocketError};
 use super::state_file::{self, Attached, StateFile};
 use super::table::{Cause, Configured, Life, NewVm, Table};
-use super::vm::{BoundVm, PlannedVm};
+use super::vm::{BoundVm, InUse, PlannedVm};
 use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{
-    Config, ControlConfig, Directories, HugepagesMode, RootConfig, UsageError, VmConfig, VmEntry,
+    Config, ControlConfig, Directories, HugepagesMode, RootConfig, VmConfig, VmEntry,
 };
 use crate::disk::CachedRoot;
 use crate::error::Error;
@@ -51,23 +51,8 @@ pub(super) struct Engine {
 /// or with this machine. What came through the API and can't be had now is no
 /// error: it is in the log and stays known as failed.
 pub(super) fn start(config: &Config) -> Result<Started, Error> {
-    let group = config.control.as_ref().and_then(|control| control.group.as_deref());
-    let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
-    let socket_group = config.socket_group.as_deref();
-    let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
-    let attached = match config.control {
-        Some(_) => state_file::read(&config.state_dir).map_err(Error::failure)?,
-        None => Attached::default(),
-    };
-    let directories =
-        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
-    check_attached(&attached, &directories)?;
-    let roots: Vec<Root> = config
-        .roots
-        .iter()
-        .map(|root| Root::open(&root.name, &root.path).map_err(Error::failure))
-        .collect::<Result<_, _>>()?;
-    let planned = plan(config, &roots)?;
+    let Looked { group, socket_group, directories, attached, roots, planned } =
+        look(config, InUse::Refused)?;
     let http = config.http_port.map(bind_http).transpose()?;
     let runtime_dir_is_new = !config.runtime_dir.exists();
     let mut new_directories = vec![&config.runtime_dir, &config.state_dir];
@@ -146,25 +131,59 @@ fn warn_of_stops(config: &Config, control: Option<u32>, vms: Option<u32>) {
     }
 }
 
-/// Each entry by itself: it was right when it was written.
-fn check_attached(attached: &Attached, directories: &Directories) -> Result<(), Error> {
-    let file = |error: UsageError| {
-        Error::failure(format!(
-            "the state file in {} was changed: {error}",
-            directories.state.display()
-        ))
-    };
-    attached.roots.iter().try_for_each(|root| RootConfig::resolve(root).map(drop)).map_err(file)?;
-    let vm =
-        |vm: &VmEntry| VmConfig::resolve(vm, vm.root.as_deref().into_iter(), directories).map(drop);
-    attached.vms.iter().try_for_each(vm).map_err(file)
+/// Says whether the configuration is right, as far as that can be told without
+/// changing anything. What another process uses is no mistake: it may be the
+/// leafblk that serves these VMs now.
+///
+/// # Errors
+/// The first thing that keeps a start from succeeding.
+pub fn check(config: &Config) -> Result<String, Error> {
+    let looked = look(config, InUse::Fine)?;
+    let plural =
+        |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let count = |roots, vms| format!("{}, {}", plural(roots, "root"), plural(vms, "VM"));
+    let attached = &looked.attached;
+    Ok(format!(
+        "the configuration is right: {}; attached through the API: {}",
+        count(looked.roots.len(), looked.planned.len()),
+        count(attached.roots.len(), attached.vms.len()),
+    ))
 }
 
-fn plan(config: &Config, roots: &[Root]) -> Result<Vec<PlannedVm>, Error> {
+/// What was found before anything is changed.
+struct Looked {
+    /// Of the control socket.
+    group: Option<u32>,
+    /// Of the VMs' sockets.
+    socket_group: Option<u32>,
+    directories: Directories,
+    attached: Attached,
+    roots: Vec<Root>,
+    planned: Vec<PlannedVm>,
+}
+
+fn look(config: &Config, in_use: InUse) -> Result<Looked, Error> {
+    let group = config.control.as_ref().and_then(|control| control.group.as_deref());
+    let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
+    let socket_group = config.socket_group.as_deref();
+    let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
+    let directories =
+        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
+    let attached = match config.control {
+        Some(_) => state_file::read(&directories).map_err(Error::failure)?,
+        None => Attached::default(),
+    };
+    let open = |root: &RootConfig| Root::open(&root.name, &root.path).map_err(Error::failure);
+    let roots: Vec<Root> = config.roots.iter().map(open).collect::<Result<_, _>>()?;
+    let planned = plan(config, &roots, in_use)?;
+    Ok(Looked { group, socket_group, directories, attached, roots, planned })
+}
+
+fn plan(config: &Config, roots: &[Root], in_use: InUse) -> Result<Vec<PlannedVm>, Error> {
     let plan = |vm: &VmConfig| {
         let root = roots.iter().find(|root| root.name() == vm.root);
         let no_root = || Error::failure(format!("there is no root {}", vm.root));
-        PlannedVm::new(vm.clone(), root.ok_or_else(no_root)?)
+        PlannedVm::look(vm.clone(), root.ok_or_else(no_root)?, in_use)
     };
     config.vms.iter().map(plan).collect()
 }

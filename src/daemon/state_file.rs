@@ -5,16 +5,17 @@
 //! old content or the new. One daemon at a time may write it: whoever holds
 //! STATE/attached.toml.lock. docs/control.md describes it for people.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::replace::{Readers, replace};
 use super::sockets::{PathLock, SocketError};
+use crate::config::file::{line_and_message, line_of};
 use crate::config::forms::{RootForm, VmForm};
-use crate::config::{RootEntry, UsageError, VmEntry};
+use crate::config::{Directories, RootConfig, RootEntry, UsageError, VmConfig, VmEntry};
 
 /// The file's name in the state directory.
 const NAME: &str = "attached.toml";
@@ -43,14 +44,25 @@ struct VersionForm {
     version: u64,
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Serialize)]
 struct Form {
     version: u64,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     root: Vec<RootForm>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     vm: Vec<VmForm>,
+}
+
+/// The same, with the places of the entries.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReadForm {
+    #[serde(rename = "version")]
+    _version: u64,
+    #[serde(default)]
+    root: Vec<toml::Spanned<RootForm>>,
+    #[serde(default)]
+    vm: Vec<toml::Spanned<VmForm>>,
 }
 
 /// Why the file can't be used.
@@ -63,6 +75,12 @@ pub(super) enum StateError {
         path.display()
     )]
     Damaged { path: PathBuf, reason: String },
+    #[error(
+        "the state file {}, line {line}: {error}; mend that while leafblk is stopped, or move the \
+         file away and attach its VMs again",
+        path.display()
+    )]
+    Rule { path: PathBuf, line: usize, error: UsageError },
     #[error(
         "the state file {} has version {version} and this leafblk knows only version {VERSION}; \
          run a newer leafblk",
@@ -79,18 +97,20 @@ pub(super) enum StateError {
     Lock(SocketError),
 }
 
-/// Reads the file in `state_dir`; nothing where there is none.
+/// Reads the file in the state directory; nothing where there is none. Each entry
+/// obeys the rules by itself.
 ///
 /// # Errors
-/// [`StateError`], if it is there and can't be understood.
-pub(super) fn read(state_dir: &Path) -> Result<Attached, StateError> {
-    let path = state_dir.join(NAME);
+/// [`StateError`], if it is there and can't be understood, or an entry breaks a
+/// rule.
+pub(super) fn read(directories: &Directories) -> Result<Attached, StateError> {
+    let path = directories.state.join(NAME);
     let text = match read_text(&path) {
         Ok(text) => text,
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Attached::default()),
         Err(source) => return Err(StateError::Io { path, operation: "read", source }),
     };
-    parse(&path, &text)
+    parse(&path, &text, directories)
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
@@ -99,30 +119,39 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn parse(path: &Path, text: &str) -> Result<Attached, StateError> {
-    let damaged = |reason: String| StateError::Damaged { path: path.into(), reason };
+fn parse(path: &Path, text: &str, directories: &Directories) -> Result<Attached, StateError> {
     let toml_error = |error: toml::de::Error| {
-        let line = error
-            .span()
-            .and_then(|span| text.get(..span.start))
-            .map_or(1, |before| 1 + before.bytes().filter(|byte| *byte == b'\n').count());
-        let message: Vec<&str> = error.message().lines().map(str::trim).collect();
-        damaged(format!("line {line}: {}", message.join(", ")))
+        let (line, message) = line_and_message(text, &error);
+        StateError::Damaged { path: path.into(), reason: format!("line {line}: {message}") }
+    };
+    let rule = |offset: usize| {
+        let line = line_of(text, offset);
+        move |error| StateError::Rule { path: path.into(), line, error }
     };
     let version = toml::from_str::<VersionForm>(text).map_err(toml_error)?.version;
     if version != VERSION {
         return Err(StateError::Version { path: path.into(), version });
     }
-    let form: Form = toml::from_str(text).map_err(toml_error)?;
-    let rule = |error: UsageError| damaged(error.to_string());
+    let form: ReadForm = toml::from_str(text).map_err(toml_error)?;
+    let root = |root: toml::Spanned<RootForm>| {
+        let at = root.span().start;
+        let entry = root.into_inner().into_entry();
+        let checked = entry.and_then(|entry| RootConfig::resolve(&entry).map(|_| entry));
+        checked.map_err(rule(at))
+    };
+    let vm = |vm: toml::Spanned<VmForm>| {
+        let at = vm.span().start;
+        let entry = vm.into_inner().into_entry();
+        let checked = entry.and_then(|entry| {
+            // Whether its root is there is another question.
+            VmConfig::resolve(&entry, entry.root.as_deref().into_iter(), directories)?;
+            Ok(entry)
+        });
+        checked.map_err(rule(at))
+    };
     Ok(Attached {
-        roots: form
-            .root
-            .into_iter()
-            .map(RootForm::into_entry)
-            .collect::<Result<_, _>>()
-            .map_err(rule)?,
-        vms: form.vm.into_iter().map(VmForm::into_entry).collect::<Result<_, _>>().map_err(rule)?,
+        roots: form.root.into_iter().map(root).collect::<Result<_, _>>()?,
+        vms: form.vm.into_iter().map(vm).collect::<Result<_, _>>()?,
     })
 }
 
@@ -159,32 +188,31 @@ impl StateFile {
     /// Replaces the content; durable when this returns.
     ///
     /// # Errors
-    /// [`StateError::Io`]; the old content stays then.
+    /// [`StateError::Io`]. The old content stays then; only where syncing the
+    /// directory failed, the new one is there and may go with the power.
     pub(super) fn write(&self, attached: &Attached) -> Result<(), StateError> {
         let error =
             |source| StateError::Io { path: self.path.clone(), operation: "written", source };
         let text = to_text(attached).map_err(|e| error(io::Error::other(e)))?;
         let beside = self.path.with_extension("toml.new");
-        let written = write_synced(&beside, text.as_bytes())
-            .and_then(|()| fs::rename(&beside, &self.path))
-            .and_then(|()| File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all());
-        if written.is_err() {
-            let _ = fs::remove_file(&beside);
-        }
-        written.map_err(error)
+        let written = replace(&self.path, &beside, text.as_bytes(), Readers::Owner, true);
+        written.map(drop).map_err(error)
     }
-}
-
-fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(content)?;
-    file.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn directories(dir: &Path) -> Directories {
+        Directories { state: dir.into(), runtime: "/run/leafblk".into() }
+    }
+
+    fn read(dir: &Path) -> Result<Attached, StateError> {
+        super::read(&directories(dir))
+    }
 
     fn attached() -> Attached {
         Attached {
@@ -220,12 +248,31 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_understood_is_refused_with_its_line() {
         let path = Path::new("/state/attached.toml");
-        let sentence = |text: &str| parse(path, text).unwrap_err().to_string();
+        let places = directories(Path::new("/state"));
+        let sentence = |text: &str| parse(path, text, &places).unwrap_err().to_string();
         assert!(sentence("version = 2\nnew = 1").contains("has version 2"));
         assert!(sentence("").contains("damaged (line 1: missing field"), "{}", sentence(""));
         let text = sentence("version = 1\n[[vm]]\nname = \"w\"\nsise = 1");
         assert!(text.contains("line 4"), "{text}");
-        assert!(sentence("version = 1\n[[vm]]\nname = \"../w\"").contains("has a slash"));
+        for (entry, part) in [
+            ("[[vm]]\nname = \"../w\"", "has a slash"),
+            ("[[vm]]\nname = \"w\"\nroot = \"d\"\nqueues = 99", "queues is 99"),
+            ("[[root]]\nname = \"d\"\npath = \"d.raw\"", "is not absolute"),
+        ] {
+            let text = sentence(&format!("version = 1\n\n{entry}\n"));
+            assert!(text.contains("attached.toml, line 3: ") && text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_another_runtime_directory_makes_wrong_is_not_called_damaged() {
+        let path = Path::new("/state/attached.toml");
+        let text = "version = 1\n[[vm]]\nname = \"w\"\nroot = \"d\"\n";
+        let places =
+            Directories { state: "/state".into(), runtime: format!("/{}", "r".repeat(110)).into() };
+        let text = parse(path, text, &places).unwrap_err().to_string();
+        assert!(text.contains("line 2: ") && text.contains("at most 107"), "{text}");
+        assert!(!text.contains("damaged") && !text.contains("changed"), "{text}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::record::{self, PublishedRecord};
-use super::sockets::OwnedSocket;
+use super::sockets::{OwnedSocket, SocketError};
 use crate::config::size::format_size;
 use crate::config::{Endpoint, VmConfig};
 use crate::disk::{CachedRoot, Disk};
@@ -27,12 +27,26 @@ pub(super) struct PlannedVm {
     size_bytes: u64,
 }
 
+/// What to think of files and sockets that another process uses.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum InUse {
+    /// They can't be had.
+    Refused,
+    /// It may be this VM's own, in the leafblk that serves it.
+    Fine,
+}
+
 impl PlannedVm {
     /// Looks at a VM, and changes nothing.
     ///
     /// # Errors
     /// Sizes that are impossible; leaves and sockets that can't be used.
     pub(super) fn new(config: VmConfig, root: &Root) -> Result<Self, Error> {
+        Self::look(config, root, InUse::Refused)
+    }
+
+    /// As [`Self::new`], but what another process uses is no mistake.
+    pub(super) fn look(config: VmConfig, root: &Root, in_use: InUse) -> Result<Self, Error> {
         let size_bytes = config.size.unwrap_or(root.len_bytes());
         if size_bytes < root.len_bytes() {
             return Err(Error::failure(format!(
@@ -43,12 +57,19 @@ impl PlannedVm {
                 config.root
             )));
         }
-        super::sockets::is_stale(&config.socket).map_err(Error::failure)?;
+        match super::sockets::is_stale(&config.socket) {
+            Err(SocketError::Live(_)) if in_use == InUse::Fine => {}
+            Err(error) => return Err(Error::failure(error)),
+            Ok(_) => {}
+        }
         if config.leaf.exists() {
             // Looks, and lets go: opening for use comes when all VMs are right.
             let options = OpenOptions { live_map: None, read_only: true };
             let leaf = Leaf::open(&config.leaf, root.identity(), &options);
-            check_size(&config, &leaf.map_err(Error::failure)?).map_err(Error::failure)?;
+            match leaf.and_then(|leaf| check_size(&config, &leaf)) {
+                Err(LeafError::InUse { .. }) if in_use == InUse::Fine => {}
+                other => other.map_err(Error::failure)?,
+            }
         }
         Ok(Self { config, size_bytes })
     }

@@ -113,11 +113,15 @@ impl Host {
             self.table().vm(name)?.row.keep = true;
             if let Err(error) = self.keep() {
                 self.table().vm(name)?.row.keep = false;
+                // It may be in the file all the same (see `StateFile::write`).
+                let _ = self.keep();
                 let _ = vm.close();
                 return Err(error);
             }
         }
-        self.table().vm(name)?.row.life = Life::Serving(Arc::clone(&vm));
+        // Under one lock: whoever sees it served can take it out again.
+        let mut table = self.table();
+        table.vm(name)?.row.life = Life::Serving(Arc::clone(&vm));
         self.inner().acceptor.add(listening);
         Ok(())
     }

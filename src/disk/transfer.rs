@@ -10,6 +10,9 @@ use crate::virtqueue::GuestBuf;
 /// Sectors that one call serves at most: 1 MiB, so that a huge request can't
 /// hold a reactor for long. The rest is a matter of calling again.
 const INLINE_SECTORS: u64 = 2048;
+/// What a piece is reckoned with at least, in sectors: one of the leaf costs a
+/// system call, however short it is, and a guest can make all of them short.
+const PIECE_SECTORS: u64 = 8;
 
 impl Disk {
     /// Where the first data is that a read of the range will copy.
@@ -50,14 +53,34 @@ impl Disk {
         bufs: &[GuestBuf],
         cursor: &mut BufCursor,
     ) -> SectorRange {
-        let (mut now, later) = range.split_at(INLINE_SECTORS);
-        while !now.is_empty() {
+        // SAFETY: by this function's contract.
+        unsafe { self.read_some_now(INLINE_SECTORS, reader, range, bufs, cursor) }
+    }
+
+    /// As [`Self::read_now`], at most `most` sectors, and fewer where they come
+    /// in many pieces.
+    ///
+    /// # Safety
+    /// As for [`Self::read_now`].
+    #[inline]
+    pub unsafe fn read_some_now(
+        &self,
+        most: u64,
+        reader: &Reader,
+        range: SectorRange,
+        bufs: &[GuestBuf],
+        cursor: &mut BufCursor,
+    ) -> SectorRange {
+        let (mut now, later) = range.split_at(most);
+        let mut effort = most;
+        while !now.is_empty() && effort > 0 {
             // SAFETY: by this function's contract.
             let done = unsafe { self.read_piece_now(reader, self.piece(now), bufs, cursor) };
             if done == 0 {
                 break;
             }
             now = now.split_at(done).1;
+            effort = effort.saturating_sub(done.max(PIECE_SECTORS));
         }
         SectorRange::new(now.start(), now.count() + later.count()).unwrap_or(now)
     }

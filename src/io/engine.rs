@@ -50,6 +50,11 @@ impl Engine {
         self.ring.as_raw_fd()
     }
 
+    /// How many more operations fit.
+    pub(crate) fn room(&self) -> u32 {
+        IN_FLIGHT_MAX - self.in_flight
+    }
+
     /// Whether another operation fits.
     pub(crate) fn has_room(&self) -> bool {
         self.in_flight < IN_FLIGHT_MAX

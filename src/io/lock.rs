@@ -19,7 +19,7 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 const WAIT_STEP: Duration = Duration::from_millis(1);
 
 /// Locks the file for one writer or for many readers; false if a process that
-/// is alive holds it otherwise.
+/// lives, and isn't ending, holds it otherwise.
 pub(crate) fn take(file: &File, shared: bool) -> io::Result<bool> {
     let operation = if shared {
         FlockOperation::NonBlockingLockShared
@@ -40,7 +40,7 @@ pub(crate) fn take(file: &File, shared: bool) -> io::Result<bool> {
     }
 }
 
-/// Whether /proc/locks (proc_locks(5)) names a process that exists as holder of
+/// Whether /proc/locks (proc_locks(5)) names a process that lives as holder of
 /// a lock on the inode. By the number alone: what it says of devices is not what
 /// stat(2) does on btrfs. A dead holder is not listed, or as process 0.
 fn is_held_by_the_living(inode: u64) -> io::Result<bool> {
@@ -53,8 +53,39 @@ fn is_held_by_the_living(inode: u64) -> io::Result<bool> {
         };
         let is_it = place.rsplit(':').next().and_then(|text| text.parse().ok()) == Some(inode);
         let process = process.parse::<u32>().unwrap_or(0);
-        is_it && process > 0 && std::fs::exists(format!("/proc/{process}")).unwrap_or(true)
+        is_it && process > 0 && lives(process)
     }))
+}
+
+/// Whether there is such a process, and it isn't ending: one that was killed
+/// lets go of its locks by itself, once the kernel has done what it waits for.
+fn lives(process: u32) -> bool {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}"));
+    match (read("stat"), read("status")) {
+        (Ok(stat), Ok(status)) => !is_exiting(&stat) && !is_killed(&status),
+        // Gone, or hidden; a look that failed otherwise says nothing.
+        _ => std::fs::exists(format!("/proc/{process}")).unwrap_or(true),
+    }
+}
+
+/// By /proc/PID/stat (proc_pid_stat(5)): a zombie, or its flags say that it is
+/// ending.
+fn is_exiting(stat: &str) -> bool {
+    const PF_EXITING: u64 = 4;
+    // The name before it may have any characters.
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let state = fields.next();
+    let flags = fields.nth(5).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    matches!(state, Some("Z" | "X")) || flags & PF_EXITING != 0
+}
+
+/// By /proc/PID/status (proc_pid_status(5)): a SIGKILL is on its way.
+fn is_killed(status: &str) -> bool {
+    let pending = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:")));
+    let mut sets = pending.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok());
+    sets.any(|set| set & 1 << (libc::SIGKILL - 1) != 0)
 }
 
 #[cfg(test)]
@@ -73,5 +104,32 @@ mod tests {
         drop(a);
         assert!(take(&b, true).unwrap());
         assert!(take(&open(), true).unwrap(), "readers share it");
+    }
+
+    #[test]
+    fn a_process_that_was_killed_does_not_live_though_it_is_still_listed() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        assert!(lives(child.id()) && lives(std::process::id()));
+        child.kill().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // Not waited for: it stays, as a zombie.
+        while lives(child.id()) && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        assert!(std::fs::exists(format!("/proc/{}", child.id())).unwrap());
+        assert!(!lives(child.id()));
+        child.wait().unwrap();
+        assert!(!lives(child.id()));
+    }
+
+    #[test]
+    fn what_proc_says_of_a_process_tells_whether_it_is_ending() {
+        let stat = |state, flags| format!("708 (a) b (c) {state} 1 708 708 0 -1 {flags} 5 0");
+        assert!(!is_exiting(&stat("S", 4_194_560)) && !is_exiting(&stat("D", 4_194_304)));
+        assert!(is_exiting(&stat("Z", 4_194_304)) && is_exiting(&stat("D", 4_194_564)));
+        let status = |own, shared| format!("State:\tD\nSigPnd:\t{own}\nShdPnd:\t{shared}\n");
+        let (none, kill, others) = ("0000000000000000", "0000000000000100", "fffffffffffffeff");
+        assert!(!is_killed(&status(none, others)));
+        assert!(is_killed(&status(kill, none)) && is_killed(&status(none, kill)));
     }
 }

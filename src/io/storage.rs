@@ -62,6 +62,10 @@ pub trait Storage: Send + Sync + Debug {
     /// takes it from the other.
     fn write_back(&self, offset: u64, len: u64) -> io::Result<bool>;
 
+    /// Drops what is cached and not dirty, so that reads ask the disk: pages whose
+    /// write failed count as clean. A hint, where there is such a cache.
+    fn drop_cached(&self) {}
+
     /// Makes the file so long: cut off, or with a hole at its end.
     ///
     /// # Errors
@@ -254,6 +258,10 @@ impl Storage for FileStorage {
         };
         sync_file_range(file, offset, len, FLAGS)?;
         Ok(true)
+    }
+
+    fn drop_cached(&self) {
+        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

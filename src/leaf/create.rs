@@ -92,5 +92,8 @@ fn write_new(path: &Path, header: &Header) -> io::Result<()> {
     });
     let _ = std::fs::remove_file(&temporary);
     result?;
-    File::open(directory)?.sync_all()
+    File::open(directory).and_then(|directory| directory.sync_all()).inspect_err(|_| {
+        // Nothing has been told of it, and nothing is in it.
+        let _ = std::fs::remove_file(path);
+    })
 }

@@ -141,6 +141,11 @@ impl Leaf {
             Origin::Durable => {
                 // The header may be a killed daemon's, and not durable yet.
                 self.sync()?;
+                if !self.header().clean {
+                    // A sync may have failed before: what the page cache shows then
+                    // is not on the disk, and would be gone later.
+                    self.storage.drop_cached();
+                }
                 self.set_write_cache(write_cache).map_err(map_error)?;
                 self.write_header(|header| {
                     header.generation += 1;

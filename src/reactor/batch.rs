@@ -6,6 +6,7 @@
 //! a batch are popped first, then all are parsed, then each is served while the
 //! data of those behind it is on its way (docs/BENCHMARKS.md).
 
+use super::budget;
 use super::completion::Completion;
 use super::device::Device;
 use super::serve::MEMORY_GONE;
@@ -13,17 +14,13 @@ use crate::cache::Reader;
 use crate::disk::Ahead;
 use crate::prefetch;
 use crate::request::{self, Command, ParsedRequest, RequestError};
-use crate::virtqueue::{Chain, GuestBuf};
+use crate::virtqueue::Chain;
 
 /// Chains of a batch: enough for their waits to overlap, few enough for what
 /// they fetch to stay in the CPU's first cache.
 const BATCH: usize = 8;
 /// The data of so many requests behind the one that is served is on its way.
 const AHEAD: usize = 2;
-
-/// What a byte written costs in bytes read: 4 KiB are copied from the cache in
-/// half a microsecond and written to a leaf in 5 to 8.
-const WRITE_COST: u64 = 16;
 
 /// One chain.
 #[derive(Debug, Default)]
@@ -76,7 +73,7 @@ impl Batch {
                 }
             }
             let chain = &popped.chain;
-            self.cost += total(&chain.readable) * WRITE_COST + total(&chain.writable);
+            self.cost += budget::of_chain(chain);
             if let Some(header) = chain.readable.first() {
                 prefetch::line(header.ptr());
             }
@@ -117,7 +114,7 @@ impl Batch {
         Some((&mut popped.chain, completion, request.command))
     }
 
-    /// What the chains cost, in bytes read.
+    /// What the chains cost (see [`budget`]).
     pub(super) fn cost(&self) -> u64 {
         self.cost
     }
@@ -126,8 +123,4 @@ impl Batch {
     pub(super) fn is_full(&self) -> bool {
         self.full
     }
-}
-
-fn total(list: &[GuestBuf]) -> u64 {
-    list.iter().map(|buf| buf.len() as u64).sum()
 }

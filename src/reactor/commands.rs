@@ -114,6 +114,7 @@ impl Runner {
             self.devices[slot] = None;
             self.count_devices();
             self.hot.retain(|hot| *hot != slot);
+            self.rounds.forget(slot);
         } else if device.is_served() {
             // A queue may have been held up by what is settled now.
             self.heat(slot);

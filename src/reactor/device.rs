@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
+use super::backlog::Backlog;
 use super::call::{CALL_WAITS, Call, Called, Caller};
 use super::pace::WritePace;
 use super::{DeviceId, Mailbox, QueueSetup, ReactorCounters};
@@ -121,6 +122,10 @@ pub(super) struct Device {
     pub(super) queues: Vec<Option<Queue>>,
     pub(super) write_back: bool,
     pub(super) pace: WritePace,
+    /// Its reads that could not be answered at once.
+    pub(super) backlog: Backlog,
+    /// The queue that is the first in the next turn.
+    pub(super) next_queue: usize,
     pub(super) in_flight: u32,
     /// In the list of devices that are polled; its kicks are off.
     pub(super) hot: bool,
@@ -147,6 +152,8 @@ impl Device {
             // Until the features say otherwise.
             write_back: false,
             pace: WritePace::default(),
+            backlog: Backlog::default(),
+            next_queue: 0,
             in_flight: 0,
             hot: false,
             worked: false,

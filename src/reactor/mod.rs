@@ -7,17 +7,22 @@
 //!
 //! Invariants:
 //! - Every popped chain is completed exactly once (`completion`).
+//! - What is done for one device before it is another's turn is bounded, in bytes
+//!   and in what else costs time (`budget`).
 //! - A reactor waits for nothing but epoll; a call that a frontend makes wait is
 //!   interrupted by the [`watchdog`].
 //! - An error in a device's ring ends that device until its ring is set up
 //!   again, and nothing else.
 //! - Steady-state I/O allocates nothing: tasks, parts and lists are kept.
 
+mod backlog;
 mod batch;
+mod budget;
 mod call;
 mod commands;
 mod completion;
 mod counters;
+mod deferred;
 mod device;
 mod heat;
 mod idle;

@@ -19,9 +19,10 @@ const SLOW: Duration = Duration::from_millis(1);
 /// guest would wait for the lane as well, and longer.
 const SLOW_ALONE: Duration = Duration::from_millis(4);
 /// For so many times a slow write's duration the device's writes go to its
-/// lane, where waiting harms nobody else.
+/// lane, where waiting harms nobody else: a twentieth of the reactor's time is
+/// the most that it can lose so.
 const PENALTY: u32 = 20;
-const PENALTY_MAX: Duration = Duration::from_secs(1);
+const PENALTY_MAX: Duration = Duration::from_secs(300);
 
 /// Bytes written since the last flush after which write-back is asked for, so
 /// that a flush finds little to do however much was written before it. Sooner
@@ -63,6 +64,11 @@ pub(super) struct WritePace {
     write_back_running: bool,
     /// Write-back was asked for since the last flush.
     past_burst: bool,
+    /// Changes that the lane has in hand and that take long, and the others.
+    large: u32,
+    small: u32,
+    /// When the lane began or ended one of them.
+    lane_moved: Option<Instant>,
 }
 
 impl WritePace {
@@ -76,6 +82,9 @@ impl WritePace {
         if self.write_back_running && unsynced > BEHIND_BYTES {
             return false;
         }
+        if self.large > 0 || self.small > 0 && self.lane_stands_still() {
+            return false;
+        }
         match self.lane_until {
             None => true,
             Some(until) if Instant::now() >= until => {
@@ -84,6 +93,33 @@ impl WritePace {
             }
             Some(_) => false,
         }
+    }
+
+    /// The lane holds the file's lock while it writes or zeroes, and a write
+    /// here would wait for it. Where it is done with each in no time, that is no
+    /// reason to hand it more.
+    fn lane_stands_still(&self) -> bool {
+        self.lane_moved.is_some_and(|when| when.elapsed() > SLOW)
+    }
+
+    /// The lane was given a change: of more than [`Self::is_large`], or zeroing.
+    pub(super) fn lane_began(&mut self, large: bool) {
+        if self.large + self.small == 0 {
+            self.lane_moved = Some(Instant::now());
+        }
+        *(if large { &mut self.large } else { &mut self.small }) += 1;
+    }
+
+    /// The lane is done with a change.
+    pub(super) fn lane_ended(&mut self, large: bool) {
+        let count = if large { &mut self.large } else { &mut self.small };
+        *count = count.saturating_sub(1);
+        self.lane_moved = Some(Instant::now());
+    }
+
+    /// Whether a write of so many sectors takes the lane long.
+    pub(super) fn is_large(sectors: u64) -> bool {
+        sectors > INLINE_SECTORS
     }
 
     /// Learns from a write that began at `begun` and is done; `alone` if the
@@ -146,6 +182,35 @@ mod tests {
         assert!(!pace.is_inline(8, INLINE_SECTORS + 8, 0));
         pace.write_back_began();
         assert!(!pace.is_inline(8, 8, BEHIND_BYTES + 1));
+    }
+
+    #[test]
+    fn nothing_is_written_at_once_beside_what_the_lane_does_for_long() {
+        let mut pace = WritePace::default();
+        pace.lane_began(true);
+        pace.lane_began(true);
+        assert!(!pace.is_inline(8, 8, 0));
+        pace.lane_ended(true);
+        assert!(!pace.is_inline(8, 8, 0));
+        pace.lane_ended(true);
+        assert!(pace.is_inline(8, 8, 0));
+        // Small ones, as long as they are done quickly: else a queue that is
+        // never empty would never get out of its lane.
+        pace.lane_began(false);
+        assert!(pace.is_inline(8, 8, 0));
+        pace.lane_moved = Instant::now().checked_sub(SLOW * 2);
+        assert!(!pace.is_inline(8, 8, 0));
+        pace.lane_ended(false);
+        assert!(pace.is_inline(8, 8, 0));
+    }
+
+    #[test]
+    fn however_long_a_write_waited_those_at_once_cost_a_small_part_of_the_time() {
+        let begun = Instant::now().checked_sub(Duration::from_secs(3)).unwrap();
+        let (mut pace, mut waits) = (WritePace::default(), Waits(-1));
+        pace.wrote(begun, false, &mut waits);
+        let until = pace.lane_until.unwrap();
+        assert!(until - Instant::now() > Duration::from_secs(55));
     }
 
     #[test]

@@ -1,113 +1,65 @@
-//! Reads that wait: a task goes on part by part, each for a cache block or for
-//! the leaf's disk, until its chain can be given back.
+//! The parts of reads that wait, each for a cache block or for the leaf's disk. A
+//! part begins when its device has a place for it, and ends when its data is where
+//! the guest wants it.
 #![expect(unsafe_code, reason = "data in guest memory, and reads by raw address")]
 
+use super::budget;
 use super::mailbox::Mail;
 use super::run::Runner;
 use super::serve::{MEMORY_GONE, is_memory_gone};
-use super::task::{PartKind, TASK_PARTS_MAX};
+use super::task::PartKind;
 use crate::cache::{FillOutcome, FillStart, Lookup, Waiter};
-use crate::disk::{self, Piece};
-use crate::request::Status;
-
-/// Sectors that one read of a leaf asks the disk for.
-const LEAF_READ_SECTORS: u64 = 1024;
+use crate::disk;
 
 impl Runner {
-    /// Goes on with a read until it must wait, or is done.
-    pub(super) fn advance(&mut self, id: u32) {
-        loop {
-            let task = self.tasks.get(id);
-            let Some(device) = self.devices[task.slot].as_deref() else {
-                return;
-            };
-            task.scheduled = true;
-            if task.rest.is_empty() || task.failed || task.pending >= TASK_PARTS_MAX {
-                break;
-            }
-            let before = task.rest.count();
-            // SAFETY: the buffers lie in the device's memory, which is not
-            // unmapped while this task is in flight.
-            task.rest = unsafe {
-                device.disk.read_now(&self.reader, task.rest, &task.bufs, &mut task.cursor)
-            };
-            if task.rest.count() < before {
-                // It made progress: others first, then the rest of it.
-                if !task.rest.is_empty() {
-                    self.runnable.push(id);
-                    return;
-                }
-                break;
-            }
-            let range = match device.disk.piece(task.rest) {
-                Piece::Root(range) | Piece::Zero(range) => {
-                    device.disk.counters().cache_misses.add(1);
-                    (range, PartKind::Block(None, 0))
-                }
-                Piece::Leaf(range) => (range.split_at(LEAF_READ_SECTORS).0, PartKind::Leaf),
-            };
-            let (range, kind) = range;
-            let part_id = self.parts.take();
-            let part = self.parts.get(part_id);
-            (part.task, part.range, part.cursor) = (id, range, task.cursor);
-            part.bufs.clear();
-            #[expect(clippy::cast_possible_truncation, reason = "a block, or LEAF_READ_SECTORS")]
-            let len = range.byte_len() as usize;
-            match kind {
-                PartKind::Leaf => task.cursor.take(&task.bufs, len, &mut part.bufs),
-                _ => task.cursor.skip(&task.bufs, len),
-            }
-            part.kind = kind;
-            task.rest = task.rest.split_at(range.count()).1;
-            task.pending += 1;
-            self.start_part(part_id);
-        }
-        let task = self.tasks.get(id);
-        task.scheduled = false;
-        if task.pending == 0 && (task.failed || task.rest.is_empty()) {
-            let status = if task.failed { Status::IoError } else { Status::Ok };
-            self.complete(id, status);
-        }
-    }
-
     /// Gets a part what it waits for, or puts it off until there is room.
-    pub(super) fn start_part(&mut self, id: u32) {
+    /// What it cost, or `None` if it could not be started.
+    pub(super) fn start_part(&mut self, id: u32) -> Option<u64> {
         if let PartKind::Leaf = self.parts.get(id).kind {
-            self.start_leaf_part(id);
-            return;
+            return self.start_leaf_part(id);
         }
         loop {
             let part = self.parts.get(id);
             let task = self.tasks.get(part.task);
-            let Some(device) = self.devices[task.slot].as_deref() else {
-                return;
-            };
+            let device = self.devices[task.slot].as_deref()?;
             let root = device.disk.root();
             let block = root.block_of(part.range.start());
             match root.cache().lookup(&self.reader, block) {
                 Lookup::Hit(_) | Lookup::Zero => {
-                    let mut cursor = part.cursor;
-                    // SAFETY: as in `advance`.
+                    let (mut cursor, cost) = (part.cursor, part.range.byte_len());
+                    // SAFETY: the buffers lie in the device's memory, which is not
+                    // unmapped while this task is in flight.
                     unsafe {
                         device.disk.read_filled(&self.reader, part.range, &task.bufs, &mut cursor);
                     }
-                    return self.part_done(id, true);
+                    self.part_done(id, true);
+                    return Some(cost);
                 }
                 Lookup::Miss => {}
             }
             if !self.engine.has_room() {
-                return self.stalled.push(id);
+                return self.put_off(id);
             }
             match root.cache().begin_fill(block, Waiter { reactor: self.index, token: id }) {
                 FillStart::Ready => {}
-                FillStart::Joined => return,
-                FillStart::NoSlot => return self.stalled.push(id),
+                FillStart::Joined => return Some(budget::PART),
+                FillStart::NoSlot => return self.put_off(id),
                 FillStart::Fill(ticket) => {
                     part.kind = PartKind::Block(Some(ticket), 0);
-                    return self.read_block(id);
+                    self.read_block(id);
+                    return Some(budget::PART);
                 }
             }
         }
+    }
+
+    /// There is no room for a part: its device tries again in its next turn.
+    fn put_off(&mut self, id: u32) -> Option<u64> {
+        let slot = self.tasks.get(self.parts.get(id).task).slot;
+        let device = self.devices[slot].as_deref_mut()?;
+        device.backlog.put_back_part(id);
+        self.rounds.add(slot, &mut device.backlog);
+        None
     }
 
     /// Reads what is missing of the block that a part fills.
@@ -132,17 +84,17 @@ impl Runner {
         };
     }
 
-    fn start_leaf_part(&mut self, id: u32) {
+    fn start_leaf_part(&mut self, id: u32) -> Option<u64> {
         if !self.engine.has_room() {
-            return self.stalled.push(id);
+            return self.put_off(id);
         }
         let part = self.parts.get(id);
         let task = self.tasks.get(part.task);
-        let Some(device) = self.devices[task.slot].as_deref() else {
-            return;
-        };
+        let device = self.devices[task.slot].as_deref()?;
+        let cost = part.range.byte_len() + budget::PART;
         let Some((leaf, fd)) = device.disk.leaf().and_then(|l| Some((l, l.raw_fd()?))) else {
-            return self.part_done(id, false);
+            self.part_done(id, false);
+            return Some(cost);
         };
         let offset = leaf.data_offset(part.range.start());
         let count = part.bufs.len().min(crate::io::storage::BUFS_MAX);
@@ -151,17 +103,27 @@ impl Runner {
         // is reaped; its buffers lie in the device's memory, which is not
         // unmapped while the task is in flight, nor the leaf closed.
         unsafe { self.engine.readv(fd, part.bufs.as_ptr().cast(), count, offset, u64::from(id)) };
+        Some(cost)
     }
 
-    /// Takes what the io_uring has done; whether there was anything.
+    /// Takes what the io_uring has done, until the turn is over; whether there
+    /// was anything.
     pub(super) fn reap(&mut self) -> bool {
-        let mut any = false;
-        while let Some((token, result)) = self.engine.reap() {
+        let (mut any, mut left) = (false, self.turn_cost());
+        while left > 0
+            && let Some((token, result)) = self.engine.reap()
+        {
             any = true;
             let Ok(id) = u32::try_from(token) else {
                 continue;
             };
-            match self.parts.get(id).kind {
+            let part = self.parts.get(id);
+            let copied = match part.kind {
+                PartKind::Block(..) => part.range.byte_len(),
+                PartKind::Leaf | PartKind::Free => 0,
+            };
+            left = left.saturating_sub(budget::PART + copied);
+            match part.kind {
                 PartKind::Block(..) => self.block_read(id, result),
                 PartKind::Leaf => self.leaf_read(id, result),
                 PartKind::Free => debug_assert!(false, "part {id} is free"),
@@ -201,7 +163,12 @@ impl Runner {
         }
         let mut waiters = std::mem::take(&mut self.waiters);
         ticket.finish(if ok { FillOutcome::Data } else { FillOutcome::Failed }, &mut waiters);
-        self.filled(id, ok);
+        // At once, before the block can be evicted: each fill is of use to one.
+        if ok {
+            self.start_part(id);
+        } else {
+            self.part_done(id, false);
+        }
         for waiter in waiters.drain(..) {
             if waiter.reactor == self.index {
                 self.filled(waiter.token, ok);
@@ -212,10 +179,18 @@ impl Runner {
         self.waiters = waiters;
     }
 
-    /// The block that a part waits for was filled (and may be gone again), or
-    /// could not be.
+    /// The block that a part waits for was filled by another (and may be gone
+    /// again), or could not be. It is copied when it is the device's turn: any
+    /// number may have waited for one block.
     pub(super) fn filled(&mut self, part: u32, ok: bool) {
-        if ok { self.start_part(part) } else { self.part_done(part, false) }
+        if !ok {
+            return self.part_done(part, false);
+        }
+        let slot = self.tasks.get(self.parts.get(part).task).slot;
+        if let Some(device) = self.devices[slot].as_deref_mut() {
+            device.backlog.add_part(part);
+            self.rounds.add(slot, &mut device.backlog);
+        }
     }
 
     fn leaf_read(&mut self, id: u32, result: std::io::Result<u32>) {
@@ -263,15 +238,25 @@ impl Runner {
     fn part_done(&mut self, id: u32, ok: bool) {
         let part = self.parts.get(id);
         part.kind = PartKind::Free;
-        part.bufs.clear();
         let task_id = part.task;
         self.parts.give_back(id);
         let task = self.tasks.get(task_id);
         task.pending -= 1;
         task.failed |= !ok;
-        if !task.scheduled && (task.pending == 0 || !task.rest.is_empty()) {
+        let slot = task.slot;
+        let Some(device) = self.devices[slot].as_deref_mut() else {
+            return;
+        };
+        device.backlog.part_ended();
+        let ends = !task.scheduled && task.is_over();
+        if !task.scheduled && !task.failed && !task.rest.is_empty() {
             task.scheduled = true;
-            self.runnable.push(task_id);
+            device.backlog.add_task(task_id);
+        }
+        // Others of the device may have waited for the place.
+        self.rounds.add(slot, &mut device.backlog);
+        if ends {
+            self.end_read(task_id);
         }
     }
 }

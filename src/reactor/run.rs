@@ -6,7 +6,9 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::Mailbox;
+use super::backlog::Rounds;
 use super::batch::Batch;
+use super::budget;
 use super::counters::{DEVICES_PER_CLOCK, ReactorCounters, TurnClock};
 use super::device::Device;
 use super::idle::IdleWindow;
@@ -44,8 +46,8 @@ pub(super) struct Runner {
     pub(super) hot: Vec<usize>,
     pub(super) tasks: Slab<Task>,
     pub(super) parts: Slab<Part>,
-    pub(super) runnable: Vec<u32>,
-    pub(super) stalled: Vec<u32>,
+    /// Whose turn it is among the devices with deferred reads.
+    pub(super) rounds: Rounds,
     /// Queues with something to publish: device place, queue.
     pub(super) unpublished: Vec<(usize, u16)>,
     /// Deferred requests that were answered in this turn.
@@ -59,7 +61,6 @@ pub(super) struct Runner {
     /// there and back cost a request at queue depth 1 a fifth of its time.
     pub(super) batch: Option<Box<Batch>>,
     mail: Vec<Mail>,
-    scratch: Vec<u32>,
     window: IdleWindow,
     pub(super) turns: u64,
     pub(super) waits: Waits,
@@ -103,8 +104,7 @@ impl Runner {
             hot: Vec::new(),
             tasks: Slab::new(),
             parts: Slab::new(),
-            runnable: Vec::new(),
-            stalled: Vec::new(),
+            rounds: Rounds::default(),
             unpublished: Vec::new(),
             answered: Vec::new(),
             tally: Tally::default(),
@@ -113,7 +113,6 @@ impl Runner {
             waiters: Vec::new(),
             batch: Some(Box::default()),
             mail: Vec::new(),
-            scratch: Vec::new(),
             window: IdleWindow::new(poll_us),
             turns: 0,
             waits: Waits::default(),
@@ -134,7 +133,7 @@ impl Runner {
             self.reader.quiesce();
             let mut worked = self.read_mail();
             worked |= self.reap();
-            worked |= self.run_tasks();
+            worked |= self.run_deferred();
             if worked {
                 self.lap();
             }
@@ -189,7 +188,7 @@ impl Runner {
     }
 
     fn sleep(&mut self) {
-        let retry = !self.stalled.is_empty() || !self.hot.is_empty();
+        let retry = !self.rounds.is_empty() || !self.hot.is_empty();
         self.counters.sleeps.add(1);
         self.reader.offline();
         self.mailbox().pulse.sleeps();
@@ -200,32 +199,16 @@ impl Runner {
         self.waits.look();
     }
 
+    /// What a turn may cost (see [`super::budget`]).
+    #[inline]
+    pub(super) fn turn_cost(&self) -> u64 {
+        budget::of_turn(self.hot.len().max(self.rounds.len()) <= 1)
+    }
+
     fn serve_hot(&mut self) -> bool {
         let mut worked = false;
         for i in 0..self.hot.len() {
             worked |= self.serve_device(self.hot[i]);
-        }
-        worked
-    }
-
-    fn run_tasks(&mut self) -> bool {
-        let mut worked = false;
-        if !self.stalled.is_empty() {
-            let mut list = mem::replace(&mut self.stalled, mem::take(&mut self.scratch));
-            let before = list.len();
-            for part in list.drain(..) {
-                self.start_part(part);
-            }
-            worked |= self.stalled.len() < before;
-            self.scratch = list;
-        }
-        if !self.runnable.is_empty() {
-            worked = true;
-            let mut list = mem::replace(&mut self.runnable, mem::take(&mut self.scratch));
-            for task in list.drain(..) {
-                self.advance(task);
-            }
-            self.scratch = list;
         }
         worked
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::completion::Completion;
 use super::device::Device;
+use super::pace::WritePace;
 use super::run::Runner;
 use super::task::{Answered, TaskKind};
 use crate::disk::lanes::Work;
@@ -17,11 +18,6 @@ use crate::virtqueue::Chain;
 
 /// Chains that one queue gets served before the next queue's turn.
 const TURN_CHAINS: usize = 64;
-/// What a turn may cost, in bytes read (see [`super::batch`]), where other
-/// devices wait for theirs: about 30 µs.
-const SHARED_TURN_COST: u64 = 256 << 10;
-/// The same where no other device is polled.
-const ALONE_TURN_COST: u64 = 1 << 20;
 /// Chains after which the driver is shown the first of a turn. A driver that
 /// sleeps wakes while the others are served: it takes longer than they do.
 const FIRST_PUBLISH: usize = 4;
@@ -32,7 +28,8 @@ const PUBLISH: usize = 8;
 pub(super) const MEMORY_GONE: &str = "the frontend took away memory that was in use";
 
 impl Runner {
-    /// A turn of each of a device's queues; whether there was anything.
+    /// A turn of a device: of its queues, one after the other, as far as it
+    /// goes; whether there was anything.
     pub(super) fn serve_device(&mut self, slot: usize) -> bool {
         // Taken out for the turn, so that serving can use the rest of `self`.
         let Some(mut device) = self.devices[slot].take() else {
@@ -40,9 +37,21 @@ impl Runner {
         };
         let mut worked = false;
         if device.is_served() {
-            for queue in 0..device.queues.len() {
-                worked |= self.serve_queue(&mut device, slot, queue);
+            let mut left = self.turn_cost();
+            let count = device.queues.len();
+            let mut queue = device.next_queue;
+            for _ in 0..count {
+                queue = if queue < count { queue } else { 0 };
+                if let Some(cost) = self.serve_queue(&mut device, slot, queue, left) {
+                    (left, worked) = (left.saturating_sub(cost), true);
+                }
+                queue += 1;
+                // The next one's turn is the first then.
+                if left == 0 {
+                    break;
+                }
             }
+            device.next_queue = queue;
             if worked && device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
@@ -52,17 +61,22 @@ impl Runner {
         worked
     }
 
-    fn serve_queue(&mut self, device: &mut Device, slot: usize, index: usize) -> bool {
+    /// Serves chains of a queue until they have cost `most`; what they cost, if
+    /// there were any.
+    fn serve_queue(
+        &mut self,
+        device: &mut Device,
+        slot: usize,
+        index: usize,
+        most: u64,
+    ) -> Option<u64> {
         let ready = |d: &Device| {
             d.queues[index].as_ref().is_some_and(|q| q.is_served() && q.ring.has_available())
         };
         if !ready(device) {
-            return false;
+            return None;
         }
-        let Ok(queue) = u16::try_from(index) else {
-            return false;
-        };
-        let most = if self.hot.len() > 1 { SHARED_TURN_COST } else { ALONE_TURN_COST };
+        let queue = u16::try_from(index).ok()?;
         let mut batch = self.batch.take().unwrap_or_default();
         let (mut served, mut cost) = (0, 0);
         let mut until_publish = FIRST_PUBLISH;
@@ -91,7 +105,7 @@ impl Runner {
         // After the driver was shown the answers: it need not wait for this.
         let nanos = self.lap();
         device.disk.counters().answered(&mut self.tally, nanos);
-        true
+        Some(cost)
     }
 
     /// Shows the driver what was given back of a queue since the last time.
@@ -122,11 +136,8 @@ impl Runner {
                 };
                 if !rest.is_empty() {
                     let task = self.new_task(device, slot, completion, TaskKind::Read);
-                    let entry = self.tasks.get(task);
-                    std::mem::swap(&mut entry.bufs, &mut chain.writable);
-                    (entry.rest, entry.cursor, entry.scheduled) = (rest, cursor, true);
-                    self.runnable.push(task);
-                    return;
+                    std::mem::swap(&mut self.tasks.get(task).bufs, &mut chain.writable);
+                    return self.begin_read(device, task, rest, cursor);
                 }
                 Status::Ok
             }
@@ -257,8 +268,16 @@ impl Runner {
             // Of a read-only disk, whose changes are refused before.
             return self.answer(device, completion, Status::IoError);
         }
-        let then_flush = !device.write_back && !matches!(work, Work::Flush);
-        let task = self.new_task(device, slot, completion, TaskKind::Lane);
+        let kind = match &work {
+            Work::Write(range, _) => TaskKind::Change { large: WritePace::is_large(range.count()) },
+            Work::Zero(_) => TaskKind::Change { large: true },
+            Work::Flush | Work::WriteBack => TaskKind::Flush,
+        };
+        if let TaskKind::Change { large } = kind {
+            device.pace.lane_began(large);
+        }
+        let then_flush = !device.write_back && kind != TaskKind::Flush;
+        let task = self.new_task(device, slot, completion, kind);
         if let Some(lanes) = &device.lanes {
             // SAFETY: the buffers lie in the device's memory, which is not
             // replaced or unmapped while this task is in flight.
@@ -278,10 +297,13 @@ impl Runner {
         if bufs.capacity() > task.bufs.capacity() {
             task.bufs = bufs;
         }
-        if let Err(error) = &result
-            && let Some(device) = self.devices[slot].as_deref_mut()
-        {
-            note_error(device, error);
+        if let Some(device) = self.devices[slot].as_deref_mut() {
+            if let TaskKind::Change { large } = kind {
+                device.pace.lane_ended(large);
+            }
+            if let Err(error) = &result {
+                note_error(device, error);
+            }
         }
         if kind == TaskKind::WriteBack {
             self.tasks.get(id).kind = TaskKind::Free;
@@ -309,7 +331,6 @@ impl Runner {
         debug_assert!(task.kind != TaskKind::Free && task.pending == 0);
         task.kind = TaskKind::Free;
         let (slot, started, completion) = (task.slot, task.started, task.completion.take());
-        task.bufs.clear();
         self.tasks.give_back(id);
         let Some((device, completion)) = self.devices[slot].as_deref_mut().zip(completion) else {
             return;

@@ -25,8 +25,10 @@ pub(super) enum TaskKind {
     Free,
     /// A read, served by parts.
     Read,
-    /// Whatever a lane does for the guest.
-    Lane,
+    /// A change of the leaf by its lane: one that takes long, or a short one.
+    Change { large: bool },
+    /// A flush.
+    Flush,
     /// Write-back: nobody's request.
     WriteBack,
 }
@@ -46,8 +48,15 @@ pub(super) struct Task {
     pub(super) cursor: BufCursor,
     pub(super) pending: u32,
     pub(super) failed: bool,
-    /// In the list of runnable tasks, or being run.
+    /// In its device's backlog, or being run.
     pub(super) scheduled: bool,
+}
+
+impl Task {
+    /// Whether a read has nothing more to do or to wait for.
+    pub(super) fn is_over(&self) -> bool {
+        self.pending == 0 && (self.failed || self.rest.is_empty())
+    }
 }
 
 /// A deferred request whose answer is about to be shown to the driver.

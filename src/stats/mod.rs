@@ -153,6 +153,9 @@ pub struct VmStats {
     pub connected: bool,
     /// Frontends that have connected.
     pub connections: u64,
+    /// Requests in flight that were taken up after a reconnect.
+    #[serde(default)]
+    pub resubmitted: u64,
     /// Its leaf, if it has one.
     pub leaf: Option<LeafStats>,
     /// Where the sectors that it read came from.
@@ -183,7 +186,7 @@ pub struct LeafStats {
     pub present_bytes: u64,
     /// Bytes that its file occupies; 0 if the file system doesn't tell.
     pub allocated_bytes: u64,
-    /// Bytes written since write-back was last asked for.
+    /// Bytes written since write-back was last asked for, or a flush begun.
     pub unsynced_bytes: u64,
     /// Whether a sync failed: nothing is acknowledged any more.
     pub failed: bool,

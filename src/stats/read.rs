@@ -33,6 +33,7 @@ impl VmStats {
             read_only: disk.is_read_only(),
             connected: counters.connected.get() != 0,
             connections: counters.connections.get(),
+            resubmitted: counters.resubmitted.get(),
             leaf: disk.leaf().map(|leaf| LeafStats::read(leaf)),
             read_sectors: SourceSectors {
                 leaf: counters.read_sectors_leaf.get(),

@@ -88,6 +88,7 @@ fn vm(number: u64) -> VmStats {
         read_only: false,
         connected: !number.is_multiple_of(3),
         connections: 3,
+        resubmitted: 17,
         leaf: Some(LeafStats {
             present_bytes: 100 << 20,
             allocated_bytes: 101 << 20,

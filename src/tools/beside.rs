@@ -100,11 +100,14 @@ impl Beside {
             result => result.map_err(|e| self.error(e))?,
         }
         self.remove_temporary();
-        self.sync_directory()
+        self.sync_directory().inspect_err(|_| {
+            let _ = std::fs::remove_file(&self.target);
+        })
     }
 
     /// Syncs it and puts it in the place of the old file, with that one's
-    /// owner and permissions.
+    /// owner and permissions. Where the directory can't be synced, the new file
+    /// has the name, and the old one may have it after a loss of power.
     pub(super) fn replace(mut self, old: &File) -> Result<(), ToolError> {
         self.take_after(old).map_err(|e| self.error(e))?;
         self.sync()?;

@@ -108,8 +108,12 @@ fn examine(locked: &Locked, repair: bool, findings: &mut Vec<Finding>) -> Result
         findings.push(Finding { what: "map", detail, repaired: repair });
     }
     if repair {
-        // Writes both copies of the header anew, and takes a live map over.
+        // Writes a damaged copy of the header anew, and takes a live map over.
         locked.change(|_| Ok(()))?;
+        let whole =
+            offline::header_copies(&locked.file).map_err(read_error)?.iter().all(Result::is_ok);
+        let of_header = findings.iter_mut().filter(|finding| finding.what == "header");
+        of_header.for_each(|finding| finding.repaired = whole);
     }
     let leaf = locked.read()?;
     let leftovers = leftovers(&locked.file, header, &leaf).map_err(read_error)?;

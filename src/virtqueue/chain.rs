@@ -1,9 +1,10 @@
 //! One descriptor chain as a list of buffers, reused from request to request.
 
-/// Segments one chain may have: the largest ring plus one indirect table of
-/// that size would be legal, Linux stays below `seg_max` + 2. A longer chain is
-/// a loop or an attack.
-pub const SEGMENTS_MAX: usize = 4096;
+/// Segments one chain may have: as many as the largest queue that is offered has
+/// entries, which is what virtio allows there, also through an indirect table
+/// (virtio 1.3, 2.7.5.3.1). Linux stays below `seg_max` + 2. A longer chain is a
+/// loop or an attack.
+pub const SEGMENTS_MAX: usize = 1024;
 
 /// A buffer in guest memory; laid out as an `iovec`, so that a list of them is
 /// what readv(2) takes. The memory belongs to the guest, which may change it

@@ -108,8 +108,12 @@ fn json_is_what_the_api_answers() {
         (&status["health"]["status"], &status["status"]["vms"]["total"]),
         (&"ok".into(), &1.into())
     );
-    assert_eq!(says(dir, &["vm", "flush", "web1", "--json"]), "");
-    assert_eq!(says(dir, &["vm", "detach", "web1", "--json"]), "");
+    // Where the API's answer is empty, what was done.
+    let done = |done: &str| serde_json::json!({"done": done, "vm": "web1"});
+    assert_eq!(json(&["vm", "flush", "web1"]), done("flushed"));
+    assert_eq!(json(&["vm", "detach", "web1"]), done("detached"));
+    let removed = serde_json::json!({"done": "removed", "root": "root"});
+    assert_eq!(json(&["root", "remove", "root"]), removed);
     daemon.stop();
 }
 

@@ -17,6 +17,7 @@ mod memory;
 mod messages;
 mod requests;
 mod rings;
+mod turns;
 
 use common::frontend::*;
 use common::scene::{Scene, root_content};

@@ -66,6 +66,24 @@ fn a_damaged_copy_of_the_header_is_written_again_from_the_good_one() {
 }
 
 #[test]
+fn a_damaged_copy_beside_a_live_map_is_written_again_and_the_good_one_spared() {
+    for damaged in [0, 4096] {
+        let scene = Scene::new();
+        scene.empty_leaf("a.leaf");
+        let leaf = scene.open("a.leaf");
+        // Both copies are of one generation then.
+        leaf.grow(4 << 20).unwrap();
+        leaf.write_zeroes(range(9, 3)).unwrap();
+        drop(leaf); // as by SIGKILL
+        raw(&scene).write_all_at(b"damage", damaged + 500).unwrap();
+        check(&scene, &[], 1, &[("header", false)]);
+        check(&scene, &["--repair"], 0, &[("header", true)]);
+        check(&scene, &[], 0, &[]);
+        assert_eq!(scene.json(&["info", "a.leaf", "--json"])["changed_sectors"], 3);
+    }
+}
+
+#[test]
 fn where_the_newer_copy_is_damaged_the_older_one_says_in_use_and_repair_asks() {
     let scene = Scene::new();
     let content = scene.leaf("a.leaf");

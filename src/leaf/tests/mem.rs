@@ -2,7 +2,7 @@
 //! and can lose what was not synced, sector by sector.
 #![expect(unsafe_code, reason = "copies buffers as the real storage's system calls do")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,6 +26,8 @@ pub(super) struct State {
     len: u64,
     now: HashMap<u64, [u8; 512]>,
     durable: HashMap<u64, [u8; 512]>,
+    /// Sectors whose sync failed: the kernel counts them as written.
+    lost: HashSet<u64>,
     pub(super) ops: Vec<Op>,
     /// Most bytes that one write takes, if not all.
     pub(super) write_max: Option<usize>,
@@ -74,7 +76,8 @@ impl Mem {
     /// content stays, as `keep_new` says.
     pub(super) fn lose_power(&self, mut keep_new: impl FnMut() -> bool) {
         let mut state = self.state();
-        let State { now, durable, .. } = &mut *state;
+        let State { now, durable, lost, .. } = &mut *state;
+        lost.clear();
         let mut sectors: Vec<u64> = now.keys().chain(durable.keys()).copied().collect();
         sectors.sort_unstable();
         sectors.dedup();
@@ -96,6 +99,7 @@ impl State {
         for (sector, from, len) in sectors_of(offset, bytes.len()) {
             let (here, more) = rest.split_at(len);
             self.now.entry(sector).or_insert([0; 512])[from..from + len].copy_from_slice(here);
+            self.lost.remove(&sector);
             rest = more;
         }
     }
@@ -173,11 +177,20 @@ impl Storage for Mem {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state();
-        if let Some(errno) = state.fail_sync {
+        let State { now, durable, lost, fail_sync, .. } = &mut *state;
+        let dirty = now.keys().chain(durable.keys()).filter(|at| now.get(at) != durable.get(at));
+        let dirty: Vec<u64> = dirty.filter(|at| !lost.contains(at)).copied().collect();
+        if let Some(errno) = *fail_sync {
+            lost.extend(dirty);
             return fail(errno);
         }
+        for sector in dirty {
+            match now.get(&sector) {
+                Some(bytes) => durable.insert(sector, *bytes),
+                None => durable.remove(&sector),
+            };
+        }
         state.ops.push(Op::Sync);
-        state.durable = state.now.clone();
         Ok(())
     }
 
@@ -199,6 +212,17 @@ impl Storage for Mem {
 
     fn write_back(&self, _offset: u64, _len: u64) -> io::Result<bool> {
         Ok(true)
+    }
+
+    fn drop_cached(&self) {
+        let mut state = self.state();
+        let State { now, durable, lost, .. } = &mut *state;
+        for sector in lost.drain() {
+            match durable.get(&sector) {
+                Some(bytes) => now.insert(sector, *bytes),
+                None => now.remove(&sector),
+            };
+        }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -147,15 +147,20 @@ fn vms(vms: &[VmStats]) -> Vec<Family> {
         counter("vm_reconnects_total", "Frontends that connected after the first.", |vm| {
             Some(vm.connections.saturating_sub(1))
         }),
+        counter("vm_resubmitted_requests_total", "Requests taken up after a reconnect.", |vm| {
+            Some(vm.resubmitted)
+        }),
         gauge("vm_leaf_bytes", "Bytes of the disk that the leaf holds.", |vm| {
             vm.leaf.as_ref().map(|leaf| leaf.present_bytes)
         }),
         gauge("vm_leaf_allocated_bytes", "Bytes that the leaf's file occupies.", |vm| {
             vm.leaf.as_ref().map(|leaf| leaf.allocated_bytes)
         }),
-        gauge("vm_leaf_unsynced_bytes", "Bytes written since write-back was begun.", |vm| {
-            vm.leaf.as_ref().map(|leaf| leaf.unsynced_bytes)
-        }),
+        gauge(
+            "vm_leaf_unsynced_bytes",
+            "Bytes written since write-back or a flush was last begun.",
+            |vm| vm.leaf.as_ref().map(|leaf| leaf.unsynced_bytes),
+        ),
         gauge("vm_leaf_failed", "1 after a failed sync: the leaf takes no writes.", |vm| {
             vm.leaf.as_ref().map(|leaf| leaf.failed.into())
         }),

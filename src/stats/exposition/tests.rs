@@ -17,6 +17,7 @@ fn counters_gauges_and_histograms_carry_their_values_units_and_labels() {
     assert_eq!(value(&text, bytes), 4096.0 * 50.0);
     assert_eq!(value(&text, "leafblk_vm_read_sectors_total{vm=\"web1\",source=\"leaf\"}"), 64.0);
     assert_eq!(value(&text, "leafblk_vm_reconnects_total{vm=\"web1\"}"), 2.0);
+    assert_eq!(value(&text, "leafblk_vm_resubmitted_requests_total{vm=\"web1\"}"), 17.0);
     assert_eq!(value(&text, "leafblk_reactor_busy_seconds_total{reactor=\"0\"}"), 1.5);
     let series = "leafblk_vm_request_duration_seconds";
     let labels = "vm=\"web1\",operation=\"read\"";

@@ -29,11 +29,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         return;
     };
     let title = format!(
-        "{}: {} on {}, {} connections",
+        "{}: {} on {}, {} connection{}",
         vm.vm,
         format::bytes(vm.size_bytes as f64),
         vm.root,
-        vm.connections
+        vm.connections,
+        if vm.connections == 1 { "" } else { "s" }
     );
     let block = panel(&title);
     let inside = block.inner(area);

@@ -90,6 +90,17 @@ fn the_detail_shows_operations_sources_and_the_leaf() {
 }
 
 #[test]
+fn one_connection_is_no_plural() {
+    let mut stats = sample::host(1);
+    stats.vms[0].connections = 1;
+    let mut model = Model::new(Duration::from_secs(1));
+    model.take(Ok(stats), Instant::now());
+    model.key(KeyEvent::from(KeyCode::Enter));
+    let screen = screen(&mut model, 140, 36);
+    assert!(row(&screen, "web1: ").contains("1 connection "), "{screen}");
+}
+
+#[test]
 fn a_failed_reading_and_a_failed_leaf_are_said_in_words() {
     let mut model = model(2);
     model.take(Err("the daemon is gone".into()), Instant::now());
