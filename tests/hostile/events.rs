@@ -157,6 +157,12 @@ fn a_call_that_is_made_blocking_again_costs_the_neighbour_a_short_pause() {
             vmm.frontend.set_vring_call(0, call).unwrap();
             make_blocking(call);
             offer_a_read(vmm);
+            // A queue that stops before it has served anything calls nobody.
+            let deadline = Instant::now() + PATIENCE;
+            while vmm.read(Vmm::STATUS, 1) == [NO_STATUS] {
+                assert!(Instant::now() < deadline, "the device never answers");
+                std::thread::yield_now();
+            }
             let _ = vmm.frontend.get_vring_base(0);
         },
         // Whenever a call is set, which is called at once: between the check
