@@ -6,7 +6,7 @@
 //! one VM's slow sync delays no other; and three of them, so that its flush
 //! doesn't queue behind its writes. What is queued is bounded by the requests
 //! that a VM may have in flight.
-#![expect(unsafe_code, reason = "writes from guest buffers, and a system call")]
+#![expect(unsafe_code, reason = "writes from guest buffers")]
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -141,25 +141,8 @@ impl Drop for Lanes {
     }
 }
 
-/// Lets this thread's wake-ups preempt nobody (sched(7), `SCHED_BATCH`): beside a
-/// reactor on a busy host, a lane waits its turn and doesn't take the reactor's.
-/// Without it the p99 of a neighbour's reads was 1.4 times as long
-/// (docs/BENCHMARKS.md).
-fn give_way() {
-    // SAFETY: a plain C struct for which zero is valid, read by the call; 0 is
-    // the calling thread.
-    let failed = unsafe {
-        let param: libc::sched_param = std::mem::zeroed();
-        libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const param) != 0
-    };
-    if failed {
-        log::debug!("a lane can't be a batch thread: {}", std::io::Error::last_os_error());
-    }
-}
-
 impl Lane {
     fn run(&self, leaf: &Leaf, report: &dyn Report) {
-        give_way();
         while let Some(job) = self.next() {
             let mut bufs = Vec::new();
             let mut result = match job.work {
