@@ -127,6 +127,40 @@ for name in web1 web2 web3 web4; do
 done
 
 check "the backend stops with status 0 again" backend_stop
+
+# --- a cache in hugepages that a restart takes over ------------------------------------
+
+# The arena is a file on a hugetlbfs mount: one of this script's own, so that what it
+# keeps goes with it.
+kept_in_hugepages() {
+  local log=$WORK/kept-cache.log said
+  mkdir "$WORK/huge"
+  mount -t hugetlbfs -o pagesize=2M none "$WORK/huge" || return
+  at_exit "umount -l '$WORK/huge'"
+  BACKEND_OPTIONS=(--keep-cache --hugepages on --cache-size 128MiB)
+  for said in filled taken; do
+    backend_start "$ROOT" "$said"
+    check "a cache in hugepages, $said: ran to its end" \
+      guest_run "$said" "$log" "$(job content)" "$(socket_of "$said")"
+    check "a cache in hugepages, $said: the guest sees the root" \
+      [ "$(guest_value "$log" content)" = "$ROOT_SUM" ]
+    [ "$said" = taken ] || check "the backend stops with status 0, $said" backend_stop
+  done
+  check "the cache is a file in hugepages" test -f "$WORK"/huge/leafblk-*.cache
+  check "the second start took over all that the first had read" \
+    grep -q 'took over 64.0 MiB of cached blocks' "$BACKEND_LOG.err"
+  check "the backend stops with status 0, taken" backend_stop
+  BACKEND_OPTIONS=()
+}
+if [ "$BACKEND" = qsd ]; then
+  skipped "a cache in hugepages" "qemu-storage-daemon has none"
+elif free_hugepages 80; then
+  say "a cache in hugepages that a restart takes over"
+  kept_in_hugepages
+else
+  skipped "a cache in hugepages" "this host can't set 80 hugepages of 2 MiB aside (sysctl vm.nr_hugepages=80)"
+fi
+
 check "the root's checksum is the same as before" root_is_unchanged "$ROOT"
 show_counters
 summary || exit 1
