@@ -56,7 +56,11 @@ fn loom_a_cleared_mark_never_comes_without_its_bits() {
         let map = Arc::new(LiveMap::create(None, &owner(), 2 * PAGE_SECTORS, 2).unwrap());
         let writer = {
             let map = Arc::clone(&map);
-            thread::spawn(move || map.set(range(1, 1)).1.unwrap())
+            thread::spawn(move || {
+                let (added, marked) = map.set(range(1, 1));
+                marked.unwrap();
+                added
+            })
         };
         let (mut pages, mut copy) = (Vec::new(), Vec::new());
         map.take_changed(0, 64, &mut pages);
