@@ -133,7 +133,7 @@ check "the backend stops with status 0 again" backend_stop
 # The arena is a file on a hugetlbfs mount: one of this script's own, so that what it
 # keeps goes with it.
 kept_in_hugepages() {
-  local log=$WORK/kept-cache.log said
+  local log=$WORK/kept-cache.log said kept
   mkdir "$WORK/huge"
   mount -t hugetlbfs -o pagesize=2M none "$WORK/huge" || return
   at_exit "umount -l '$WORK/huge'"
@@ -147,6 +147,9 @@ kept_in_hugepages() {
     [ "$said" = taken ] || check "the backend stops with status 0, $said" backend_stop
   done
   check "the cache is a file in hugepages" test -f "$WORK"/huge/leafblk-*.cache
+  # Its directory is kept beside it, on a tmpfs.
+  kept=$(basename "$WORK"/huge/leafblk-*.cache .cache)
+  at_exit "rm -f '/dev/shm/$kept.slots'"
   check "the second start took over all that the first had read" \
     grep -q 'took over 64.0 MiB of cached blocks' "$BACKEND_LOG.err"
   check "the backend stops with status 0, taken" backend_stop
