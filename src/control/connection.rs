@@ -60,7 +60,7 @@ pub(super) async fn serve(
         match Polled::new(listener) {
             Ok(listener) => {
                 let door = Door {
-                    router: router::build(&app, access).0,
+                    router: router::build(&app, access),
                     bounds,
                     // Each its own: those who come in by one take none from
                     // the others.

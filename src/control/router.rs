@@ -1,14 +1,14 @@
 //! The paths of the API, each with its handler and its description: the
 //! router and the OpenAPI document are made from the same list.
 
-use std::sync::Arc;
+use std::sync::LazyLock;
 
+use axum::Router;
 use axum::extract::Request;
 use axum::http::Method;
 use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Router};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
@@ -36,17 +36,6 @@ use crate::web;
     components(schemas(Problem))
 )]
 struct Description;
-
-/// The document as it is sent. Every route holds one, and a [`Document`] takes
-/// over a megabyte.
-#[derive(Clone)]
-struct DocumentText(Arc<str>);
-
-impl From<&Document> for DocumentText {
-    fn from(document: &Document) -> Self {
-        Self(serde_json::to_string(document).unwrap_or_default().into())
-    }
-}
 
 /// The paths, and their description.
 fn paths() -> OpenApiRouter<App> {
@@ -76,22 +65,19 @@ fn looks() -> OpenApiRouter<App> {
         .routes(routes!(seeing::metrics))
 }
 
-/// The API's router for a listener with such access, and its OpenAPI document.
-pub fn build(app: &App, access: Access) -> (Router, Document) {
-    let app = app.at_door(access);
-    let (router, document) = paths().split_for_parts();
+/// The API's router for a listener with such access.
+pub fn build(app: &App, access: Access) -> Router {
     let router = match access {
-        Access::Full => router,
+        Access::Full => Router::from(paths()),
         Access::ReadOnly => Router::from(looks()).merge(web::files()),
     };
     let router = router
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(Extension(DocumentText::from(&document)))
-        .with_state(app);
+        .with_state(app.at_door(access));
     match access {
-        Access::Full => (router, document),
-        Access::ReadOnly => (web::protect(router.layer(middleware::from_fn(only_looks))), document),
+        Access::Full => router,
+        Access::ReadOnly => web::protect(router.layer(middleware::from_fn(only_looks))),
     }
 }
 
@@ -147,6 +133,13 @@ async fn problem(Name(name): Name) -> Result<Json<ProblemKind>, Problem> {
 #[utoipa::path(get, path = "/v1/openapi.json", tag = "host", responses(
     (status = 200, description = "An OpenAPI 3.1 document", body = Object),
 ))]
-async fn openapi(Extension(document): Extension<DocumentText>) -> Response {
-    ([(CONTENT_TYPE, "application/json")], document.0.to_string()).into_response()
+async fn openapi() -> Result<Response, Problem> {
+    /// Kept as text: a [`Document`] takes over a megabyte. Made when it is first
+    /// asked for, which most hosts never do.
+    static TEXT: LazyLock<Result<String, String>> =
+        LazyLock::new(|| document().to_json().map_err(|error| error.to_string()));
+    match &*TEXT {
+        Ok(text) => Ok(([(CONTENT_TYPE, "application/json")], text.as_str()).into_response()),
+        Err(why) => Err(Kind::Failed.because(format!("the description can't be made: {why}"))),
+    }
 }

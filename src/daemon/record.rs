@@ -3,9 +3,10 @@
 //! but the name.
 //!
 //! Information, not a lock: nobody decides by it whether a VM is served. Who may
-//! connect to the socket may read the record, and nobody else. The file appears whole (written beside, renamed) and goes with the value that
-//! published it, unless another process has replaced it meanwhile. After a
-//! kill -9 it stays, and the next start overwrites it.
+//! connect to the socket may read the record, and nobody else. The file appears
+//! whole (written beside, renamed) and goes with the value that published it,
+//! unless another process has replaced it meanwhile. After a kill -9 it stays, and
+//! the next start overwrites it.
 
 use std::fs;
 use std::io;

@@ -71,7 +71,7 @@ impl Host {
     fn reload_root(&self, new: &RootConfig) -> Result<(), HostError> {
         let view = match self.root(&new.name) {
             Ok(view) if !matches!(view.state, State::Failed(_)) => view,
-            _ => return self.add_configured(new),
+            _ => return self.add_or_fail(new.clone(), Cause::Configured),
         };
         if view.config != *new {
             log::warn!(
@@ -90,7 +90,10 @@ impl Host {
     fn reload_vm(&self, new: &VmConfig) -> Result<(), HostError> {
         let view = match self.vm(&new.name) {
             Ok(view) if !matches!(view.state, State::Failed(_)) => view,
-            _ => return self.attach_configured(new),
+            _ => {
+                let entry = VmEntry { name: new.name.clone(), ..VmEntry::default() };
+                return self.attach_or_fail(new.clone(), entry, Cause::Configured);
+            }
         };
         if !same_but_size(&view.config, new) {
             log::warn!(
@@ -106,30 +109,6 @@ impl Host {
             (row.origin, row.keep) = (Origin::Configuration, false);
         }
         self.reload_size(new)
-    }
-
-    /// Adds a root of the configuration; where that fails, it is known as failed.
-    fn add_configured(&self, new: &RootConfig) -> Result<(), HostError> {
-        let added = self.add_resolved(new.clone(), Cause::Configured);
-        if let Err(error) = &added
-            && !leaves_others_alone(error)
-        {
-            self.table().fail_root(new.clone(), Origin::Configuration, error.to_string());
-        }
-        added
-    }
-
-    /// As [`Self::add_configured`], for a VM.
-    fn attach_configured(&self, new: &VmConfig) -> Result<(), HostError> {
-        let entry = VmEntry { name: new.name.clone(), ..VmEntry::default() };
-        let attached = self.attach_resolved(new.clone(), entry.clone(), Cause::Configured);
-        if let Err(error) = &attached
-            && !leaves_others_alone(error)
-        {
-            let (origin, why) = (Origin::Configuration, error.to_string());
-            self.table().fail_vm(new.clone(), entry, origin, why);
-        }
-        attached
     }
 
     fn reload_size(&self, new: &VmConfig) -> Result<(), HostError> {
@@ -173,12 +152,6 @@ impl Host {
             }
         });
     }
-}
-
-/// Whether an error means that there is one by that name, which is not to be
-/// touched, or that nothing is to be added any more.
-fn leaves_others_alone(error: &HostError) -> bool {
-    matches!(error, HostError::Exists { .. } | HostError::Stopping)
 }
 
 impl Configured {

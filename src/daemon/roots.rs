@@ -28,17 +28,22 @@ impl Host {
     /// Adds an entry of the state file; where that fails, it stays known as
     /// failed.
     pub(super) fn restore_root(&self, entry: &RootEntry) -> Result<(), HostError> {
-        let config = RootConfig::resolve(entry)?;
-        let added = self.add_resolved(config.clone(), Cause::Kept);
-        match &added {
-            // There is one by that name, which is not to be touched.
-            Ok(()) | Err(HostError::Exists { .. }) => {}
-            Err(error) => self.table().fail_root(config, Origin::Api, error.to_string()),
+        self.add_or_fail(RootConfig::resolve(entry)?, Cause::Kept)
+    }
+
+    /// Adds a root that is wanted until somebody says otherwise: where that
+    /// fails, it stays known as failed.
+    pub(super) fn add_or_fail(&self, config: RootConfig, cause: Cause) -> Result<(), HostError> {
+        let added = self.add_resolved(config.clone(), cause);
+        if let Err(error) = &added
+            && cause.is_known_as_failed(error)
+        {
+            self.table().fail_root(config, cause.origin(), error.to_string());
         }
         added
     }
 
-    pub(super) fn add_resolved(&self, config: RootConfig, cause: Cause) -> Result<(), HostError> {
+    fn add_resolved(&self, config: RootConfig, cause: Cause) -> Result<(), HostError> {
         let name = config.name.clone();
         let claims = vec![PathClaim::of_root(&config)];
         self.table().begin_root(config.clone(), cause, claims)?;

@@ -46,6 +46,17 @@ impl Cause {
             Self::Asked | Self::Kept => Origin::Api,
         }
     }
+
+    /// Whether what could not be had for such a reason is known as failed.
+    pub(super) fn is_known_as_failed(self, error: &HostError) -> bool {
+        match error {
+            // There is one by that name, which is not to be touched.
+            HostError::Exists { .. } => false,
+            // What the state file has must not get lost from it.
+            HostError::Stopping => self == Self::Kept,
+            _ => true,
+        }
+    }
 }
 
 /// What is being done to a row.

@@ -64,16 +64,27 @@ impl Host {
             // It may have grown since the entry was written.
             config.size = None;
         }
-        let attached = self.attach_resolved(config.clone(), entry.clone(), Cause::Kept);
-        match &attached {
-            // There is one by that name, which is not to be touched.
-            Ok(()) | Err(HostError::Exists { .. }) => {}
-            Err(error) => self.table().fail_vm(config, entry, Origin::Api, error.to_string()),
+        self.attach_or_fail(config, entry, Cause::Kept)
+    }
+
+    /// Attaches a VM that is wanted until somebody says otherwise: where that
+    /// fails, it stays known as failed.
+    pub(super) fn attach_or_fail(
+        &self,
+        config: VmConfig,
+        entry: VmEntry,
+        cause: Cause,
+    ) -> Result<(), HostError> {
+        let attached = self.attach_resolved(config.clone(), entry.clone(), cause);
+        if let Err(error) = &attached
+            && cause.is_known_as_failed(error)
+        {
+            self.table().fail_vm(config, entry, cause.origin(), error.to_string());
         }
         attached
     }
 
-    pub(super) fn attach_resolved(
+    fn attach_resolved(
         &self,
         config: VmConfig,
         entry: VmEntry,
