@@ -18,6 +18,7 @@ use clap::Parser;
 use crashsim::check::Report;
 use crashsim::disk::Lie;
 use crashsim::{exhaustive, random};
+use leafblk::leaf::Layout;
 
 #[derive(Parser)]
 #[command(about = "Simulates power cuts and kills under a leaf and checks its promise")]
@@ -49,9 +50,11 @@ fn main() -> ExitCode {
 fn search(args: &Args) -> Result<(), String> {
     let begun = Instant::now();
     if args.depth > 0 {
-        let report = exhaustive::run(args.depth, Lie::Honest)?;
-        let seconds = begun.elapsed().as_secs_f64();
-        println!("sequences of up to {} operations: {report}; {seconds:.0} s", args.depth);
+        for layout in [Layout::Direct, Layout::Packed] {
+            let report = exhaustive::run(args.depth, layout, Lie::Honest)?;
+            let (depth, seconds) = (args.depth, begun.elapsed().as_secs_f64());
+            println!("{layout:?}, up to {depth} operations: {report}; {seconds:.0} s");
+        }
     }
     let begun = Instant::now();
     let limit = Duration::try_from_secs_f64(args.minutes * 60.0).map_err(|e| e.to_string())?;

@@ -15,16 +15,20 @@ use crashsim::disk::{Fails, Image, Lie, SimDisk};
 use crashsim::ops::{identity, open};
 use crashsim::states::{self, Limits};
 use crashsim::{Random, exhaustive, random};
-use leafblk::leaf::{LeafError, create_storage};
+use leafblk::leaf::{Layout, LeafError, create_storage};
 
+const LAYOUTS: [Layout; 2] = [Layout::Direct, Layout::Packed];
 /// How many seeds the bounded run takes; they are 1, 2, 3 …
 const SEEDS: u64 = 40;
 
 #[test]
 fn every_sequence_of_three_operations_keeps_the_promise_wherever_it_ends() {
-    let report = exhaustive::run(3, Lie::Honest).unwrap_or_else(|why| panic!("{why}"));
-    println!("sequences of up to 3 operations: {report}");
-    assert!(report.runs > 700 && report.power_cuts > 10_000 && report.kills > 3_000, "{report}");
+    for layout in LAYOUTS {
+        let report = exhaustive::run(3, layout, Lie::Honest).unwrap_or_else(|why| panic!("{why}"));
+        println!("{layout:?}, sequences of up to 3 operations: {report}");
+        assert!(report.runs > 700, "{report}");
+        assert!(report.power_cuts > 10_000 && report.kills > 3_000, "{report}");
+    }
 }
 
 #[test]
@@ -49,9 +53,10 @@ const LIES: [Lie; 6] = [
 
 #[test]
 fn disks_that_lie_are_caught_by_short_sequences() {
-    for lie in LIES {
-        let why = exhaustive::run(3, lie).expect_err(&format!("{lie:?} was not noticed"));
-        println!("{lie:?}: {why}");
+    for (lie, layout) in LIES.into_iter().flat_map(|lie| LAYOUTS.map(|layout| (lie, layout))) {
+        let why = exhaustive::run(3, layout, lie)
+            .expect_err(&format!("{lie:?}, {layout:?} was not noticed"));
+        println!("{lie:?}, {layout:?}: {why}");
     }
 }
 
@@ -68,7 +73,7 @@ fn a_leaf_that_is_being_created_is_whole_before_it_gets_its_name() {
     let path = Path::new("vm.leaf");
     let disk = SimDisk::new(Image::default(), Lie::Honest);
     disk.record(None);
-    create_storage(path, &disk, 1 << 20, &identity(1)).unwrap();
+    create_storage(path, &disk, Layout::Packed, 1 << 20, &identity(1)).unwrap();
     let limits = Limits { all: 1 << 16, pairs: 0, random: 0 };
     let mut half_made = 0;
     for moment in disk.moments() {
@@ -106,7 +111,7 @@ fn a_creation_that_fails_is_an_error_for_want_of_space_and_for_a_failed_sync() {
     ] {
         let disk = SimDisk::new(Image::default(), Lie::Honest);
         disk.fail(Some(fails));
-        match create_storage(Path::new("vm.leaf"), &disk, 1 << 20, &identity(1)) {
+        match create_storage(Path::new("vm.leaf"), &disk, Layout::Packed, 1 << 20, &identity(1)) {
             Err(LeafError::Create { source, .. }) => assert_eq!(source.raw_os_error(), Some(errno)),
             other => panic!("{fails:?}: {other:?}"),
         }

@@ -245,10 +245,7 @@ impl Life {
             let range = SectorRange::new(Sector(*sector), 1).expect("inside");
             assert_eq!(leaf.next_run(range), (true, 1), "sector {sector} is lost");
             let mut bytes = [!*fill; 512];
-            let bufs = [GuestBuf::new(bytes.as_mut_ptr(), bytes.len())];
-            // SAFETY: the buffer outlives the call.
-            let count = unsafe { leaf.read(Sector(*sector), &bufs, false) };
-            assert_eq!(count.expect("the storage never fails"), 512);
+            leaf.read_bytes(Sector(*sector), &mut bytes).expect("the storage never fails");
             assert!(bytes.iter().all(|byte| byte == fill), "sector {sector} has other content");
         }
     }
@@ -269,6 +266,7 @@ pub fn seeds() -> Seeds {
             generation,
             virtual_size,
             map_offset: 2 * LEN as u64,
+            table_offset: None,
             data_offset: 0x4000,
             created: 1,
             root,

@@ -74,11 +74,12 @@ impl CachedRoot {
 /// Sectors that come from one place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Piece {
-    /// The leaf holds them.
+    /// The leaf holds them, together in its file.
     Leaf(SectorRange),
     /// They are the root's, within one cache block.
     Root(SectorRange),
-    /// They lie beyond the root's end and were never written.
+    /// The leaf holds them as zeros, or they lie beyond the root's end and were
+    /// never written.
     Zero(SectorRange),
 }
 
@@ -168,8 +169,10 @@ impl Disk {
             None => (false, range.count()),
         };
         let (run, _) = range.split_at(count);
-        if present {
-            return Piece::Leaf(run);
+        if present && let Some(leaf) = &self.leaf {
+            let (place, count) = leaf.place(run);
+            let run = run.split_at(count).0;
+            return if place.is_some() { Piece::Leaf(run) } else { Piece::Zero(run) };
         }
         let root_sectors = self.root.root.sectors();
         let start = run.start();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::header::{self, Header};
-use super::{LeafError, WriteCache, map_len_bytes};
+use super::{LeafError, WriteCache, map_len_bytes, table_len_bytes};
 use crate::io::storage::{FileStorage, Storage, write_all};
 use crate::root::RootIdentity;
 
@@ -19,13 +19,36 @@ const GROWTH_MIN: u64 = 1 << 40;
 /// Data begins at a multiple of a large page: 2 MiB.
 const DATA_ALIGN: u64 = 2 << 20;
 
+/// Where a leaf has the data of a block.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Layout {
+    /// At the block's own place: the file is the disk, with holes.
+    Direct,
+    /// Where the block table says: one after the other, as they were first
+    /// written.
+    Packed,
+}
+
 /// Makes an empty leaf of `virtual_size` bytes at `path`, which must not exist.
 /// It gets its name when it is whole and durable.
 ///
 /// # Errors
 /// [`LeafError::BadSize`], [`LeafError::Create`]; no file is left behind.
 pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(), LeafError> {
-    let header = new_header(virtual_size, root)?;
+    create_as(path, Layout::Packed, virtual_size, root)
+}
+
+/// As [`create`], of another layout.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_as(
+    path: &Path,
+    layout: Layout,
+    virtual_size: u64,
+    root: &RootIdentity,
+) -> Result<(), LeafError> {
+    let header = new_header(layout, virtual_size, root)?;
     write_new(path, &header).map_err(|source| LeafError::Create { path: path.to_owned(), source })
 }
 
@@ -37,21 +60,27 @@ pub fn create(path: &Path, virtual_size: u64, root: &RootIdentity) -> Result<(),
 pub fn create_storage(
     path: &Path,
     storage: &dyn Storage,
+    layout: Layout,
     virtual_size: u64,
     root: &RootIdentity,
 ) -> Result<(), LeafError> {
-    let header = new_header(virtual_size, root)?;
+    let header = new_header(layout, virtual_size, root)?;
     write_header(storage, &header)
         .map_err(|source| LeafError::Create { path: path.to_owned(), source })
 }
 
-fn new_header(virtual_size: u64, root: &RootIdentity) -> Result<Header, LeafError> {
+fn new_header(layout: Layout, virtual_size: u64, root: &RootIdentity) -> Result<Header, LeafError> {
     let bad_size = || LeafError::BadSize { size: virtual_size };
     if !super::is_possible(virtual_size) {
         return Err(bad_size());
     }
-    let room = map_len_bytes(virtual_size.saturating_mul(8).clamp(GROWTH_MIN, super::SIZE_MAX));
-    let data_offset = (MAP_OFFSET + room).next_multiple_of(DATA_ALIGN);
+    let most = virtual_size.saturating_mul(8).clamp(GROWTH_MIN, super::SIZE_MAX);
+    let map_end = MAP_OFFSET + map_len_bytes(most);
+    let (table_offset, end) = match layout {
+        Layout::Direct => (None, map_end),
+        Layout::Packed => (Some(map_end), map_end + table_len_bytes(most)),
+    };
+    let data_offset = end.next_multiple_of(DATA_ALIGN);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Ok(Header {
         clean: true,
@@ -62,6 +91,7 @@ fn new_header(virtual_size: u64, root: &RootIdentity) -> Result<Header, LeafErro
         generation: 1,
         virtual_size,
         map_offset: MAP_OFFSET,
+        table_offset,
         data_offset,
         created: now.as_secs(),
         root: root.clone(),

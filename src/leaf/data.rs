@@ -13,18 +13,65 @@ use crate::virtqueue::GuestBuf;
 /// at a time, however large the request. Tests try it with small ones.
 const STEP_BYTES: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 
-/// How many of the buffers make up a step: at least one, if there is any.
-fn in_a_step(bufs: &[GuestBuf]) -> usize {
-    let mut len = 0;
-    let more = |buf: &&GuestBuf| {
-        len += buf.len();
-        len <= STEP_BYTES
-    };
-    bufs.iter().take_while(more).count().max(1).min(bufs.len())
+/// Buffers that one write to the storage has at most where a list must be cut.
+const GATHER: usize = 64;
+
+/// What is still to be written: the rest of a buffer, and the buffers after it.
+struct Pending<'a> {
+    first: GuestBuf,
+    rest: &'a [GuestBuf],
+}
+
+impl<'a> Pending<'a> {
+    fn of(rest: &'a [GuestBuf]) -> Self {
+        Self { first: GuestBuf::new(std::ptr::null_mut(), 0), rest }
+    }
+
+    /// The next `most` bytes, or as many as there are, for one call: a sector that
+    /// came in two would be torn by a kill in between. In `room` where the list
+    /// must be cut; of more buffers than that has room for, the next ones.
+    fn next<'b>(&'b self, most: usize, room: &'b mut [GuestBuf; GATHER]) -> &'b [GuestBuf] {
+        if self.first.len() == 0 {
+            let mut len = 0;
+            let fits = |buf: &&GuestBuf| {
+                let fits = len + buf.len() <= most;
+                len += if fits { buf.len() } else { 0 };
+                fits
+            };
+            let count = self.rest.iter().take_while(fits).count();
+            if count == self.rest.len() || len == most {
+                return &self.rest[..count];
+            }
+        }
+        let (mut count, mut left) = (0, most);
+        let bufs = std::iter::once(&self.first).chain(self.rest);
+        for buf in bufs.filter(|buf| buf.len() > 0) {
+            if left == 0 || count == GATHER {
+                break;
+            }
+            room[count] = buf.take(left);
+            left -= room[count].len();
+            count += 1;
+        }
+        &room[..count]
+    }
+
+    /// So many bytes are written.
+    fn skip(&mut self, mut count: usize) {
+        let from_first = count.min(self.first.len());
+        self.first = self.first.skip(from_first);
+        count -= from_first;
+        while count > 0
+            && let Some((buf, more)) = self.rest.split_first()
+        {
+            (self.first, self.rest) = (buf.skip(count), more);
+            count = count.saturating_sub(buf.len());
+        }
+    }
 }
 
 impl Leaf {
-    /// Reads held sectors. May be short; with `nowait`, `WouldBlock` where the
+    /// Reads held sectors that lie together ([`Self::place`]). May be short; with `nowait`, `WouldBlock` where the
     /// data isn't in the page cache.
     ///
     /// # Errors
@@ -49,42 +96,21 @@ impl Leaf {
     /// range's length in all.
     pub unsafe fn write(&self, range: SectorRange, bufs: &[GuestBuf]) -> Result<(), LeafError> {
         self.check_writable("write", range)?;
+        self.take_slots(range)?;
         let mut done = 0;
-        let mut rest = bufs;
-        let mut first = GuestBuf::new(std::ptr::null_mut(), 0);
+        let mut pending = Pending::of(bufs);
+        let mut room = [GuestBuf::new(std::ptr::null_mut(), 0); GATHER];
         while done < range.byte_len() {
-            let offset = self.data_offset(range.start()) + done;
-            while first.len() == 0
-                && let Some((buf, more)) = rest.split_first()
-                && !(1..=STEP_BYTES).contains(&buf.len())
-            {
-                (first, rest) = (*buf, more);
-            }
-            // The rest of a buffer goes alone: a short write may have ended
-            // inside it, or it is longer than a step.
+            let (offset, most) = self.step_at(range, done)?;
             // SAFETY: by this function's contract.
-            let count = unsafe {
-                if first.len() > 0 {
-                    self.storage.write_from(&[first.take(STEP_BYTES)], offset)
-                } else {
-                    self.storage.write_from(&rest[..in_a_step(rest)], offset)
-                }
-            };
-            let mut count = match count {
+            let count = unsafe { self.storage.write_from(pending.next(most, &mut room), offset) };
+            let count = match count {
                 Ok(0) => return Err(self.unfinished("write", io::ErrorKind::WriteZero.into())),
                 Ok(count) => count,
                 Err(source) => return Err(self.unfinished("write", source)),
             };
             done += count as u64;
-            let from_first = count.min(first.len());
-            first = first.skip(from_first);
-            count -= from_first;
-            while count > 0
-                && let Some((buf, more)) = rest.split_first()
-            {
-                (first, rest) = (buf.skip(count), more);
-                count = count.saturating_sub(buf.len());
-            }
+            pending.skip(count);
         }
         self.mark(range)
     }
@@ -99,9 +125,21 @@ impl Leaf {
             // fallocate(2) takes no empty range.
             return Ok(());
         }
+        if self.map.is_packed() {
+            return self.zero_packed(range);
+        }
         let (offset, len) = (self.data_offset(range.start()), range.byte_len());
         zero(&*self.storage, offset, len).map_err(|e| self.unfinished("write zeroes", e))?;
         self.mark(range)
+    }
+
+    /// Where in the file a write of the range goes on after so many bytes, and how
+    /// many it may have there at most.
+    fn step_at(&self, range: SectorRange, done: u64) -> Result<(u64, usize), LeafError> {
+        let (rest, within) = (range.split_at(done / 512).1, done % 512);
+        let (place, sectors) = self.place(rest);
+        let most = usize::try_from(sectors * 512 - within).unwrap_or(usize::MAX);
+        Ok((self.taken(place)? + within, most.min(STEP_BYTES)))
     }
 
     /// An error after part of the range may have changed. Sectors that were

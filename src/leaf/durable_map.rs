@@ -1,75 +1,171 @@
-//! The presence map in the file: loading it, and clearing parts that count for
-//! nothing. Flushes write it ([`super::flush`]).
+//! The presence map and the block table in the file: loading them, and clearing
+//! parts that count for nothing. Flushes write them ([`super::flush`]).
 
 use std::io;
 
 use super::header::Header;
+use super::live_map::table::{BLOCK_SECTORS, Entry, TABLE_PAGES};
 use super::live_map::{LiveMap, PAGE_LEN, PAGE_SECTORS};
-use super::map_len_bytes;
+use super::{map_len_bytes, table_len_bytes};
 use crate::io::storage::{Storage, read_exact, write_all, zero};
 
+const TABLE_LEN: usize = TABLE_PAGES as usize * PAGE_LEN;
+/// Map pages that are read at a time, and the table pages that belong to them.
+const GROUP_PAGES: usize = 16;
+
 /// Fills the live map from the file. What lies beyond the disk's end is left
-/// out: a disk that shrank may have left it there.
-pub(super) fn load(storage: &dyn Storage, header: &Header, map: &LiveMap) -> io::Result<()> {
+/// out: a disk that shrank may have left it there. So are bits without an entry
+/// and zeros without all bits, where a loss of power came between their pages:
+/// they were never flushed. Whether there were any: they must be gone from the
+/// file before the leaf is written. Their pages are marked as changed.
+pub(super) fn load(storage: &dyn Storage, header: &Header, map: &LiveMap) -> io::Result<bool> {
+    let mut half_written = false;
     if header.map_void {
-        return Ok(());
+        return Ok(half_written);
     }
-    let mut bytes = [0; PAGE_LEN];
-    for page in 0..map.pages() {
-        read_page(storage, header, page as u64, &mut bytes)?;
-        if bytes.iter().any(|byte| *byte != 0) {
-            map.load_page(page, &bytes)?;
+    let mut bits = [0; GROUP_PAGES * PAGE_LEN];
+    let mut table =
+        vec![0; if header.table_offset.is_some() { GROUP_PAGES * TABLE_LEN } else { 0 }];
+    let pages = map.pages();
+    for first in (0..pages).step_by(GROUP_PAGES) {
+        let count = GROUP_PAGES.min(pages - first);
+        let bits = &mut bits[..count * PAGE_LEN];
+        read_exact(storage, bits, header.map_offset + (first * PAGE_LEN) as u64)?;
+        if let Some(offset) = header.table_offset {
+            let table = &mut table[..count * TABLE_LEN];
+            read_exact(storage, table, offset + (first * TABLE_LEN) as u64)?;
+        }
+        for i in 0..count {
+            let page = first + i;
+            let bits = &mut bits[i * PAGE_LEN..][..PAGE_LEN];
+            cut(bits, sectors_from(header, page as u64));
+            if header.table_offset.is_some() {
+                let table = &mut table[i * TABLE_LEN..][..TABLE_LEN];
+                half_written |= load_table(header, map, page, bits, table)?;
+            }
+            if bits.iter().any(|byte| *byte != 0) {
+                map.load_page(page, bits)?;
+            }
         }
     }
-    Ok(())
+    Ok(half_written)
 }
 
-/// A page of the map, without bits past the disk's end; whether there were any.
-fn read_page(
-    storage: &dyn Storage,
+/// Fills the table's pages that belong to a map page, and takes away what of
+/// both was half written.
+fn load_table(
     header: &Header,
-    page: u64,
-    bytes: &mut [u8; PAGE_LEN],
+    map: &LiveMap,
+    page: usize,
+    bits: &mut [u8],
+    table: &mut [u8],
 ) -> io::Result<bool> {
-    read_exact(storage, bytes, header.map_offset + page * PAGE_LEN as u64)?;
-    let sectors = (header.virtual_size / 512).saturating_sub(page * PAGE_SECTORS);
-    let Ok(sectors) = usize::try_from(sectors) else {
-        return Ok(false);
-    };
+    let (mut of_bits, mut of_table) = (false, [false; TABLE_PAGES as usize]);
+    let blocks = sectors_from(header, page as u64).div_ceil(BLOCK_SECTORS);
+    let entries = table.as_chunks_mut::<4>().0.iter_mut().zip(bits.iter_mut());
+    for (i, (raw, held)) in entries.enumerate() {
+        if i as u64 >= blocks {
+            // Beyond the disk's end.
+            *raw = [0; 4];
+            continue;
+        }
+        match Entry::decode(u32::from_le_bytes(*raw)) {
+            // Kept, also where no bit is set: the slot is the block's still.
+            Entry::Slot(_) => {}
+            Entry::Empty if *held == 0 => {}
+            Entry::Zeros if *held == 0xff => {}
+            entry => {
+                of_bits |= *held != 0;
+                of_table[i * 4 / PAGE_LEN] |= entry == Entry::Zeros;
+                (*raw, *held) = ([0; 4], 0);
+            }
+        }
+    }
+    let first = map.table_pages().start + page * TABLE_PAGES as usize;
+    for (i, bytes) in table.chunks_exact(PAGE_LEN).enumerate() {
+        if bytes.iter().any(|byte| *byte != 0) {
+            map.load_page(first + i, bytes)?;
+        }
+        if of_table[i] {
+            map.load_page(first + i, bytes)?;
+            map.mark_changed(first + i);
+        }
+    }
+    if of_bits {
+        map.load_page(page, bits)?;
+        map.mark_changed(page);
+    }
+    Ok(of_bits || of_table.contains(&true))
+}
+
+/// Sectors that the disk has from a map page's first one on.
+fn sectors_from(header: &Header, page: u64) -> u64 {
+    (header.virtual_size / 512).saturating_sub(page * PAGE_SECTORS)
+}
+
+/// Clears the bits of a page after so many; whether any was set.
+fn cut(bytes: &mut [u8], sectors: u64) -> bool {
     let mut any = false;
-    for (i, byte) in bytes.iter_mut().enumerate().skip(sectors / 8) {
-        let valid = sectors.saturating_sub(i * 8).min(8);
+    let first = usize::try_from(sectors / 8).unwrap_or(usize::MAX);
+    for (i, byte) in bytes.iter_mut().enumerate().skip(first) {
+        let valid = sectors.saturating_sub(i as u64 * 8).min(8);
         let kept = *byte & ((1u16 << valid) - 1).to_le_bytes()[0];
         any |= kept != *byte;
         *byte = kept;
     }
-    Ok(any)
+    any
 }
 
-/// Clears all of the map.
+/// Clears all of the map and the table.
 pub(super) fn clear(storage: &dyn Storage, header: &Header) -> io::Result<()> {
-    zero(storage, header.map_offset, map_len_bytes(header.virtual_size))
+    zero(storage, header.map_offset, map_len_bytes(header.virtual_size))?;
+    match header.table_offset {
+        Some(offset) => zero(storage, offset, table_len_bytes(header.virtual_size)),
+        None => Ok(()),
+    }
 }
 
-/// Clears what a disk of `virtual_size` bytes would have of the map beyond the
-/// end of the disk as it is.
+/// Clears what a disk of `virtual_size` bytes would have of the map and the table
+/// beyond the end of the disk as it is.
 pub(super) fn clear_beyond(
     storage: &dyn Storage,
     header: &Header,
     virtual_size: u64,
 ) -> io::Result<()> {
-    let last = header.virtual_size / 512 / PAGE_SECTORS;
+    let sectors = header.virtual_size / 512;
+    let map_end = header.map_offset + map_len_bytes(virtual_size);
+    clear_from(storage, header.map_offset, sectors / 8, map_end, |bytes| {
+        cut(bytes, sectors % PAGE_SECTORS)
+    })?;
+    let Some(table) = header.table_offset else { return Ok(()) };
+    let kept = sectors.div_ceil(BLOCK_SECTORS) * 4;
+    clear_from(storage, table, kept, table + table_len_bytes(virtual_size), |bytes| {
+        let beyond = &mut bytes[(kept % PAGE_LEN as u64) as usize..];
+        let any = beyond.iter().any(|byte| *byte != 0);
+        beyond.fill(0);
+        any
+    })
+}
+
+/// Clears the page that byte `kept` from `start` on is in, by `cut`, which says
+/// whether there was anything; and the pages behind it, up to `end`.
+fn clear_from(
+    storage: &dyn Storage,
+    start: u64,
+    kept: u64,
+    end: u64,
+    cut: impl FnOnce(&mut [u8]) -> bool,
+) -> io::Result<()> {
+    let page = start + kept / PAGE_LEN as u64 * PAGE_LEN as u64;
     let mut bytes = [0; PAGE_LEN];
-    let page_offset = |page: u64| header.map_offset + page * PAGE_LEN as u64;
-    if !(header.virtual_size / 512).is_multiple_of(PAGE_SECTORS)
-        && read_page(storage, header, last, &mut bytes)?
-    {
-        write_all(storage, &bytes, page_offset(last))?;
+    if page < end {
+        read_exact(storage, &mut bytes, page)?;
+        if cut(&mut bytes) {
+            write_all(storage, &bytes, page)?;
+        }
     }
-    let pages = map_len_bytes(header.virtual_size) / PAGE_LEN as u64;
-    let end = map_len_bytes(virtual_size) / PAGE_LEN as u64;
-    match end.checked_sub(pages) {
+    match end.checked_sub(page + PAGE_LEN as u64) {
         None | Some(0) => Ok(()),
-        Some(count) => zero(storage, page_offset(pages), count * PAGE_LEN as u64),
+        Some(len) => zero(storage, page + PAGE_LEN as u64, len),
     }
 }

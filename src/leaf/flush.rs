@@ -7,7 +7,7 @@ use super::{Leaf, LeafError};
 use crate::io::storage::write_all;
 use crate::sync::atomic::Ordering;
 
-/// Map pages that one round copies: 4 MiB, 16 GiB of disk. A flush that has
+/// Pages of map and table that one round copies: 4 MiB, 3 GiB of disk or more. A flush that has
 /// more goes several rounds.
 const ROUND_PAGES: usize = 1024;
 
@@ -70,8 +70,7 @@ impl Leaf {
         }
         let result = self.sync().and_then(|()| {
             for (page, copy) in pages.iter().zip(copies.chunks_exact(PAGE_LEN)) {
-                let offset = self.map_offset + (page * PAGE_LEN) as u64;
-                write_all(&*self.storage, copy, offset)
+                write_all(&*self.storage, copy, self.page_offset(*page))
                     .map_err(|source| self.io("write the presence map", source))?;
             }
             if pages.is_empty() { Ok(()) } else { self.sync() }
@@ -80,6 +79,14 @@ impl Leaf {
             pages.iter().for_each(|page| self.map.mark_changed(*page));
         }
         result.map(|()| next)
+    }
+
+    /// Where a page of the map or of the block table is in the file.
+    fn page_offset(&self, page: usize) -> u64 {
+        match self.map.table_page(page) {
+            Some(page) => self.table_offset + (page * PAGE_LEN) as u64,
+            None => self.map_offset + (page * PAGE_LEN) as u64,
+        }
     }
 
     /// Makes the file durable; what was not durable before is only counted on

@@ -6,7 +6,7 @@
 //! | 8 | 4 | format version, 1 |
 //! | 12 | 4 | flags: bit 0, clean; bits 1 and 2, the guest's write cache is on, off |
 //! | 16 | 8 | compatible feature bits: may be ignored |
-//! | 24 | 8 | incompatible feature bits: one that is not known refuses the leaf; bit 0, the map is void |
+//! | 24 | 8 | incompatible feature bits: one that is not known refuses the leaf; bit 0, the map is void; bit 1, packed |
 //! | 32 | 16 | UUID |
 //! | 48 | 8 | generation: the valid copy with the larger one counts |
 //! | 56 | 8 | virtual size in bytes |
@@ -17,7 +17,8 @@
 //! | 96 | 32 | root: fingerprint |
 //! | 128 | 2 | root: length of its name |
 //! | 130 | 254 | root: name, UTF-8 |
-//! | 384 | 3708 | zeros |
+//! | 384 | 8 | block table offset, if packed |
+//! | 392 | 3700 | zeros |
 //! | 4092 | 4 | CRC-32C of bytes 0 to 4091 |
 //!
 //! All numbers little-endian. Identity first, then what changes, then the
@@ -37,10 +38,14 @@ const FLAG_WRITE_CACHE_ON: u32 = 2;
 const FLAG_WRITE_CACHE_OFF: u32 = 4;
 /// Incompatible: the presence map in the file counts as empty.
 const FEATURE_MAP_VOID: u64 = 1;
+/// Incompatible: a block's data is where the block table says.
+const FEATURE_PACKED: u64 = 2;
+const FEATURES_KNOWN: u64 = FEATURE_MAP_VOID | FEATURE_PACKED;
+const TABLE_OFFSET: usize = 384;
 const NAME_OFFSET: usize = 130;
 const NAME_MAX: usize = 254;
 const CRC_OFFSET: usize = LEN - 4;
-const _: () = assert!(NAME_OFFSET + NAME_MAX == 384 && CRC_OFFSET == 4092);
+const _: () = assert!(NAME_OFFSET + NAME_MAX == TABLE_OFFSET && CRC_OFFSET == 4092);
 
 /// What a header says.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -61,7 +66,9 @@ pub struct Header {
     pub virtual_size: u64,
     /// Where the presence map begins.
     pub map_offset: u64,
-    /// Where sector 0 is.
+    /// Where the block table begins, if the leaf is packed.
+    pub table_offset: Option<u64>,
+    /// Where the data begins: sector 0, or the first slot of a packed leaf.
     pub data_offset: u64,
     /// Seconds since 1970.
     pub created: u64,
@@ -103,7 +110,7 @@ impl Header {
         put(8, &VERSION.to_le_bytes());
         put(12, &self.flags().to_le_bytes());
         put(16, &self.compatible.to_le_bytes());
-        put(24, &(if self.map_void { FEATURE_MAP_VOID } else { 0 }).to_le_bytes());
+        put(24, &self.incompatible().to_le_bytes());
         put(32, &self.uuid);
         put(48, &self.generation.to_le_bytes());
         put(56, &self.virtual_size.to_le_bytes());
@@ -114,6 +121,7 @@ impl Header {
         put(96, &self.root.fingerprint);
         put(128, &u16::try_from(name_len).unwrap_or(0).to_le_bytes());
         put(NAME_OFFSET, &self.root.name.as_bytes()[..name_len]);
+        put(TABLE_OFFSET, &self.table_offset.unwrap_or(0).to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..CRC_OFFSET]);
         bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -137,8 +145,8 @@ impl Header {
             return Err(HeaderError::Version(version));
         }
         let incompatible = u64::from_le_bytes(number(bytes, 24));
-        if incompatible & !FEATURE_MAP_VOID != 0 {
-            return Err(HeaderError::Features(incompatible & !FEATURE_MAP_VOID));
+        if incompatible & !FEATURES_KNOWN != 0 {
+            return Err(HeaderError::Features(incompatible & !FEATURES_KNOWN));
         }
         let name_len = usize::from(u16::from_le_bytes(number(bytes, 128)));
         let name = bytes.get(NAME_OFFSET..NAME_OFFSET + name_len.min(NAME_MAX));
@@ -156,6 +164,8 @@ impl Header {
             generation: u64::from_le_bytes(number(bytes, 48)),
             virtual_size: u64::from_le_bytes(number(bytes, 56)),
             map_offset: u64::from_le_bytes(number(bytes, 64)),
+            table_offset: (incompatible & FEATURE_PACKED != 0)
+                .then(|| u64::from_le_bytes(number(bytes, TABLE_OFFSET))),
             data_offset: u64::from_le_bytes(number(bytes, 72)),
             created: u64::from_le_bytes(number(bytes, 80)),
             root: RootIdentity {
@@ -177,13 +187,27 @@ impl Header {
             }
     }
 
+    fn incompatible(&self) -> u64 {
+        let void = if self.map_void { FEATURE_MAP_VOID } else { 0 };
+        void | if self.table_offset.is_some() { FEATURE_PACKED } else { 0 }
+    }
+
+    /// Where the room for the presence map ends.
+    pub(super) fn map_room_end(&self) -> u64 {
+        self.table_offset.unwrap_or(self.data_offset)
+    }
+
     fn is_sane(&self) -> bool {
         let map_end = self.map_offset.checked_add(super::map_len_bytes(self.virtual_size));
         super::is_possible(self.virtual_size)
             && self.map_offset >= 2 * LEN as u64
             && self.map_offset.is_multiple_of(LEN as u64)
             && self.data_offset.is_multiple_of(LEN as u64)
-            && map_end.is_some_and(|end| end <= self.data_offset)
+            && map_end.is_some_and(|end| end <= self.map_room_end())
+            && self.table_offset.is_none_or(|offset| {
+                let end = offset.checked_add(super::table_len_bytes(self.virtual_size));
+                offset.is_multiple_of(LEN as u64) && end.is_some_and(|end| end <= self.data_offset)
+            })
             && self
                 .data_offset
                 .checked_add(self.virtual_size)

@@ -20,6 +20,7 @@
 mod owner;
 mod pages;
 pub(super) mod place;
+pub(super) mod table;
 #[cfg_attr(leafblk_loom, path = "live_map/words_loom.rs")]
 mod words;
 
@@ -82,6 +83,32 @@ impl AtomicBits {
     }
 }
 
+/// What a live map has room for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// The disk's sectors.
+    pub(super) sectors: u64,
+    /// Pages that the presence map may grow to.
+    pub(super) pages_max: usize,
+    /// Whether there is a block table.
+    pub(super) packed: bool,
+}
+
+impl Shape {
+    fn pages_max(&self) -> io::Result<usize> {
+        Ok(self.pages_max.max(pages_of(self.sectors)?))
+    }
+
+    /// Length of the file.
+    fn file_len(&self) -> io::Result<u64> {
+        let pages = match self.packed {
+            false => pages_of(self.sectors)?,
+            true => self.pages_max()?.next_multiple_of(64) + LiveMap::table_pages_of(self.sectors)?,
+        };
+        Ok((pages as u64 + 1) * PAGE_LEN as u64)
+    }
+}
+
 /// The map of one open leaf.
 #[derive(Debug)]
 pub(super) struct LiveMap {
@@ -92,6 +119,7 @@ pub(super) struct LiveMap {
     words: Words,
     pages: AtomicUsize,
     pages_max: usize,
+    packed: bool,
     summary: AtomicBits,
     changed: AtomicBits,
 }
@@ -107,22 +135,16 @@ fn first_word(start: u64, count: u64) -> (u64, u64) {
 }
 
 impl LiveMap {
-    /// An empty map of `sectors` sectors in a new file at `path`, or in anonymous
-    /// memory; it may grow to `pages_max` pages.
-    pub(super) fn create(
-        path: Option<&Path>,
-        owner: &Owner,
-        sectors: u64,
-        pages_max: usize,
-    ) -> io::Result<Self> {
+    /// An empty map in a new file at `path`, or in anonymous memory.
+    pub(super) fn create(path: Option<&Path>, owner: &Owner, shape: &Shape) -> io::Result<Self> {
         let file = match path {
             Some(path) => place::create(path, owner)?,
             None => File::from(memfd_create("leafblk-map", MemfdFlags::CLOEXEC)?),
         };
-        ftruncate(&file, file_len(sectors))?;
+        ftruncate(&file, shape.file_len()?)?;
         allocate(&file, 0)?;
         owner.write_to(&file)?;
-        Self::map(file, sectors, pages_max)
+        Self::map(file, shape)
     }
 
     /// The map that an earlier daemon left for `owner`, in the directory of
@@ -130,18 +152,18 @@ impl LiveMap {
     pub(super) fn take_over(
         path: &Path,
         owner: &Owner,
-        sectors: u64,
-        pages_max: usize,
+        shape: &Shape,
         read_only: bool,
     ) -> io::Result<Option<Self>> {
-        let Some(file) = place::open(path, owner, sectors, read_only)? else {
+        let Some(file) = place::open(path, owner, shape, read_only)? else {
             return Ok(None);
         };
-        let map = Self::map(file, sectors, pages_max)?;
+        let map = Self::map(file, shape)?;
         for page in 0..map.pages() {
             // SEEK_DATA would skip more cleverly; a take-over is rare.
             map.adopt_page(page)?;
         }
+        map.adopt_table()?;
         Ok(Some(map))
     }
 
@@ -151,23 +173,30 @@ impl LiveMap {
     }
 
     /// Whether the file is a live map of `owner`'s.
-    pub(super) fn is_owned(file: &File, owner: &Owner, sectors: u64) -> io::Result<bool> {
+    pub(super) fn is_owned(file: &File, owner: &Owner, shape: &Shape) -> io::Result<bool> {
         // Longer, if it grew for a header that was never written.
-        Ok(owner.is_in(file, sectors) && file.metadata()?.len() >= file_len(sectors))
+        Ok(owner.is_in(file, shape.sectors) && file.metadata()?.len() >= shape.file_len()?)
     }
 
-    fn map(file: File, sectors: u64, pages_max: usize) -> io::Result<Self> {
-        let pages = pages_of(sectors)?;
-        let pages_max = pages_max.max(pages);
-        let words = pages_max.checked_mul(PAGE_WORDS).ok_or(io::ErrorKind::OutOfMemory)?;
+    fn map(file: File, shape: &Shape) -> io::Result<Self> {
+        let (pages, pages_max) = (pages_of(shape.sectors)?, shape.pages_max()?);
+        let pages_in_all = match shape.packed {
+            false => Some(pages_max),
+            true => pages_max
+                .checked_mul(table::TABLE_PAGES as usize)
+                .and_then(|table| table.checked_add(pages_max.next_multiple_of(64))),
+        };
+        let pages_in_all = pages_in_all.ok_or(io::ErrorKind::OutOfMemory)?;
+        let words = pages_in_all.checked_mul(PAGE_WORDS).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self {
             words: Words::of_file(&file, PAGE_LEN as u64, words)?,
             file,
             disowned: Mutex::default(),
             pages: AtomicUsize::new(pages),
             pages_max,
-            summary: AtomicBits::new(pages_max)?,
-            changed: AtomicBits::new(pages_max)?,
+            packed: shape.packed,
+            summary: AtomicBits::new(pages_in_all)?,
+            changed: AtomicBits::new(pages_in_all)?,
         })
     }
 
@@ -181,8 +210,9 @@ impl LiveMap {
         if pages > self.pages_max {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        if self.file.metadata()?.len() < file_len(sectors) {
-            ftruncate(&self.file, file_len(sectors))?;
+        let shape = Shape { sectors, pages_max: self.pages_max, packed: self.packed };
+        if self.file.metadata()?.len() < shape.file_len()? {
+            ftruncate(&self.file, shape.file_len()?)?;
         }
         self.pages.fetch_max(pages, Ordering::AcqRel);
         Ok(())
@@ -315,7 +345,7 @@ impl LiveMap {
         self.pages.load(Ordering::Acquire)
     }
 
-    /// Takes up to `most` (at least 64) pages that changed, clearing their
+    /// Takes up to `most` (at least 64) pages of map and table that changed, clearing their
     /// marks, from the place `from` on; returns the place to go on from. A
     /// pass from 0 to the end visits each page once, however many of them
     /// change again meanwhile.
@@ -325,7 +355,10 @@ impl LiveMap {
         most: usize,
         pages: &mut Vec<usize>,
     ) -> Option<usize> {
-        for i in from..self.pages().div_ceil(64) {
+        let table = self.table_pages();
+        let (map, table) =
+            (from..self.pages().div_ceil(64), (table.start / 64).max(from)..table.end.div_ceil(64));
+        for i in map.chain(table) {
             let word = self.changed.0.get(i);
             if pages.len() + 64 > most {
                 return Some(i);
@@ -362,8 +395,4 @@ fn allocate(file: &File, offset: u64) -> io::Result<()> {
 
 fn pages_of(sectors: u64) -> io::Result<usize> {
     usize::try_from(sectors.div_ceil(PAGE_SECTORS)).map_err(|_| io::ErrorKind::FileTooLarge.into())
-}
-
-fn file_len(sectors: u64) -> u64 {
-    (sectors.div_ceil(PAGE_SECTORS) + 1) * PAGE_LEN as u64
 }

@@ -9,7 +9,7 @@
 //! - A sector's bit is set after its data was written, before the write returns.
 //! - The durable map gets only bits whose data a sync has covered.
 //! - Bits are never cleared while the leaf is in use. A present sector whose data
-//!   is a hole is zeros.
+//!   is a hole, or has no place ([`slots`]), is zeros.
 //! - After a failed sync nothing more is acknowledged.
 
 mod copies;
@@ -24,6 +24,7 @@ pub mod offline;
 mod open;
 mod reset;
 mod resize;
+mod slots;
 mod write_cache;
 
 use std::io;
@@ -31,7 +32,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-pub use create::{create, create_storage};
+pub use create::{Layout, create, create_as, create_storage};
 pub use error::LeafError;
 pub use open::OpenOptions;
 pub use write_cache::WriteCache;
@@ -51,6 +52,11 @@ pub(crate) const fn map_len_bytes(virtual_size: u64) -> u64 {
     (virtual_size / 512).div_ceil(live_map::PAGE_SECTORS) * live_map::PAGE_LEN as u64
 }
 
+/// Bytes of the block table of a packed leaf with such a disk, in whole pages.
+pub(crate) const fn table_len_bytes(virtual_size: u64) -> u64 {
+    map_len_bytes(virtual_size) * live_map::table::TABLE_PAGES
+}
+
 /// Whether a disk can have so many bytes.
 const fn is_possible(virtual_size: u64) -> bool {
     virtual_size >= 512 && virtual_size <= SIZE_MAX && virtual_size.is_multiple_of(512)
@@ -65,6 +71,10 @@ pub struct Leaf {
     copies: Mutex<copies::Copies>,
     data_offset: u64,
     map_offset: u64,
+    /// Of a packed leaf.
+    table_offset: u64,
+    /// Of the root under it.
+    root_sectors: u64,
     /// Grows while the leaf is in use.
     sectors: AtomicU64,
     map: LiveMap,
@@ -79,6 +89,8 @@ pub struct Leaf {
     /// A [`WriteCache`].
     write_cache: AtomicU8,
     flushing: Mutex<flush::Buffers>,
+    /// Held while entries of the block table are set, before `marking`.
+    slots: Mutex<slots::Slots>,
     /// Held from the setting of bits to the marking of their page, and while
     /// a flush takes the marks. Without it, a write of sectors that another
     /// thread has just set, but not marked yet, could be flushed without them.
@@ -139,10 +151,12 @@ impl Leaf {
         self.map.pages_used() * live_map::PAGE_LEN as u64
     }
 
-    /// Where a sector's data is in the file.
+    /// Where a held sector's data is in the file; of one that has no place, the
+    /// start of the data.
     #[inline]
     pub fn data_offset(&self, sector: Sector) -> u64 {
-        self.data_offset + sector.to_bytes()
+        let one = SectorRange::new(sector, 1).unwrap_or_default();
+        self.place(one).0.unwrap_or(self.data_offset)
     }
 
     /// The descriptor for reads by io_uring, if the storage has one.
@@ -196,11 +210,20 @@ impl Leaf {
     pub fn start_write_back(&self) -> io::Result<()> {
         let _writing_back = self.writing_back.lock().unwrap_or_else(PoisonError::into_inner);
         self.unsynced_bytes.store(0, Ordering::Relaxed);
-        let result = self.storage.write_back(self.data_offset, self.sectors() * 512);
+        let result = self.storage.write_back(self.data_offset, self.data_len());
         if result.is_err() {
             self.poison();
         }
         result.map(drop)
+    }
+
+    /// Bytes of the file that data may be in.
+    fn data_len(&self) -> u64 {
+        let disk = self.sectors() * 512;
+        if !self.map.is_packed() {
+            return disk;
+        }
+        disk.max(self.slots_end_offset() - self.data_offset)
     }
 
     /// Nothing is acknowledged from here on. Nor may a later daemon take the

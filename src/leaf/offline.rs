@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::copies::read_header;
 use super::header::{self, Header, HeaderError};
-use super::live_map::{Owner, place};
+use super::live_map::{Owner, Shape, place};
 use super::{Leaf, LeafError};
 use crate::io::lock as flock;
 use crate::io::storage::{FileStorage, read_exact, write_all};
@@ -90,7 +90,7 @@ pub fn clone(path: &Path, file: &File) -> Result<File, LeafError> {
 /// # Errors
 /// As readdir(3); a directory that doesn't exist has no map.
 pub fn find_live_map(dir: &Path, header: &Header) -> io::Result<Option<PathBuf>> {
-    place::find(dir, &Owner::of(header), header.virtual_size / 512)
+    place::find(dir, &Owner::of(header), &Shape::of(header))
 }
 
 impl Leaf {
@@ -100,8 +100,20 @@ impl Leaf {
     /// # Errors
     /// [`LeafError::Io`].
     pub fn read_bytes(&self, start: Sector, into: &mut [u8]) -> Result<(), LeafError> {
-        read_exact(&*self.storage, into, self.data_offset(start))
-            .map_err(|source| self.io("read", source))
+        let (mut at, mut into) = (start, into);
+        while !into.is_empty() {
+            let sectors = (into.len() as u64).div_ceil(512);
+            let (place, count) = self.place(SectorRange::new(at, sectors).unwrap_or_default());
+            let len = usize::try_from(count * 512).unwrap_or(usize::MAX).min(into.len());
+            let (here, rest) = into.split_at_mut(len);
+            match place {
+                Some(offset) => read_exact(&*self.storage, here, offset)
+                    .map_err(|source| self.io("read", source))?,
+                None => here.fill(0),
+            }
+            (at, into) = (Sector(at.0 + count), rest);
+        }
+        Ok(())
     }
 
     /// Writes `from`, which is the range's content, and marks it as held.
@@ -113,8 +125,16 @@ impl Leaf {
         if from.len() as u64 != range.byte_len() {
             return Err(self.io("write", io::ErrorKind::InvalidInput.into()));
         }
-        write_all(&*self.storage, from, self.data_offset(range.start()))
-            .map_err(|source| self.unfinished("write", source))?;
+        self.take_slots(range)?;
+        let (mut rest, mut from) = (range, from);
+        while !rest.is_empty() {
+            let (place, count) = self.place(rest);
+            let len = usize::try_from(count * 512).unwrap_or(usize::MAX).min(from.len());
+            let (here, more) = from.split_at(len);
+            write_all(&*self.storage, here, self.taken(place)?)
+                .map_err(|source| self.unfinished("write", source))?;
+            (rest, from) = (rest.split_at(count).1, more);
+        }
         self.mark(range)
     }
 }

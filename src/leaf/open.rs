@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 
 use super::copies::read_header;
 use super::header::Header;
-use super::live_map::{LiveMap, Owner, PAGE_LEN};
+use super::live_map::{LiveMap, Owner, PAGE_LEN, Shape};
+use super::slots::{SLOT_LEN, Slots};
 use super::{Leaf, LeafError, WriteCache, durable_map, offline};
-use crate::io::storage::{FileStorage, Storage};
+use crate::io::storage::{FileStorage, Storage, zero};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -36,6 +37,17 @@ impl Owner {
     /// Who may use the live map of a leaf with this header, in this boot.
     pub(super) fn of(header: &Header) -> Self {
         Self { boot_id: boot_id(), uuid: header.uuid, generation: header.generation }
+    }
+}
+
+impl Shape {
+    /// Of the live map of a leaf with this header.
+    pub(super) fn of(header: &Header) -> Self {
+        Self {
+            sectors: header.virtual_size / 512,
+            pages_max: pages_max(header),
+            packed: header.table_offset.is_some(),
+        }
     }
 }
 
@@ -94,7 +106,12 @@ impl Leaf {
                 .map_err(io_error("complete the reset"))?;
         }
         let (map, origin) = open_map(path, &*storage, header, options)?;
-        let taken_over = origin != Origin::Durable;
+        let slots_end = map.slots_end();
+        let need = header.data_offset + slots_end * SLOT_LEN;
+        if have < need {
+            return Err(LeafError::CutShort { path: path.to_owned(), have, need });
+        }
+        let taken_over = !matches!(origin, Origin::Durable { .. });
         let write_cache = match taken_over {
             true => map.write_cache().map_err(io_error("read the live map"))?,
             false if header.clean => header.write_cache,
@@ -105,6 +122,9 @@ impl Leaf {
             live_map_path: options.live_map.clone(),
             data_offset: header.data_offset,
             map_offset: header.map_offset,
+            table_offset: header.table_offset.unwrap_or(header.data_offset),
+            root_sectors: header.root.len_bytes / 512,
+            slots: Mutex::new(Slots::from(slots_end)),
             sectors: AtomicU64::new(header.virtual_size / 512),
             present: AtomicU64::new(map.count()),
             map,
@@ -138,13 +158,14 @@ impl Leaf {
                 self.sync()?;
                 self.map.own(&Owner::of(&self.header())).map_err(map_error)?;
             }
-            Origin::Durable => {
+            Origin::Durable { half_written } => {
                 // The header may be a killed daemon's, and not durable yet.
                 self.sync()?;
                 if !self.header().clean {
                     // A sync may have failed before: what the page cache shows then
                     // is not on the disk, and would be gone later.
                     self.storage.drop_cached();
+                    self.forget_unflushed(half_written)?;
                 }
                 self.set_write_cache(write_cache).map_err(map_error)?;
                 self.write_header(|header| {
@@ -157,10 +178,30 @@ impl Leaf {
         self.settle_copies()
     }
 
+    /// After a loss of power: what was written to slots that no entry names is
+    /// gone, for the next block that gets one to find zeros there; and bits and
+    /// entries that stand alone don't count again when the rest is written.
+    fn forget_unflushed(&self, half_written: bool) -> Result<(), LeafError> {
+        if !self.map.is_packed() {
+            return Ok(());
+        }
+        let from = self.slots_end_offset();
+        let len = self.storage.len_bytes().map_err(|e| self.io("stat", e))?.saturating_sub(from);
+        if len > 0 {
+            zero(&*self.storage, from, len).map_err(|e| self.unfinished("punch", e))?;
+        }
+        if half_written {
+            self.written.fetch_add(1, Ordering::Release);
+            self.flush()?;
+        }
+        Ok(())
+    }
+
     /// A new live map in place of the one that there is, from the durable map.
     pub(super) fn reload_map(&mut self) -> Result<(), LeafError> {
         let header = self.header();
-        let map = new_map(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
+        let (map, _) = new_map(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
+        self.slots = Mutex::new(Slots::from(map.slots_end()));
         self.present.store(map.count(), Ordering::Relaxed);
         self.sectors.store(header.virtual_size / 512, Ordering::Release);
         self.map = map;
@@ -177,6 +218,7 @@ impl Leaf {
         if self.read_only {
             return Ok(());
         }
+        self.drop_filled().map_err(|source| self.io("punch", source))?;
         self.flush()?;
         self.write_header(|header| {
             header.generation += 1;
@@ -194,8 +236,8 @@ impl Leaf {
 /// Where a live map comes from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Origin {
-    /// From the durable map.
-    Durable,
+    /// From the durable map, parts of which may be half written.
+    Durable { half_written: bool },
     /// An earlier daemon's, with its header.
     TakenOver,
     /// The same, and the daemon was killed while it replaced the header: what
@@ -217,9 +259,8 @@ fn open_map(
     let live_path = options.live_map.as_deref().filter(|_| !options.read_only);
     if let Some(found_path) = found_path {
         let map_error = |source| LeafError::LiveMap { path: found_path.to_owned(), source };
-        let (owner, sectors) = (Owner::of(header), header.virtual_size / 512);
-        let read_only = options.read_only;
-        let found = LiveMap::take_over(found_path, &owner, sectors, pages_max(header), read_only);
+        let (owner, shape) = (Owner::of(header), Shape::of(header));
+        let found = LiveMap::take_over(found_path, &owner, &shape, options.read_only);
         if let Some(map) = found.map_err(map_error)? {
             log::info!("leaf {}: took over the live map of an earlier run", path.display());
             let replaced = map.is_being_replaced().map_err(map_error)?;
@@ -239,33 +280,32 @@ fn open_map(
     // A new generation: a live map that this one does not know about must
     // never be taken for current later.
     let next = Header { generation: header.generation + 1, ..header.clone() };
-    Ok((new_map(path, storage, &next, live_path)?, Origin::Durable))
+    let (map, half_written) = new_map(path, storage, &next, live_path)?;
+    Ok((map, Origin::Durable { half_written }))
 }
 
-/// A live map of the header's generation, from the durable map.
+/// A live map of the header's generation, from the durable map; whether parts of
+/// that are half written.
 fn new_map(
     path: &Path,
     storage: &dyn Storage,
     header: &Header,
     live_path: Option<&Path>,
-) -> Result<LiveMap, LeafError> {
+) -> Result<(LiveMap, bool), LeafError> {
     let owner = Owner::of(header);
-    let map = LiveMap::create(live_path, &owner, header.virtual_size / 512, pages_max(header))
-        .map_err(|source| {
-            let path = live_path.unwrap_or(Path::new("(memory)")).to_owned();
-            LeafError::LiveMap { path, source }
-        })?;
-    durable_map::load(storage, header, &map).map_err(|source| LeafError::Io {
-        path: path.to_owned(),
-        operation: "read the presence map",
-        source,
+    let map = LiveMap::create(live_path, &owner, &Shape::of(header)).map_err(|source| {
+        let path = live_path.unwrap_or(Path::new("(memory)")).to_owned();
+        LeafError::LiveMap { path, source }
     })?;
-    Ok(map)
+    let half_written = durable_map::load(storage, header, &map).map_err(|source| {
+        LeafError::Io { path: path.to_owned(), operation: "read the presence map", source }
+    })?;
+    Ok((map, half_written))
 }
 
 /// Map pages that the leaf has room for.
 fn pages_max(header: &Header) -> usize {
-    let room = header.data_offset - header.map_offset;
+    let room = header.map_room_end() - header.map_offset;
     let most = super::map_len_bytes(super::SIZE_MAX);
     usize::try_from(room.min(most)).unwrap_or(usize::MAX) / PAGE_LEN
 }

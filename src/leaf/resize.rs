@@ -9,6 +9,7 @@
 
 use std::sync::PoisonError;
 
+use super::live_map::table::TABLE_PAGES;
 use super::live_map::{Owner, PAGE_LEN, PAGE_SECTORS};
 use super::{Leaf, LeafError, SIZE_MAX, durable_map};
 use crate::sync::atomic::Ordering;
@@ -16,7 +17,11 @@ use crate::sync::atomic::Ordering;
 impl Leaf {
     /// The largest size in bytes that the leaf can grow to.
     pub fn size_max(&self) -> u64 {
-        let pages = (self.data_offset - self.map_offset) / PAGE_LEN as u64;
+        let header = self.header();
+        let mut pages = (header.map_room_end() - self.map_offset) / PAGE_LEN as u64;
+        if let Some(table) = header.table_offset {
+            pages = pages.min((self.data_offset - table) / PAGE_LEN as u64 / TABLE_PAGES);
+        }
         let offsets = (i64::MAX.unsigned_abs() - self.data_offset) / 512 * 512;
         pages.saturating_mul(PAGE_SECTORS * 512).min(SIZE_MAX).min(offsets)
     }
@@ -95,6 +100,7 @@ impl Leaf {
         if virtual_size >= header.virtual_size {
             return self.grow(virtual_size);
         }
+        self.place_last_block(virtual_size / 512)?;
         // The live map of the old size ends here: the durable one must have all.
         self.flush()?;
         self.write_header(|header| {
@@ -109,10 +115,13 @@ impl Leaf {
     fn cut_off(&mut self, before: u64) -> Result<(), LeafError> {
         self.mirror_header()?;
         let header = self.header();
-        self.storage
-            .set_len(header.data_offset + header.virtual_size)
-            .and_then(|()| durable_map::clear_beyond(&*self.storage, &header, before))
-            .map_err(|source| self.io("resize", source))?;
+        let io_error = |source| self.io("resize", source);
+        self.punch_slots_beyond(header.virtual_size / 512, before / 512).map_err(io_error)?;
+        durable_map::clear_beyond(&*self.storage, &header, before).map_err(io_error)?;
+        if !self.map.is_packed() {
+            let file_len = header.data_offset + header.virtual_size;
+            self.storage.set_len(file_len).map_err(io_error)?;
+        }
         self.sync()?;
         self.reload_map()
     }

@@ -10,6 +10,7 @@ mod interleavings;
 mod live_maps;
 mod mem;
 mod model;
+mod packed;
 mod sizes;
 
 use std::fs::File;
@@ -40,6 +41,12 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        create_as(&home.leaf(), Layout::Direct, SIZE, &root(1)).unwrap();
+        home
+    }
+
+    fn packed() -> Self {
         let home = Self { dir: tempfile::tempdir().unwrap() };
         create(&home.leaf(), SIZE, &root(1)).unwrap();
         home
@@ -87,10 +94,21 @@ fn write(leaf: &Leaf, start: u64, count: u64, fill: u8) -> Result<(), LeafError>
 #[expect(unsafe_code, reason = "buffers of our own")]
 fn read(leaf: &Leaf, start: u64, count: u64) -> Vec<u8> {
     let mut bytes = vec![0xcc; count as usize * 512];
-    let bufs = [GuestBuf::new(bytes.as_mut_ptr(), bytes.len())];
-    // SAFETY: the buffer lives on.
-    let done = unsafe { leaf.read(Sector(start), &bufs, false) }.unwrap();
-    assert_eq!(done, bytes.len());
+    let mut done = 0;
+    while done < count {
+        let (place, here) = leaf.place(range(start + done, count - done));
+        let part = &mut bytes[done as usize * 512..][..here as usize * 512];
+        let bufs = [GuestBuf::new(part.as_mut_ptr(), part.len())];
+        match place {
+            // SAFETY: the buffer lives on.
+            Some(_) => assert_eq!(
+                unsafe { leaf.read(Sector(start + done), &bufs, false) }.unwrap(),
+                part.len()
+            ),
+            None => part.fill(0),
+        }
+        done += here;
+    }
     bytes
 }
 

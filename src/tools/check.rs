@@ -38,6 +38,8 @@ pub struct Check {
 
 /// File systems give space back in blocks; smaller leftovers can't be.
 const BLOCK: u64 = 4096;
+/// Bytes of the block table for each of the presence map.
+const TABLE_TO_MAP: u64 = 4;
 /// Leftover ranges that one run finds and mends; the next one finds more.
 const LEFTOVERS_MAX: usize = 1 << 20;
 
@@ -116,6 +118,16 @@ fn examine(locked: &Locked, repair: bool, findings: &mut Vec<Finding>) -> Result
         of_header.for_each(|finding| finding.repaired = whole);
     }
     let leaf = locked.read()?;
+    match shared_slots(&leaf) {
+        0 => {}
+        count => findings.push(Finding {
+            what: "block table",
+            detail: format!(
+                "{count} blocks are where another one is; restore the leaf from a copy"
+            ),
+            repaired: false,
+        }),
+    }
     let leftovers = leftovers(&locked.file, header, &leaf).map_err(read_error)?;
     // Without the live map, what looks left over may be acknowledged data.
     if let Some(detail) = describe(&leftovers) {
@@ -157,9 +169,17 @@ fn bits_past_end(file: &File, header: &Header, clear: bool) -> io::Result<Option
 fn leftovers(file: &File, header: &Header, leaf: &Leaf) -> io::Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
     let mut extents = Extents::new(file);
-    let map_end = header.map_offset + header.virtual_size.div_ceil(BLOCK * 8 * 512) * BLOCK;
+    let map_len = header.virtual_size.div_ceil(BLOCK * 8 * 512) * BLOCK;
+    let map_end = header.map_offset + map_len;
     let data_end = header.data_offset + header.virtual_size;
     // The room for a longer map, and what lies behind the disk.
+    if let Some(table) = header.table_offset {
+        each_data(&mut extents, map_end..table, |data| add(&mut found, data))?;
+        let table_end = table + map_len * TABLE_TO_MAP;
+        each_data(&mut extents, table_end..header.data_offset, |data| add(&mut found, data))?;
+        leftover_slots(&mut extents, header.data_offset..file.metadata()?.len(), leaf, &mut found)?;
+        return Ok(found);
+    }
     each_data(&mut extents, map_end..header.data_offset, |data| add(&mut found, data))?;
     each_data(&mut extents, header.data_offset..data_end, |data| {
         let sector = |offset: u64| (offset - header.data_offset) / 512;
@@ -181,6 +201,44 @@ fn leftovers(file: &File, header: &Header, leaf: &Leaf) -> io::Result<Vec<Range<
         add(&mut found, data.start.next_multiple_of(BLOCK)..data.end);
     })?;
     Ok(found)
+}
+
+/// Slots that are no block's, or of a block of which nothing is held.
+fn leftover_slots(
+    extents: &mut Extents<'_>,
+    data: Range<u64>,
+    leaf: &Leaf,
+    found: &mut Vec<Range<u64>>,
+) -> io::Result<()> {
+    let mut held = Vec::new();
+    leaf.each_slot(|block, offset| {
+        let block = SectorRange::new(block, BLOCK / 512).unwrap_or_default();
+        if !leaf.is_absent(block) {
+            held.push(offset);
+        }
+    });
+    held.sort_unstable();
+    let mut held = held.into_iter().peekable();
+    each_data(extents, data, |data| {
+        let mut at = data.start / BLOCK * BLOCK;
+        while at < data.end {
+            while held.next_if(|offset| *offset < at).is_some() {}
+            let next = held.peek().copied().unwrap_or(u64::MAX).min(data.end);
+            add(found, at..next);
+            at = next.saturating_add(BLOCK).max(at + BLOCK);
+            if next == data.end {
+                break;
+            }
+        }
+    })
+}
+
+/// How many blocks have a slot that is another's too.
+fn shared_slots(leaf: &Leaf) -> usize {
+    let mut slots = Vec::new();
+    leaf.each_slot(|_, offset| slots.push(offset));
+    slots.sort_unstable();
+    slots.windows(2).filter(|pair| pair[0] == pair[1]).count()
 }
 
 fn add(found: &mut Vec<Range<u64>>, range: Range<u64>) {

@@ -31,7 +31,7 @@ pub fn run(what: &Create) -> Result<String, ToolError> {
         return Err(LeafError::BadSize { size }.into());
     }
     let storage = FileStorage::new(offline::clone(&what.path, beside.file())?);
-    leaf::create_storage(&what.path, &storage, size, root.identity())?;
+    leaf::create_storage(&what.path, &storage, leaf::Layout::Packed, size, root.identity())?;
     beside.publish()?;
     Ok(format!("created {}: {} on root {}", what.path.display(), human(size), root.identity()))
 }

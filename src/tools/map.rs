@@ -66,6 +66,14 @@ pub fn run(what: &Map, out: &mut dyn Write) -> Result<Option<String>, ToolError>
     })
 }
 
+/// Whether `next` comes right after `last` in the same source too.
+fn follows(view: &View, last: Extent, next: Extent) -> bool {
+    let place = |sector| view.leaf.data_offset(sector);
+    last.source == next.source
+        && (last.source != Source::Leaf
+            || place(next.range.start()) == place(last.range.start()) + last.range.byte_len())
+}
+
 /// Neighbours from one source as one.
 fn each_extent(
     view: &View,
@@ -75,7 +83,7 @@ fn each_extent(
     let mut open: Option<Extent> = None;
     while let Some(next) = extents.next()? {
         open = Some(match open {
-            Some(last) if last.source == next.source => Extent {
+            Some(last) if follows(view, last, next) => Extent {
                 range: SectorRange::new(
                     last.range.start(),
                     last.range.count() + next.range.count(),

@@ -39,7 +39,7 @@ impl<'a> LeafWriter<'a> {
     pub(super) fn new(beside: Beside, size_bytes: u64, root: &'a Root) -> Result<Self, ToolError> {
         let path = beside.target().to_owned();
         let storage = FileStorage::new(offline::clone(&path, beside.file())?);
-        leaf::create_storage(&path, &storage, size_bytes, root.identity())?;
+        leaf::create_storage(&path, &storage, leaf::Layout::Packed, size_bytes, root.identity())?;
         let leaf =
             Leaf::open_storage(&path, Box::new(storage), root.identity(), &OpenOptions::default())?;
         Ok(Self { beside, leaf, root, reader: RootReader::new(root), below: Buffer::new() })

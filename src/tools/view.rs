@@ -149,7 +149,9 @@ impl ExtentsOfView<'_> {
 
     fn held(&mut self, run: SectorRange) -> Result<(Source, u64), ToolError> {
         let leaf = &self.view.leaf;
-        let (from, to) = (leaf.data_offset(run.start()), leaf.data_offset(run.end()));
+        let (place, count) = leaf.place(run);
+        let Some(from) = place else { return Ok((Source::LeafZero, count)) };
+        let to = from + count * 512;
         let (is_data, until) = self
             .leaf
             .at(from, to)

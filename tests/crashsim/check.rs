@@ -1,12 +1,10 @@
 //! Holding what is found after an end against what may be found.
-#![expect(unsafe_code, reason = "reads into buffers of our own")]
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::sparse;
 use leafblk::leaf::{Leaf, LeafError, OpenOptions};
 use leafblk::units::{Sector, SectorRange};
-use leafblk::virtqueue::GuestBuf;
 
 use super::Random;
 use super::disk::{Image, Lie, Moment, SimDisk};
@@ -91,7 +89,7 @@ impl Checker {
         let after = [machine.model.after_power_cut()];
         let image = machine.disk.image();
         self.check_power_cuts(&image, &after)?;
-        let live_map = std::fs::read(&machine.live_map).ok();
+        let live_map = sparse::read(&machine.live_map);
         let moment = Moment { image, live_map, before_sync: false, beside: (0, 0) };
         self.check_kill(&moment, &[machine.model.after_kill(&[])])
     }
@@ -135,7 +133,7 @@ impl Checker {
         self.report.kills += 1;
         let again = self.again.clone();
         let disk = SimDisk::new(moment.image.clone(), Lie::Honest);
-        put_live_map(&again, moment.live_map.as_deref());
+        sparse::put(&again, moment.live_map.as_ref());
         let leaf = open(&disk, Some(&again)).map_err(|e| format!("after a kill: {e}"))?;
         self.compare(&leaf, worlds).map(drop).map_err(|e| format!("after a kill: {e}"))
     }
@@ -145,7 +143,7 @@ impl Checker {
     fn check_reopening(&mut self, moment: &Moment, worlds: &[World]) -> Result<(), String> {
         let again = self.again.clone();
         let disk = SimDisk::new(moment.image.clone(), self.lie);
-        put_live_map(&again, moment.live_map.as_deref());
+        sparse::put(&again, moment.live_map.as_ref());
         disk.record(None);
         let opened = open(&disk, Some(&again)).map_err(|e| format!("after a kill: {e}"))?;
         let moments = disk.moments();
@@ -218,13 +216,6 @@ impl Checker {
 }
 
 /// Puts a live map's file there, or none.
-pub(crate) fn put_live_map(path: &Path, bytes: Option<&[u8]>) {
-    let _ = std::fs::remove_file(path);
-    if let Some(bytes) = bytes {
-        std::fs::write(path, bytes).unwrap();
-    }
-}
-
 fn refuses_another_root(disk: &SimDisk) -> Result<(), String> {
     let storage = Box::new(disk.clone());
     let opened =
@@ -241,9 +232,6 @@ fn one(sector: u64) -> SectorRange {
 
 fn read(leaf: &Leaf, sector: u64) -> [u8; 512] {
     let mut bytes = [0xcc; 512];
-    let buf = GuestBuf::new(bytes.as_mut_ptr(), bytes.len());
-    // SAFETY: the buffer lives on.
-    let done = unsafe { leaf.read(Sector(sector), &[buf], false) }.unwrap();
-    assert_eq!(done, bytes.len());
+    leaf.read_bytes(Sector(sector), &mut bytes).unwrap();
     bytes
 }

@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::sparse::{self, Sparse};
 use leafblk::io::storage::Storage;
 use leafblk::virtqueue::GuestBuf;
 
@@ -135,7 +136,7 @@ pub(crate) enum Lie {
 pub(crate) struct Moment {
     pub(crate) image: Image,
     /// The live map's file, if there is one and kills are looked at.
-    pub(crate) live_map: Option<Vec<u8>>,
+    pub(crate) live_map: Option<Sparse>,
     /// The call is a sync: all that came since the last one may be lost.
     pub(crate) before_sync: bool,
     /// How many writes beside the operation had begun, and had ended.
@@ -236,7 +237,7 @@ impl SimDisk {
     fn note(&self, before_sync: bool) -> MutexGuard<'_, State> {
         let mut state = self.state();
         if state.moments.is_some() {
-            let live_map = state.live_map.as_ref().and_then(|path| std::fs::read(path).ok());
+            let live_map = state.live_map.as_ref().and_then(|path| sparse::read(path));
             let (image, beside) = (state.image.clone(), state.begun_and_ended);
             let moment = Moment { image, live_map, before_sync, beside };
             if let Some(moments) = &mut state.moments {

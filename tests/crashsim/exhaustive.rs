@@ -2,8 +2,10 @@
 
 use super::check::{Checker, Report};
 use super::disk::Lie;
+use super::model::ROOT_SECTORS;
 use super::ops::{Machine, Op};
 use super::states::Limits;
+use leafblk::leaf::Layout;
 
 /// Sectors that a page of the presence map covers.
 pub(crate) const PAGE: u64 = 32768;
@@ -26,12 +28,36 @@ const OPS: [Op; 11] = [
     Op::Open,
 ];
 
+/// What differs in a packed leaf: a second write into a block and one into the
+/// next, a whole block of zeros, and a size that ends in one.
+const PACKED_OPS: [(usize, Op); 4] = [
+    (1, Op::Write(7, 2)),
+    (3, Op::WriteZeroes(9, 2)),
+    (4, Op::Discard(16, 8)),
+    (8, Op::Shrink(ROOT_SECTORS + 1)),
+];
+
+fn operations(layout: Layout) -> [Op; 11] {
+    let mut ops = OPS;
+    if layout == Layout::Packed {
+        PACKED_OPS.into_iter().for_each(|(i, op)| ops[i] = op);
+    }
+    ops
+}
+
 pub(crate) const LIMITS: Limits = Limits { all: 4096, pairs: 100, random: 100 };
 
 /// A leaf with sectors that hold data and zeros already, closed.
-fn begin() -> Machine {
-    let mut machine = Machine::new(SECTORS, Lie::Honest);
-    let ops = [Op::Open, Op::Write(1, 1), Op::WriteZeroes(2, 1), Op::Write(PAGE + 1, 1), Op::Close];
+fn begin(layout: Layout) -> Machine {
+    let mut machine = Machine::new(SECTORS, layout, Lie::Honest);
+    let ops = [
+        Op::Open,
+        Op::Write(1, 1),
+        Op::WriteZeroes(2, 1),
+        Op::Write(PAGE + 1, 1),
+        Op::WriteZeroes(PAGE - 8, 8),
+        Op::Close,
+    ];
     for op in ops {
         machine.run(op, &[], false).result.unwrap();
     }
@@ -40,13 +66,13 @@ fn begin() -> Machine {
 
 /// All sequences of `1..=depth` operations on an open leaf. Those in which an
 /// operation is not possible (open while open, grow to less) are left out.
-pub(crate) fn run(depth: u32, lie: Lie) -> Result<Report, String> {
-    let begin = begin();
+pub(crate) fn run(depth: u32, layout: Layout, lie: Lie) -> Result<Report, String> {
+    let (begin, choice) = (begin(layout), operations(layout));
     let mut checker = Checker::new(LIMITS, lie, 1, begin.live_map.parent().unwrap());
     for depth in 1..=depth {
-        for number in 0..OPS.len().pow(depth) {
-            let places = (0..depth).map(|place| number / OPS.len().pow(place) % OPS.len());
-            let ops: Vec<Op> = places.map(|place| OPS[place]).collect();
+        for number in 0..choice.len().pow(depth) {
+            let places = (0..depth).map(|place| number / choice.len().pow(place) % choice.len());
+            let ops: Vec<Op> = places.map(|place| choice[place]).collect();
             check(&begin, &ops, &mut checker).map_err(|why| format!("{why}\nafter {ops:?}"))?;
         }
     }

@@ -22,6 +22,7 @@ pub(crate) mod exhaustive;
 pub(crate) mod model;
 pub(crate) mod ops;
 pub(crate) mod random;
+pub(crate) mod sparse;
 pub(crate) mod states;
 
 /// Numbers from a seed (xorshift).

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 /// Sectors of the root; behind them a disk is zeros.
-pub(crate) const ROOT_SECTORS: u64 = 6;
+pub(crate) const ROOT_SECTORS: u64 = 22;
 
 /// What a sector holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use leafblk::leaf::{Leaf, LeafError, OpenOptions, create_storage};
+use leafblk::leaf::{Layout, Leaf, LeafError, OpenOptions, create_storage};
 use leafblk::root::RootIdentity;
 use leafblk::units::{Sector, SectorRange};
 use leafblk::virtqueue::GuestBuf;
@@ -74,9 +74,9 @@ pub(crate) struct Step {
 
 impl Machine {
     /// A new leaf of so many sectors, closed and durable.
-    pub(crate) fn new(sectors: u64, lie: Lie) -> Self {
+    pub(crate) fn new(sectors: u64, layout: Layout, lie: Lie) -> Self {
         let disk = SimDisk::new(Image::default(), Lie::Honest);
-        create_storage(Path::new("vm.leaf"), &disk, sectors * 512, &identity(1)).unwrap();
+        create_storage(Path::new("vm.leaf"), &disk, layout, sectors * 512, &identity(1)).unwrap();
         Self::on(disk.image(), Model::new(sectors), 0, lie, memory_dir())
     }
 

@@ -2,12 +2,14 @@
 //! middle of operations, each gone on from.
 
 use super::Random;
-use super::check::{Checker, Report, put_live_map};
+use super::check::{Checker, Report};
 use super::disk::{Fails, Lie, Moment, SimDisk};
 use super::exhaustive::{PAGE, is_possible};
 use super::model::{ROOT_SECTORS, Value};
 use super::ops::{Machine, Op, Step};
+use super::sparse;
 use super::states::{self, Limits};
+use leafblk::leaf::Layout;
 
 /// Operations of a run.
 const OPERATIONS: usize = 60;
@@ -25,7 +27,7 @@ fn range(random: &mut Random, sectors: u64) -> (u64, u64) {
 fn choose(random: &mut Random, sectors: u64) -> Op {
     let (start, count) = range(random, sectors);
     let size = ROOT_SECTORS
-        + [100, PAGE, 2 * PAGE, 3 * PAGE][usize::try_from(random.below(4)).unwrap()]
+        + [1, 100, PAGE, 2 * PAGE, 3 * PAGE][usize::try_from(random.below(5)).unwrap()]
         + random.below(20);
     match random.below(40) {
         0..18 => Op::Write(start, count),
@@ -43,7 +45,8 @@ fn choose(random: &mut Random, sectors: u64) -> Op {
 /// One run.
 pub(crate) fn run(seed: u64, lie: Lie) -> Result<Report, String> {
     let mut random = Random::new(seed);
-    let mut machine = Machine::new(SECTORS, lie);
+    let layout = if seed.is_multiple_of(4) { Layout::Direct } else { Layout::Packed };
+    let mut machine = Machine::new(SECTORS, layout, lie);
     let dir = machine.live_map.parent().unwrap().to_owned();
     let mut checker = Checker::new(LIMITS, lie, seed, &dir);
     let mut history = Vec::new();
@@ -149,7 +152,7 @@ fn go_on_after_power_cut(
     let state = states::any(&moment.image, checker.lie, &mut checker.random);
     let found = checker.after_power_cut(state.clone(), &step.after_power_cut(moment))?;
     replace(machine, SimDisk::new(state, checker.lie));
-    put_live_map(&machine.live_map, None);
+    sparse::put(&machine.live_map, None);
     machine.model = step.interrupted(moment);
     machine.model.found(found.0, &found.1);
     Ok(())
@@ -164,7 +167,7 @@ fn go_on_after_kill(
 ) -> Result<(), String> {
     checker.check_kill(moment, &step.after_kill(moment))?;
     replace(machine, SimDisk::new(moment.image.clone(), checker.lie));
-    put_live_map(&machine.live_map, moment.live_map.as_deref());
+    sparse::put(&machine.live_map, moment.live_map.as_ref());
     machine.model = step.interrupted(moment);
     let opened = machine.run(Op::Open, &[], false);
     opened.result.map_err(|e| format!("after a kill: {e}"))?;
@@ -188,7 +191,7 @@ fn go_on_after_fault(
     random: &mut Random,
 ) -> Result<(), String> {
     let image = machine.disk.image();
-    let live_map = std::fs::read(&machine.live_map).ok();
+    let live_map = sparse::read(&machine.live_map);
     let last = step.moments.last().map_or((0, 0), |moment| moment.beside);
     let moment = Moment { image, live_map, before_sync: true, beside: last };
     if let Some(leaf) = machine.leaf.as_ref().filter(|leaf| !leaf.is_poisoned()) {

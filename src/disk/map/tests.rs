@@ -30,7 +30,7 @@ fn disk(dir: &Path, size: u64) -> Disk {
     let table = cache.add_root(root.sectors()).unwrap();
     table.mark_zero(BLOCKS..2 * BLOCKS);
     let leaf_path = dir.join("vm.leaf");
-    leaf::create(&leaf_path, size, root.identity()).unwrap();
+    leaf::create_as(&leaf_path, leaf::Layout::Direct, size, root.identity()).unwrap();
     let leaf = Leaf::open(&leaf_path, root.identity(), &OpenOptions::default()).unwrap();
     let root = Arc::new(CachedRoot::new(root, table, BLOCK));
     Disk::new("vm".into(), root, Some(Arc::new(leaf)), false)

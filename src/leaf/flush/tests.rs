@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use tempfile::TempDir;
 
 use crate::io::storage::{FileStorage, Storage};
-use crate::leaf::{Leaf, LeafError, OpenOptions, SIZE_MAX, create};
+use crate::leaf::{Layout, Leaf, LeafError, OpenOptions, SIZE_MAX, create, create_as};
 use crate::root::RootIdentity;
 use crate::units::{Sector, SectorRange};
 use crate::virtqueue::GuestBuf;
@@ -108,7 +108,7 @@ struct Place {
 impl Place {
     fn new(virtual_size: u64) -> Self {
         let place = Self { dir: tempfile::tempdir().unwrap(), root: RootIdentity::default() };
-        create(&place.leaf(), virtual_size, &place.root).unwrap();
+        create_as(&place.leaf(), Layout::Direct, virtual_size, &place.root).unwrap();
         place
     }
 

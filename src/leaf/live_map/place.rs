@@ -12,33 +12,33 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{LiveMap, Owner};
+use super::{LiveMap, Owner, Shape};
 
-/// Opens `owner`'s map, for a disk of so many sectors, if there is one in the
+/// Opens `owner`'s map, of this shape, if there is one in the
 /// directory of `path`. It is at `path` then, unless it is only to be read.
 pub(super) fn open(
     path: &Path,
     owner: &Owner,
-    sectors: u64,
+    shape: &Shape,
     read_only: bool,
 ) -> io::Result<Option<File>> {
     let directory = match lock_directory(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         directory => directory?,
     };
-    if let Some(file) = open_owned(path, owner, sectors)? {
+    if let Some(file) = open_owned(path, owner, shape)? {
         return Ok(Some(file));
     }
-    let Some(found) = find(&directory.path, owner, sectors)? else {
+    let Some(found) = find(&directory.path, owner, shape)? else {
         return Ok(None);
     };
     if read_only {
-        return open_owned(&found, owner, sectors);
+        return open_owned(&found, owner, shape);
     }
     make_way(path, owner)?;
     std::fs::rename(&found, path)?;
     log::info!("the live map {} is {} now", found.display(), path.display());
-    open_owned(path, owner, sectors)
+    open_owned(path, owner, shape)
 }
 
 /// A new, empty file for `owner`'s map.
@@ -52,7 +52,7 @@ pub(super) fn create(path: &Path, owner: &Owner) -> io::Result<File> {
 pub(in crate::leaf) fn find(
     directory: &Path,
     owner: &Owner,
-    sectors: u64,
+    shape: &Shape,
 ) -> io::Result<Option<PathBuf>> {
     let entries = match std::fs::read_dir(directory) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -70,7 +70,7 @@ pub(in crate::leaf) fn find(
             // One that can't be read could be the leaf's: not silently left out.
             Err(e) => return Err(e),
             Ok(file) => {
-                if LiveMap::is_owned(&file, owner, sectors)? {
+                if LiveMap::is_owned(&file, owner, shape)? {
                     return Ok(Some(path));
                 }
             }
@@ -89,9 +89,9 @@ pub(super) fn remove(path: &Path, file: &File) -> io::Result<()> {
     }
 }
 
-fn open_owned(path: &Path, owner: &Owner, sectors: u64) -> io::Result<Option<File>> {
+fn open_owned(path: &Path, owner: &Owner, shape: &Shape) -> io::Result<Option<File>> {
     match open_options().open(path) {
-        Ok(file) => Ok(LiveMap::is_owned(&file, owner, sectors)?.then_some(file)),
+        Ok(file) => Ok(LiveMap::is_owned(&file, owner, shape)?.then_some(file)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }

@@ -27,7 +27,7 @@ fn a_header_never_goes_over_the_only_good_copy() {
     for grown in [false, true] {
         for damaged in [0, 1] {
             let mem = Mem::default();
-            create_storage(Path::new("vm.leaf"), &mem, SIZE, &root(1)).unwrap();
+            create_storage(Path::new("vm.leaf"), &mem, Layout::Direct, SIZE, &root(1)).unwrap();
             let open = || {
                 let storage = Box::new(mem.clone());
                 let options = OpenOptions::default();

@@ -31,6 +31,7 @@ fn any_header() -> impl Strategy<Value = Header> {
                 generation,
                 virtual_size,
                 map_offset,
+                table_offset: None,
                 data_offset: map_offset + map_len_bytes(virtual_size),
                 created,
                 root: RootIdentity { len_bytes, fingerprint, name },

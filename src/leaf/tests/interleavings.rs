@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::mem::Mem;
 use super::*;
 use crate::io::storage::{Storage, write_all};
-use live_map::{LiveMap, Owner, PAGE_SECTORS};
+use live_map::{LiveMap, Owner, PAGE_SECTORS, Shape};
 
 const MAP_OFFSET: u64 = 2 * header::LEN as u64;
 const DATA_OFFSET: u64 = MAP_OFFSET + 4096;
@@ -36,6 +36,7 @@ fn small_leaf() -> (Arc<Leaf>, Mem) {
         generation: 1,
         virtual_size: PAGE_SECTORS * 512,
         map_offset: MAP_OFFSET,
+        table_offset: None,
         data_offset: DATA_OFFSET,
         created: 0,
         root: root(1),
@@ -53,7 +54,8 @@ fn small_leaf() -> (Arc<Leaf>, Mem) {
 #[test]
 fn loom_a_cleared_mark_never_comes_without_its_bits() {
     model(|| {
-        let map = Arc::new(LiveMap::create(None, &owner(), 2 * PAGE_SECTORS, 2).unwrap());
+        let shape = Shape { sectors: 2 * PAGE_SECTORS, pages_max: 2, packed: false };
+        let map = Arc::new(LiveMap::create(None, &owner(), &shape).unwrap());
         let writer = {
             let map = Arc::clone(&map);
             thread::spawn(move || {

@@ -15,7 +15,7 @@ fn reopen(mem: &Mem) -> Leaf {
 
 fn in_memory() -> (Leaf, Mem) {
     let mem = Mem::default();
-    create_storage(Path::new("vm.leaf"), &mem, SIZE, &root(1)).unwrap();
+    create_storage(Path::new("vm.leaf"), &mem, Layout::Direct, SIZE, &root(1)).unwrap();
     let leaf = reopen(&mem);
     mem.state().ops.clear();
     (leaf, mem)

@@ -1,0 +1,164 @@
+//! The block table of a packed leaf: for each block of 4 KiB where its data is.
+//!
+//! Its pages come behind the presence map's room, in the same file, and have
+//! their marks in the same summary. An entry is set before the first bit of its
+//! block, and only from empty to something, or from zeros to a slot: so of two
+//! states of a page each entry is whole, and the older one true of what was
+//! flushed before.
+
+use std::io;
+
+use super::{LiveMap, PAGE_LEN, PAGE_SECTORS, allocate, pages_of};
+use crate::sync::atomic::Ordering;
+
+/// Sectors of a block.
+pub(in crate::leaf) const BLOCK_SECTORS: u64 = 8;
+/// Entries of a table page.
+pub(in crate::leaf) const PAGE_ENTRIES: u64 = PAGE_LEN as u64 / 4;
+/// Table pages for each page of the presence map.
+pub(in crate::leaf) const TABLE_PAGES: u64 = PAGE_SECTORS / BLOCK_SECTORS / PAGE_ENTRIES;
+/// Slots that entries can name.
+pub(in crate::leaf) const SLOTS_MAX: u64 = (ZEROS - 1) as u64;
+
+const EMPTY: u32 = 0;
+const ZEROS: u32 = u32::MAX;
+
+/// Where a block's data is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::leaf) enum Entry {
+    /// Nowhere: the leaf holds none of its sectors.
+    Empty,
+    /// Nowhere: the leaf holds all of its sectors, as zeros.
+    Zeros,
+    /// In this slot.
+    Slot(u32),
+}
+
+impl Entry {
+    /// What the four bytes say.
+    pub(in crate::leaf) fn decode(raw: u32) -> Self {
+        match raw {
+            EMPTY => Self::Empty,
+            ZEROS => Self::Zeros,
+            more => Self::Slot(more - 1),
+        }
+    }
+
+    fn encode(self) -> u32 {
+        match self {
+            Self::Empty => EMPTY,
+            Self::Zeros => ZEROS,
+            Self::Slot(slot) => slot + 1,
+        }
+    }
+}
+
+impl LiveMap {
+    /// Whether the leaf is packed.
+    #[inline]
+    pub(in crate::leaf) fn is_packed(&self) -> bool {
+        self.packed
+    }
+
+    /// Number of the first table page, after all that the presence map may have.
+    /// A multiple of 64: the marks of both share no word.
+    pub(super) fn table_base(&self) -> usize {
+        self.pages_max.next_multiple_of(64)
+    }
+
+    /// Table pages for so many sectors.
+    pub(super) fn table_pages_of(sectors: u64) -> io::Result<usize> {
+        pages_of(sectors)?
+            .checked_mul(usize::try_from(TABLE_PAGES).unwrap_or(usize::MAX))
+            .ok_or_else(|| io::ErrorKind::FileTooLarge.into())
+    }
+
+    /// Numbers of the table's pages.
+    pub(in crate::leaf) fn table_pages(&self) -> std::ops::Range<usize> {
+        let base = self.table_base();
+        let count = if self.packed { self.pages() * TABLE_PAGES as usize } else { 0 };
+        base..base + count
+    }
+
+    /// The table page number `page` counted from the table's first; `None` for a
+    /// page of the presence map.
+    pub(in crate::leaf) fn table_page(&self, page: usize) -> Option<usize> {
+        page.checked_sub(self.table_base())
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a block of a disk whose map fits memory")]
+    fn page_of_block(&self, block: u64) -> usize {
+        self.table_base() + (block / PAGE_ENTRIES) as usize
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "as above")]
+    fn word_of_block(&self, block: u64) -> &crate::sync::atomic::AtomicU64 {
+        self.word(self.table_base() * super::PAGE_WORDS + (block / 2) as usize)
+    }
+
+    /// A block's entry.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "half of a word")]
+    pub(in crate::leaf) fn entry(&self, block: u64) -> Entry {
+        if !self.packed || !self.summary.is_set(self.page_of_block(block)) {
+            return Entry::Empty;
+        }
+        let word = self.word_of_block(block).load(Ordering::Acquire);
+        Entry::decode((word >> (32 * (block % 2))) as u32)
+    }
+
+    /// Sets a block's entry. One caller at a time: a word has two entries.
+    ///
+    /// # Errors
+    /// ENOSPC where the tmpfs is full; nothing is set then.
+    pub(in crate::leaf) fn set_entry(&self, block: u64, entry: Entry) -> io::Result<()> {
+        let page = self.page_of_block(block);
+        if !self.summary.is_set(page) {
+            allocate(&self.file, (page + 1) as u64 * PAGE_LEN as u64)?;
+            self.summary.set(page);
+        }
+        let (word, shift) = (self.word_of_block(block), 32 * (block % 2));
+        let other = word.load(Ordering::Relaxed) & !(u64::from(u32::MAX) << shift);
+        word.store(other | u64::from(entry.encode()) << shift, Ordering::Release);
+        self.changed.set(page);
+        Ok(())
+    }
+
+    /// One more than the last slot that any entry names.
+    pub(in crate::leaf) fn slots_end(&self) -> u64 {
+        let in_page = |page: usize| {
+            let words = page * super::PAGE_WORDS..(page + 1) * super::PAGE_WORDS;
+            words.map(|i| {
+                let word = self.word(i).load(Ordering::Relaxed);
+                let end = |raw: u64| if raw == u64::from(ZEROS) { 0 } else { raw };
+                end(word & u64::from(u32::MAX)).max(end(word >> 32))
+            })
+        };
+        let used = self.table_pages().filter(|page| self.summary.is_set(*page));
+        used.flat_map(in_page).max().unwrap_or(0)
+    }
+
+    /// Puts the table pages that an earlier daemon left into the summary, as
+    /// changed.
+    pub(super) fn adopt_table(&self) -> io::Result<()> {
+        let pages = self.table_pages();
+        let mut page = pages.start;
+        while page < pages.end {
+            // One look for each stretch of pages, not for each page: a table has
+            // four times as many as the map, most of them holes.
+            let offset = (page + 1) as u64 * PAGE_LEN as u64;
+            let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+                Ok(data) => data,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(e) => return Err(e.into()),
+            };
+            let found = usize::try_from(data / PAGE_LEN as u64).unwrap_or(usize::MAX);
+            page = page.max(found.saturating_sub(1));
+            if page < pages.end {
+                self.adopt_page(page)?;
+            }
+            page += 1;
+        }
+        Ok(())
+    }
+}
