@@ -14,12 +14,6 @@ const SECTOR_SHIFT: u32 = 9;
 pub struct Sector(pub u64);
 
 impl Sector {
-    /// The sector that holds byte `offset`.
-    #[inline]
-    pub const fn containing(offset: u64) -> Self {
-        Self(offset >> SECTOR_SHIFT)
-    }
-
     /// The offset of the sector's first byte. Wraps for sectors beyond 2⁵⁵,
     /// which no [`SectorRange`] contains.
     #[inline]

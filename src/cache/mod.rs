@@ -51,6 +51,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
+use self::arena::Arena;
 use self::core::Core;
 use self::directory::Directory;
 use self::entry::{BlockState, SLOTS_MAX, SlotIndex};
@@ -60,7 +61,7 @@ use self::table::RootTable;
 use crate::sync::{Mutex, MutexGuard};
 
 pub use self::access::{BlockRef, Lookup, Reader};
-pub use self::arena::{Arena, ArenaPages};
+pub use self::arena::ArenaPages;
 pub use self::directory::RootKey;
 pub use self::fill::{FillOutcome, FillStart, FillTicket};
 pub use self::hugepages::Shortage;
@@ -346,11 +347,6 @@ impl Cache {
         Ok(Reader::new(Arc::clone(self), cell))
     }
 
-    /// The memory in which blocks lie, for registering it with the kernel.
-    pub const fn arena(&self) -> &Arena {
-        &self.arena
-    }
-
     /// Bytes in a cache block: a power of two.
     pub const fn block_bytes(&self) -> u32 {
         self.block_bytes
@@ -408,11 +404,6 @@ impl RootCache {
     /// Blocks of the root, the last one possibly cut off.
     pub fn blocks(&self) -> u64 {
         self.table.blocks() as u64
-    }
-
-    /// Bytes in a cache block: a power of two.
-    pub fn block_bytes(&self) -> u32 {
-        self.cache.block_bytes
     }
 
     /// The cache that the root is part of.

@@ -161,11 +161,6 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// Entries of the queue.
-    pub fn size(&self) -> u16 {
-        self.config.size
-    }
-
     /// The index of the next entry to take: what GET_VRING_BASE answers.
     pub fn next_avail(&self) -> u16 {
         self.next_avail
