@@ -11,6 +11,7 @@
 #[cfg(test)]
 extern crate self as leafblk;
 
+mod boot;
 pub mod cache;
 pub mod cli;
 pub mod config;
