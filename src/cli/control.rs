@@ -31,6 +31,17 @@ pub struct ControlArgs {
     pub json: bool,
 }
 
+/// A command on one root, or one VM.
+#[derive(Debug, Args)]
+pub struct OneArgs {
+    /// Its name
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
 /// A command on all roots, or all VMs.
 #[derive(Debug, Args)]
 pub struct ListArgs {
