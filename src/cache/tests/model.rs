@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::super::entry::{BlockState, SlotIndex};
 use super::super::table::BlockKey;
 use super::*;
+use crate::cache::slots::SlotRole;
 
 const ROOTS: usize = 3;
 const BLOCKS: u64 = 60;
