@@ -110,9 +110,11 @@ impl ControlArgs {
 /// As write(2).
 pub(super) fn print(text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|error| Error::failure(format!("the answer can't be printed ({error})")))
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+        Error::failure(format!(
+            "the answer can't be printed ({error}), though leafblk gave it; look where stdout goes"
+        ))
+    })
 }
 
 /// Rows of `name: value`.
