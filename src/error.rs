@@ -6,6 +6,10 @@
 
 pub use crate::config::UsageError;
 
+/// What to do where a thread or a descriptor can't be had.
+pub(crate) const CHECK_LIMITS: &str =
+    "check the limits of tasks and open files (TasksMax=, LimitNOFILE=; ulimit -u, -n)";
+
 /// The end of a command that did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -7,6 +7,11 @@
 //! [`guest_memory`] and [`request`], then [`disk`] with [`leaf`], [`cache`] and
 //! [`root`], and [`io`]. [`tools`] work on a leaf that no VM uses. docs/ARCHITECTURE.md tells the story.
 
+// As the tests in tests/ call it, for what both have of them.
+#[cfg(test)]
+extern crate self as leafblk;
+
+mod boot;
 pub mod cache;
 pub mod cli;
 pub mod config;
@@ -14,6 +19,9 @@ pub mod control;
 pub mod daemon;
 pub mod disk;
 pub mod error;
+#[cfg(test)]
+#[path = "../tests/common/faulty_storage.rs"]
+mod faulty_storage;
 pub mod guest_memory;
 pub mod io;
 pub mod leaf;

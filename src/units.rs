@@ -14,12 +14,6 @@ const SECTOR_SHIFT: u32 = 9;
 pub struct Sector(pub u64);
 
 impl Sector {
-    /// The sector that holds byte `offset`.
-    #[inline]
-    pub const fn containing(offset: u64) -> Self {
-        Self(offset >> SECTOR_SHIFT)
-    }
-
     /// The offset of the sector's first byte. Wraps for sectors beyond 2⁵⁵,
     /// which no [`SectorRange`] contains.
     #[inline]
@@ -118,9 +112,52 @@ impl fmt::Display for SectorRange {
     }
 }
 
+/// A few ranges of sectors, none of them empty.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Ranges {
+    ranges: [SectorRange; Self::MAX],
+    count: usize,
+}
+
+impl Ranges {
+    /// How many there may be.
+    pub const MAX: usize = 16;
+
+    /// Adds the range, unless it is empty; false where there is no room.
+    #[must_use]
+    pub fn push(&mut self, range: SectorRange) -> bool {
+        if range.is_empty() {
+            return true;
+        }
+        let Some(place) = self.ranges.get_mut(self.count) else {
+            return false;
+        };
+        *place = range;
+        self.count += 1;
+        true
+    }
+
+    /// The ranges.
+    pub fn as_slice(&self) -> &[SectorRange] {
+        &self.ranges[..self.count]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_ranges_as_fit_are_kept_and_empty_ones_are_not() {
+        let range = |start, count| SectorRange::new(Sector(start), count).unwrap();
+        let mut ranges = Ranges::default();
+        for start in 0..Ranges::MAX as u64 {
+            assert!(ranges.push(range(start, 0)) && ranges.push(range(start, 1)));
+        }
+        assert!(ranges.push(range(99, 0)) && !ranges.push(range(99, 1)));
+        assert_eq!(ranges.as_slice().len(), Ranges::MAX);
+        assert_eq!(ranges.as_slice().last(), Some(&range(15, 1)));
+    }
 
     #[test]
     fn a_range_past_the_last_file_offset_does_not_exist() {

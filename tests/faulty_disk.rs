@@ -4,24 +4,21 @@
 //! Reactor, connection, disk and leaf are the real ones, in this process, so
 //! that the leaf's storage can be told to fail.
 #![allow(
-    unsafe_code,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::allow_attributes,
-    reason = "a test fails by panicking, and passes buffers on"
+    reason = "a test fails by panicking"
 )]
 
 mod common;
 
-use std::fs::File;
-use std::io;
-use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
+use common::faulty_storage::{Faults, FaultyFile};
 use common::frontend::{
     F_FLUSH, IOERR, OK, T_DISCARD, T_FLUSH, T_OUT, T_WRITE_ZEROES, VERSION_1, Vmm,
 };
@@ -30,105 +27,10 @@ use common::scene::{ROOT_SECTORS, root_content};
 use common::small_disk::SmallDisk;
 use leafblk::cache::{Cache, CacheConfig, Hugepages};
 use leafblk::disk::{CachedRoot, Disk};
-use leafblk::io::storage::{FileStorage, Storage};
 use leafblk::leaf::{Leaf, OpenOptions, create};
 use leafblk::reactor::{Mailbox, Reactor};
 use leafblk::root::Root;
 use leafblk::vhost_user::{self, FrontendLink};
-use leafblk::virtqueue::GuestBuf;
-
-/// What the disk does wrong; errnos, or 0.
-#[derive(Debug, Default)]
-struct Faults {
-    sync: AtomicI32,
-    write_back: AtomicI32,
-    /// Writes of the headers and the map.
-    map: AtomicI32,
-    /// Writes and zeroing of data.
-    data: AtomicI32,
-    /// Most bytes that a write or a read does, or 0.
-    most: AtomicUsize,
-    calls: Mutex<Vec<&'static str>>,
-}
-
-impl Faults {
-    fn check(&self, errno: &AtomicI32, call: &'static str) -> io::Result<()> {
-        match errno.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            errno => {
-                self.calls.lock().unwrap().push(call);
-                Err(io::Error::from_raw_os_error(errno))
-            }
-        }
-    }
-
-    fn set(&self, errno: &AtomicI32, value: i32) {
-        errno.store(value, Ordering::SeqCst);
-        self.calls.lock().unwrap().clear();
-    }
-
-    /// That the fault was met: a test without one would show nothing.
-    fn was_met(&self, call: &str) {
-        assert!(self.calls.lock().unwrap().contains(&call), "{call} was never called");
-    }
-
-    fn cut(&self, bufs: &[GuestBuf]) -> Option<GuestBuf> {
-        let most = self.most.load(Ordering::SeqCst);
-        bufs.iter().find(|buf| most > 0 && buf.len() > 0).map(|buf| buf.take(most))
-    }
-}
-
-#[derive(Debug)]
-struct Faulty(FileStorage, Arc<Faults>, u64);
-
-impl Storage for Faulty {
-    unsafe fn read_into(&self, bufs: &[GuestBuf], offset: u64, nowait: bool) -> io::Result<usize> {
-        let cut = self.1.cut(bufs);
-        // SAFETY: by this method's contract.
-        unsafe { self.0.read_into(cut.as_ref().map_or(bufs, std::slice::from_ref), offset, nowait) }
-    }
-
-    unsafe fn write_from(&self, bufs: &[GuestBuf], offset: u64) -> io::Result<usize> {
-        match offset < self.2 {
-            true => self.1.check(&self.1.map, "map")?,
-            false => self.1.check(&self.1.data, "data")?,
-        }
-        let cut = self.1.cut(bufs);
-        // SAFETY: by this method's contract.
-        unsafe { self.0.write_from(cut.as_ref().map_or(bufs, std::slice::from_ref), offset) }
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.1.check(&self.1.sync, "sync")?;
-        self.0.sync_data()
-    }
-
-    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.1.check(&self.1.data, "data")?;
-        self.0.punch_hole(offset, len)
-    }
-
-    fn write_back(&self, offset: u64, len: u64) -> io::Result<bool> {
-        self.1.check(&self.1.write_back, "write back")?;
-        self.0.write_back(offset, len)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn len_bytes(&self) -> io::Result<u64> {
-        self.0.len_bytes()
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.0.allocated()
-    }
-
-    fn raw_fd(&self) -> Option<RawFd> {
-        self.0.raw_fd()
-    }
-}
 
 /// A host with one VM.
 struct Host {
@@ -186,10 +88,7 @@ impl Host {
     }
 
     fn attach(&self) -> Attached {
-        let file = File::options().read(true).write(true).open(&self.leaf).unwrap();
-        // As far as the data, which begins at a multiple of 2 MiB.
-        let data = file.metadata().unwrap().len() - (64 << 20);
-        let storage = Box::new(Faulty(FileStorage::new(file), Arc::clone(&self.faults), data));
+        let storage = Box::new(FaultyFile::open(&self.leaf, &self.faults));
         let options = OpenOptions { live_map: Some(self.live_map.clone()), read_only: false };
         let identity = self.root.root().identity();
         let leaf = Leaf::open_storage(&self.leaf, storage, identity, &options).unwrap();

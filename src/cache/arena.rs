@@ -1,6 +1,6 @@
 //! The memory that cached blocks lie in: one mapping, made once, never moved.
 //!
-//! Owns the mapping and the file behind it, if there is one. Knows
+//! Owns the mapping, which keeps the file behind it, if there is one. Knows
 //! nothing of blocks, slots or who reads and writes them: that two parties
 //! never disagree about a piece of it is the business of [`super::access`].
 //!
@@ -11,7 +11,6 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -33,10 +32,9 @@ pub enum ArenaPages {
 
 /// A fixed piece of memory for cached blocks.
 #[derive(Debug)]
-pub struct Arena {
+pub(super) struct Arena {
     start: NonNull<u8>,
     len: usize,
-    memfd: Option<OwnedFd>,
     pages: ArenaPages,
 }
 
@@ -54,7 +52,7 @@ impl Arena {
     /// # Errors
     /// [`CacheError::TooFewHugepages`] with [`Hugepages::On`],
     /// [`CacheError::Map`] where the kernel gives no memory at all.
-    pub fn map(
+    pub(super) fn map(
         size_bytes: u64,
         hugepages: Hugepages,
     ) -> Result<(Self, Option<String>), CacheError> {
@@ -88,24 +86,18 @@ impl Arena {
 
     /// The first byte's address.
     #[inline]
-    pub const fn as_ptr(&self) -> *mut u8 {
+    pub(super) const fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }
 
     /// Bytes in the arena: a multiple of 2 MiB, at least 2 MiB.
-    #[expect(clippy::len_without_is_empty, reason = "an arena is never empty")]
     #[inline]
-    pub const fn len(&self) -> usize {
+    pub(super) const fn len(&self) -> usize {
         self.len
     }
 
-    /// The file behind the mapping; only hugetlb arenas and kept ones have one.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.memfd.as_ref().map(AsFd::as_fd)
-    }
-
     /// What its pages are.
-    pub const fn pages(&self) -> ArenaPages {
+    pub(super) const fn pages(&self) -> ArenaPages {
         self.pages
     }
 
@@ -129,7 +121,7 @@ impl Arena {
                 0,
             )
         }?;
-        Ok(Self { start: non_null(start)?, len, memfd: Some(memfd), pages: ArenaPages::Hugetlb })
+        Ok(Self { start: non_null(start)?, len, pages: ArenaPages::Hugetlb })
     }
 
     /// Maps a file of hugetlbfs or tmpfs that has `len` bytes, all of which can
@@ -162,7 +154,7 @@ impl Arena {
             (false, false) => ArenaPages::Ordinary,
         };
         let mut arena = place;
-        (arena.memfd, arena.pages) = (Some(file.into()), pages);
+        arena.pages = pages;
         Ok(arena)
     }
 
@@ -199,7 +191,7 @@ impl Arena {
         let start = mapped.cast::<u8>().wrapping_add(before);
         unmap(mapped.cast(), before);
         unmap(start.wrapping_add(len), HUGEPAGE_BYTES - before);
-        Ok(Self { start: non_null(start.cast())?, len, memfd: None, pages: ArenaPages::Ordinary })
+        Ok(Self { start: non_null(start.cast())?, len, pages: ArenaPages::Ordinary })
     }
 }
 
@@ -238,14 +230,12 @@ mod tests {
     }
 
     #[test]
-    fn on_gives_hugetlb_pages_with_a_memfd_or_an_error_that_says_why() {
+    fn on_gives_hugetlb_pages_or_an_error_that_says_why() {
         // Which of the two depends on the system's free pages; both are checked.
         match Arena::map(2 << 20, Hugepages::On) {
             Ok((arena, warning)) => {
                 assert_eq!((arena.pages(), warning), (ArenaPages::Hugetlb, None));
-                let memfd = arena.fd().unwrap();
-                let len = rustix::fs::fstat(memfd).unwrap().st_size;
-                assert_eq!(usize::try_from(len).unwrap(), arena.len());
+                assert_eq!(arena.len(), 2 << 20);
             }
             Err(error) => {
                 assert!(matches!(error, CacheError::TooFewHugepages(_)), "{error}");
@@ -258,7 +248,6 @@ mod tests {
     fn off_means_ordinary_pages_without_a_word() {
         let (arena, warning) = Arena::map(2 << 20, Hugepages::Off).unwrap();
         assert_eq!(arena.pages(), ArenaPages::Ordinary);
-        assert!(arena.fd().is_none());
         assert_eq!(warning, None);
     }
 

@@ -63,12 +63,6 @@ impl FillTicket {
         self.cache.slot_ptr(self.slot)
     }
 
-    /// The same place as an offset in bytes from the arena's start, for fixed
-    /// buffers.
-    pub fn arena_offset(&self) -> usize {
-        self.cache.slot_offset(self.slot)
-    }
-
     /// Bytes in the slot: a whole block, even for the root's last.
     #[expect(clippy::len_without_is_empty, reason = "a slot is never empty")]
     pub fn len(&self) -> usize {
@@ -79,11 +73,6 @@ impl FillTicket {
     /// rest of the slot need not be touched.
     pub fn sectors(&self) -> SectorRange {
         self.table.sectors_of(u64::from(self.key.block))
-    }
-
-    /// The block's number.
-    pub const fn block(&self) -> u64 {
-        self.key.block as u64
     }
 
     /// Ends the fill, publishes the block if there is one, and appends to

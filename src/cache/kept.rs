@@ -23,6 +23,7 @@ use super::arena::Arena;
 use super::directory::{Directory, HEADER_LEN};
 use super::hugepages::{HUGEPAGE_BYTES, Shortage};
 use super::{CacheConfig, Hugepages};
+use crate::boot;
 use crate::io::lock;
 
 const MAGIC: [u8; 8] = *b"LEAFCCH\x01";
@@ -245,7 +246,7 @@ fn encode(config: &CacheConfig, arena: &File, len: usize) -> io::Result<[u8; HEA
         at += bytes.len();
     };
     put(&MAGIC);
-    put(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().as_bytes());
+    put(boot::id()?.to_string().as_bytes());
     put(&config.block_bytes.to_le_bytes());
     put(&(len as u64).to_le_bytes());
     put(&meta.dev().to_le_bytes());

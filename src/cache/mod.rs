@@ -30,161 +30,48 @@
 
 mod access;
 mod arena;
+mod config;
 mod core;
 mod directory;
 mod entry;
 mod epoch;
+mod error;
 mod fill;
 mod hugepages;
 mod kept;
 mod lookups;
 mod policy;
 mod slots;
+mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
 mod waiters;
 
-use std::io;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
+use self::arena::Arena;
 use self::core::Core;
 use self::directory::Directory;
-use self::entry::{BlockState, SLOTS_MAX, SlotIndex};
+use self::entry::{BlockState, SlotIndex};
 use self::epoch::Epochs;
-use self::slots::SlotRole;
 use self::table::RootTable;
 use crate::sync::{Mutex, MutexGuard};
 
 pub use self::access::{BlockRef, Lookup, Reader};
-pub use self::arena::{Arena, ArenaPages};
+pub use self::arena::ArenaPages;
+pub use self::config::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, CacheConfig, Hugepages, SLOTS_MIN};
 pub use self::directory::RootKey;
+pub use self::error::CacheError;
 pub use self::fill::{FillOutcome, FillStart, FillTicket};
 pub use self::hugepages::Shortage;
 pub use self::kept::discard;
 pub use self::lookups::Lookups;
+pub use self::stats::CacheStats;
 pub use self::waiters::Waiter;
-
-/// The smallest cache block: a page.
-pub const BLOCK_BYTES_MIN: u32 = 4 << 10;
-/// The largest cache block: a huge page.
-pub const BLOCK_BYTES_MAX: u32 = 2 << 20;
-/// The fewest blocks that a cache is made for.
-pub const SLOTS_MIN: u64 = 16;
-
-/// Which pages the arena is to be made of.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Hugepages {
-    /// Hugetlb pages; where there are too few, transparent ones and a warning.
-    #[default]
-    Auto,
-    /// Hugetlb pages or an error.
-    On,
-    /// Ordinary pages.
-    Off,
-}
-
-/// What a cache is made with.
-#[derive(Clone, Copy, Debug)]
-pub struct CacheConfig {
-    /// Size of the arena; rounded up to whole 2 MiB.
-    pub size_bytes: u64,
-    /// Bytes in a cache block: a power of two from [`BLOCK_BYTES_MIN`] to
-    /// [`BLOCK_BYTES_MAX`].
-    pub block_bytes: u32,
-    /// The arena's pages.
-    pub hugepages: Hugepages,
-    /// How many [`Reader`]s may exist at a time.
-    pub readers_max: usize,
-}
-
-impl CacheConfig {
-    fn check(&self) -> Result<(), CacheError> {
-        let block_bytes = self.block_bytes;
-        if !block_bytes.is_power_of_two()
-            || !(BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&block_bytes)
-        {
-            return Err(CacheError::BlockSize { block_bytes });
-        }
-        let min_bytes = SLOTS_MIN * u64::from(block_bytes);
-        let max_bytes = u64::from(SLOTS_MAX) * u64::from(block_bytes);
-        if !(min_bytes..=max_bytes).contains(&self.size_bytes) {
-            return Err(CacheError::Size {
-                size_bytes: self.size_bytes,
-                block_bytes,
-                min_bytes,
-                max_bytes,
-            });
-        }
-        Ok(())
-    }
-
-    /// Blocks that an arena of so many bytes has room for.
-    fn slots(&self, arena_len: usize) -> u32 {
-        let slots = u32::try_from(arena_len >> self.block_bytes.trailing_zeros());
-        slots.unwrap_or(SLOTS_MAX).min(SLOTS_MAX)
-    }
-}
-
-/// Why there is no cache, root or reader.
-#[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    /// The block size is none that the cache can have.
-    #[error(
-        "cache blocks of {block_bytes} bytes are not possible; \
-         give a power of two from 4KiB to 2MiB"
-    )]
-    BlockSize {
-        /// The size asked for.
-        block_bytes: u32,
-    },
-    /// Fewer than [`SLOTS_MIN`] blocks, or more than the tables can name.
-    #[error(
-        "a cache of {size_bytes} bytes can't be made of blocks of {block_bytes} bytes; \
-         give it a size from {min_bytes} to {max_bytes} bytes"
-    )]
-    Size {
-        /// The cache's size that was asked for.
-        size_bytes: u64,
-        /// The block size that was asked for.
-        block_bytes: u32,
-        /// The smallest cache of such blocks.
-        min_bytes: u64,
-        /// The largest cache of such blocks.
-        max_bytes: u64,
-    },
-    /// Hugepages are demanded and there are not enough.
-    #[error("{0}, or start with --hugepages auto")]
-    TooFewHugepages(Shortage),
-    /// The kernel has no memory for the arena.
-    #[error("no memory for a cache of {size_bytes} bytes; give a smaller --cache-size ({source})")]
-    Map {
-        /// The cache's size that was asked for.
-        size_bytes: u64,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The root has more blocks than a table can have, or than fit memory.
-    #[error(
-        "a root of {sectors} sectors has too many blocks of {block_bytes} bytes; \
-         give a larger --cache-block"
-    )]
-    RootTooLarge {
-        /// The root's size.
-        sectors: u64,
-        /// The cache's block size.
-        block_bytes: u32,
-    },
-    /// All readers are taken: more threads than the cache was made for.
-    #[error("the cache was made for {readers_max} readers and all of them are taken")]
-    TooManyReaders {
-        /// [`CacheConfig::readers_max`].
-        readers_max: usize,
-    },
-}
 
 /// The cache that all roots and all VMs of a process share.
 #[derive(Debug)]
@@ -215,44 +102,6 @@ pub enum BlockKind {
     Zero,
     /// It has to be read, or is being read.
     Absent,
-}
-
-/// What a cache is and has done. Hits are not among it: who looks up counts
-/// them, as a counter here would be a cache line that all threads write.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct CacheStats {
-    /// The arena's size.
-    pub size_bytes: u64,
-    /// Bytes in a block.
-    pub block_bytes: u32,
-    /// What the arena's pages are.
-    pub pages: ArenaPages,
-    /// Blocks that the arena has room for.
-    pub slots: u64,
-    /// Blocks that can be hit now, zero blocks apart.
-    pub ready: u64,
-    /// The same in bytes.
-    pub ready_bytes: u64,
-    /// Blocks being filled now.
-    pub filling: u64,
-    /// Evicted blocks that some reader may still look at.
-    pub limbo: u64,
-    /// Blocks known to be all zeros; they take no slot.
-    pub zero_blocks: u64,
-    /// Fills started since the start.
-    pub fills: u64,
-    /// Fills that failed.
-    pub failed_fills: u64,
-    /// Tickets dropped unfinished: a bug, and each costs a slot.
-    pub lost_fills: u64,
-    /// Misses that were told [`FillStart::NoSlot`].
-    pub refused_fills: u64,
-    /// Misses that joined another's fill.
-    pub joined_waits: u64,
-    /// Blocks evicted, those of removed roots included.
-    pub evictions: u64,
-    /// Blocks taken over from an earlier process.
-    pub kept: u64,
 }
 
 impl Cache {
@@ -346,11 +195,6 @@ impl Cache {
         Ok(Reader::new(Arc::clone(self), cell))
     }
 
-    /// The memory in which blocks lie, for registering it with the kernel.
-    pub const fn arena(&self) -> &Arena {
-        &self.arena
-    }
-
     /// Bytes in a cache block: a power of two.
     pub const fn block_bytes(&self) -> u32 {
         self.block_bytes
@@ -359,32 +203,6 @@ impl Cache {
     /// How lookups went, counted by those who looked up.
     pub const fn lookups(&self) -> &Lookups {
         &self.lookups
-    }
-
-    /// What the cache is and has done. Takes the lock for a moment.
-    pub fn stats(&self) -> CacheStats {
-        let core = self.lock();
-        let len = |role| u64::from(core.slots.len(role));
-        let ready = len(SlotRole::Window) + len(SlotRole::Probation) + len(SlotRole::Main);
-        let counters = core.counters;
-        CacheStats {
-            size_bytes: self.arena.len() as u64,
-            block_bytes: self.block_bytes,
-            pages: self.arena.pages(),
-            slots: u64::from(core.slots.count()),
-            ready,
-            ready_bytes: ready << self.block_shift,
-            filling: len(SlotRole::Filling),
-            limbo: len(SlotRole::Limbo),
-            zero_blocks: counters.zero_blocks,
-            fills: counters.fills,
-            failed_fills: counters.failed_fills,
-            lost_fills: counters.lost_fills,
-            refused_fills: counters.refused_fills,
-            joined_waits: counters.joined_waits,
-            evictions: counters.evictions,
-            kept: counters.kept,
-        }
     }
 
     /// A thread that panicked under the lock has left no slot half moved worth
@@ -408,11 +226,6 @@ impl RootCache {
     /// Blocks of the root, the last one possibly cut off.
     pub fn blocks(&self) -> u64 {
         self.table.blocks() as u64
-    }
-
-    /// Bytes in a cache block: a power of two.
-    pub fn block_bytes(&self) -> u32 {
-        self.cache.block_bytes
     }
 
     /// The cache that the root is part of.

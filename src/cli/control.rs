@@ -31,6 +31,17 @@ pub struct ControlArgs {
     pub json: bool,
 }
 
+/// A command on one root, or one VM.
+#[derive(Debug, Args)]
+pub struct OneArgs {
+    /// Its name
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
 /// A command on all roots, or all VMs.
 #[derive(Debug, Args)]
 pub struct ListArgs {
@@ -99,9 +110,11 @@ impl ControlArgs {
 /// As write(2).
 pub(super) fn print(text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|error| Error::failure(format!("the answer can't be printed ({error})")))
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+        Error::failure(format!(
+            "the answer can't be printed ({error}), though leafblk gave it; look where stdout goes"
+        ))
+    })
 }
 
 /// Rows of `name: value`.

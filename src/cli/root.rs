@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::control::{ControlArgs, ListArgs, details};
+use super::control::{ControlArgs, ListArgs, OneArgs, details};
 use super::table::Table;
 use super::vm::{bytes, origin, state};
 use crate::config::forms::RootForm;
@@ -34,17 +34,6 @@ pub struct AddArgs {
     /// The image; NAME is the file's stem if left out
     #[arg(value_name = "NAME=PATH")]
     pub root: String,
-    /// Where leafblk listens.
-    #[command(flatten)]
-    pub control: ControlArgs,
-}
-
-/// A command on one root.
-#[derive(Debug, Args)]
-pub struct OneArgs {
-    /// The root
-    #[arg(value_name = "NAME")]
-    pub name: String,
     /// Where leafblk listens.
     #[command(flatten)]
     pub control: ControlArgs,

@@ -51,8 +51,13 @@ impl TopArgs {
         // A leafblk that isn't there is an error now, and a line on the screen
         // later.
         read(&client)?;
-        top::run(move || read(&client).map_err(|error| error.to_string()), interval)
-            .map_err(|error| Error::failure(format!("the terminal can't be used ({error})")))
+        top::run(move || read(&client).map_err(|error| error.to_string()), interval).map_err(
+            |error| {
+                Error::failure(format!(
+                    "the terminal can't be used ({error}); leafblk top --once needs none"
+                ))
+            },
+        )
     }
 
     fn interval(&self) -> Result<Duration, UsageError> {

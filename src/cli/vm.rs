@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 
-use super::control::{ControlArgs, ListArgs, details};
+use super::control::{ControlArgs, ListArgs, OneArgs, details};
 use super::table::Table;
 use super::values::size;
 use crate::config::forms::{SizeForm, VmForm};
@@ -50,17 +50,6 @@ pub struct AttachArgs {
                 [,readonly][,ephemeral]"
     )]
     pub vm: String,
-    /// Where leafblk listens.
-    #[command(flatten)]
-    pub control: ControlArgs,
-}
-
-/// A command on one VM.
-#[derive(Debug, Args)]
-pub struct OneArgs {
-    /// The VM
-    #[arg(value_name = "NAME")]
-    pub name: String,
     /// Where leafblk listens.
     #[command(flatten)]
     pub control: ControlArgs,

@@ -28,9 +28,6 @@ pub const QUEUES_MAX: u16 = 64;
 /// Virtqueues of a VM that does not say.
 pub const QUEUES_DEFAULT: u16 = 1;
 
-/// Descriptors in one virtqueue, as offered to frontends.
-pub const QUEUE_SIZE_MAX: u16 = 1024;
-
 /// Descriptors in one virtqueue, as `leafblk qemu-args` suggests.
 pub const QUEUE_SIZE_SUGGESTED: u16 = 256;
 

@@ -22,7 +22,7 @@ pub enum SizeError {
     #[error("has an unknown unit; use KiB, MiB, GiB or TiB")]
     Unit,
     /// More than 2⁶⁴ − 1 bytes.
-    #[error("is more than 64 bits of bytes hold")]
+    #[error("is more than 64 bits of bytes hold; give a smaller size")]
     Overflow,
 }
 

@@ -107,8 +107,8 @@ impl Client {
     }
 
     /// The same, which waits no longer than `time` for an answer.
-    #[must_use]
-    pub fn within(self, time: Duration) -> Self {
+    #[cfg(test)]
+    fn within(self, time: Duration) -> Self {
         Self { look_time_max: time, change_time_max: time, ..self }
     }
 

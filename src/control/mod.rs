@@ -36,7 +36,7 @@ pub use vm_info::{Origin, ResizeRequest, ResizeResult, State, Told, VmCounters, 
 
 use crate::daemon::sockets::OwnedSocket;
 use crate::daemon::{Host, HostError};
-use crate::error::Error;
+use crate::error::{CHECK_LIMITS, Error};
 use problem::Kind;
 use turns::{Gates, Turns};
 
@@ -202,7 +202,7 @@ impl Server {
         bounds: Bounds,
     ) -> Result<Self, Error> {
         let failed = |source: std::io::Error| {
-            Error::failure(format!("can't start the control API: {source}; check the limits"))
+            Error::failure(format!("can't start the control API: {source}; {CHECK_LIMITS}"))
         };
         let runtime = runtime(&bounds, listeners.len()).map_err(failed)?;
         let app = App::new(host.clone(), bounds);

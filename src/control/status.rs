@@ -56,6 +56,9 @@ pub struct Counts {
     pub failed: usize,
 }
 
+// A part of /v1/status by itself, though /v1/stats has more of the cache
+// (`stats::CacheStats`): each form changes only with its own path, and neither
+// with what the cache counts for itself (`cache::CacheStats`).
 /// The cache that all VMs share.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
 pub struct CacheInfo {

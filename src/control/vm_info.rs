@@ -98,6 +98,9 @@ impl State {
     }
 }
 
+// What a person looks at, in requests and bytes; `stats::VmStats` has everything
+// that is counted, in sectors and by latency, for programs that compare readings.
+// Both read the same `disk::Counters`; each form changes only with its own path.
 /// What a VM did.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, ToSchema)]
 pub struct VmCounters {

@@ -230,7 +230,11 @@ impl Accepting {
         match self.shared.wait(open, rest) {
             Ok(ready) => ready,
             Err(e) => {
-                log::error!("can't wait for connections: {e}");
+                log::error!(
+                    "can't wait for connections, trying again in {} ms: {e}; VMs that are \
+                     connected go on",
+                    REST.as_millis()
+                );
                 self.rest_until = Some(Instant::now() + REST);
                 Vec::new()
             }
@@ -276,7 +280,11 @@ impl Accepting {
 
     fn add(&mut self, vm: ListeningVm) {
         if let Err(e) = vm.listener().set_nonblocking(true) {
-            log::error!("VM {}: its socket can't be used: {e}", vm.vm().disk().name());
+            log::error!(
+                "VM {}: its socket can't be made non-blocking: {e}; detach the VM and attach it \
+                 again",
+                vm.vm().disk().name()
+            );
         }
         self.doors.insert(vm.vm().id(), Door::new(vm));
     }

@@ -49,7 +49,7 @@ pub enum HostError {
     /// It should have worked.
     #[error("{0}")]
     Failed(#[source] Error),
-    #[error("leafblk is stopping")]
+    #[error("leafblk is stopping; ask again when it has started anew")]
     Stopping,
 }
 

@@ -31,7 +31,7 @@ use std::io::Write;
 
 use crate::config::Config;
 use crate::control::{self, Access, Listener};
-use crate::error::Error;
+use crate::error::{CHECK_LIMITS, Error};
 use service::Service;
 use signals::Wish;
 use start::Engine;
@@ -72,7 +72,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
             server.stop();
             let _ = stop(&host, engine);
             let what = "can't start the thread that gives signs of life";
-            return Err(Error::failure(format!("{what}: {source}; check the limits")));
+            return Err(Error::failure(format!("{what}: {source}; {CHECK_LIMITS}")));
         }
     };
     announce(&host);
@@ -135,7 +135,7 @@ fn flush_ahead(host: &Host) {
     side_by_side::map(vms, |vm| {
         let leaf = vm.disk().leaf().filter(|_| !vm.disk().is_read_only());
         if let Some(Err(e)) = leaf.map(|leaf| leaf.flush()) {
-            log::warn!("VM {}: {e}", vm.disk().name());
+            log::warn!("VM {}: not flushed ahead of the stop: {e}", vm.disk().name());
         }
     });
 }

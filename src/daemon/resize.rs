@@ -50,7 +50,7 @@ impl Host {
         let told = vm.link().config_changed();
         if let Err(error) = self.keep() {
             // The leaf knows its size; the file's counts only for a new leaf.
-            log::warn!("VM {name}: its new size is not in the state file: {error}");
+            log::warn!("VM {name}: its disk has grown, but its new size is not kept: {error}");
         }
         log::info!("VM {name}: its disk has {} now", format_size(bytes));
         Ok(Resized { vm: self.vm(name)?, told })

@@ -46,7 +46,10 @@ impl Service {
                     notify(&[NotifyState::Watchdog]);
                 }
                 for reactor in stuck.iter().filter(|reactor| !reported.contains(*reactor)) {
-                    log::error!("reactor {reactor} does not answer; the VMs on it stand still");
+                    log::error!(
+                        "reactor {reactor} does not answer; the VMs on it stand still, and systemd \
+                         restarts leafblk unless it recovers"
+                    );
                 }
                 reported = stuck;
             }
@@ -63,7 +66,9 @@ impl Service {
     pub(super) fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => notify(&[NotifyState::Reloading, now]),
-            Err(e) => log::warn!("there is no monotonic clock: {e}"),
+            Err(e) => {
+                log::warn!("systemd isn't told of the reload, as there is no monotonic clock: {e}")
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::error::Error;
+use crate::error::{CHECK_LIMITS, Error};
 
 /// The exit status of a second signal: as if the first had killed.
 const STATUS_STOPPED_AT_ONCE: i32 = 130;
@@ -25,7 +25,8 @@ pub(super) enum Wish {
 /// A receiver that hears of SIGHUPs and of the first SIGTERM or SIGINT; the
 /// second ends the process.
 pub(super) fn watch() -> Result<mpsc::Receiver<Wish>, Error> {
-    let failed = |source| Error::failure(format!("can't watch for signals: {source}"));
+    let failed =
+        |source| Error::failure(format!("can't watch for signals: {source}; {CHECK_LIMITS}"));
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
     let (sender, wishes) = mpsc::sync_channel(PENDING_MAX);
     std::thread::Builder::new()

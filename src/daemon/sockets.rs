@@ -184,11 +184,6 @@ impl OwnedSocket {
             None => unreachable!("it is there until the value is dropped"),
         }
     }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 impl AsFd for OwnedSocket {

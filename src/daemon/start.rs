@@ -23,7 +23,7 @@ use crate::config::{
     Config, ControlConfig, Directories, HugepagesMode, RootConfig, VmConfig, VmEntry,
 };
 use crate::disk::CachedRoot;
-use crate::error::Error;
+use crate::error::{CHECK_LIMITS, Error};
 use crate::reactor::{Mailbox, Reactor, Watchdog};
 use crate::root::Root;
 
@@ -81,7 +81,7 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let engine = start_reactors(config, &cache)?;
     let mailboxes = engine.reactors.iter().map(|reactor| Arc::clone(reactor.mailbox())).collect();
     let acceptor = Acceptor::start().map_err(|source| {
-        Error::failure(format!("can't start to accept connections: {source}; check the limits"))
+        Error::failure(format!("can't start to accept connections: {source}; {CHECK_LIMITS}"))
     })?;
     let claim = config.control.as_ref().map(|control| PathClaim::of_control(&control.socket));
     let table = Table::with_paths(claim.as_slice());
@@ -182,7 +182,10 @@ fn look(config: &Config, in_use: InUse) -> Result<Looked, Error> {
 fn plan(config: &Config, roots: &[Root], in_use: InUse) -> Result<Vec<PlannedVm>, Error> {
     let plan = |vm: &VmConfig| {
         let root = roots.iter().find(|root| root.name() == vm.root);
-        let no_root = || Error::failure(format!("there is no root {}", vm.root));
+        let no_root = || {
+            let VmConfig { name, root, .. } = vm;
+            Error::failure(format!("VM {name} is on root {root}, which is not given; add it"))
+        };
         PlannedVm::look(vm.clone(), root.ok_or_else(no_root)?, in_use)
     };
     config.vms.iter().map(plan).collect()
@@ -310,7 +313,7 @@ impl Host {
         });
         let forgotten = roots.into_iter().chain(vms).any(|forgotten| forgotten);
         if forgotten && let Err(error) = self.keep() {
-            log::error!("{error}");
+            log::error!("what was forgotten comes back at the next start: {error}");
         }
     }
 
@@ -325,7 +328,10 @@ impl Host {
                 true
             }
             Err(error) => {
-                log::error!("{of} {name}, attached through the API, is not served: {error}");
+                log::error!(
+                    "{of} {name}, attached through the API, is not served: {error}; once that is \
+                     mended, a reload (SIGHUP) tries again"
+                );
                 false
             }
         }

@@ -314,7 +314,9 @@ impl Vm {
         let path = &self.config.leaf;
         std::fs::remove_file(path).map_err(|source| {
             let path = path.display();
-            Error::failure(format!("can't remove the ephemeral leaf {path}: {source}"))
+            Error::failure(format!(
+                "can't remove the ephemeral leaf {path}: {source}; remove it by hand"
+            ))
         })
     }
 }

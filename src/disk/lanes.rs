@@ -13,8 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::leaf::{Leaf, LeafError};
-use crate::request::Ranges;
-use crate::units::SectorRange;
+use crate::units::{Ranges, SectorRange};
 use crate::virtqueue::GuestBuf;
 
 /// How long an idle lane keeps its thread.

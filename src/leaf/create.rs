@@ -1,13 +1,12 @@
 //! Creating a leaf.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
 use super::header::{self, Header};
 use super::{LeafError, WriteCache, map_len_bytes, table_len_bytes};
+use crate::io::beside::{Beside, BesideError};
 use crate::io::storage::{FileStorage, Storage, write_all};
 use crate::root::RootIdentity;
 
@@ -49,11 +48,11 @@ pub fn create_as(
     root: &RootIdentity,
 ) -> Result<(), LeafError> {
     let header = new_header(layout, virtual_size, root)?;
-    write_new(path, &header).map_err(|source| LeafError::Create { path: path.to_owned(), source })
+    write_new(path, &header)
+        .map_err(|e| LeafError::Create { path: path.to_owned(), source: e.into_io() })
 }
 
-/// Makes empty storage an empty leaf of `virtual_size` bytes, and durable; what
-/// [`create`] does before it gives the file its name.
+/// Makes empty storage an empty leaf of `virtual_size` bytes, and durable.
 ///
 /// # Errors
 /// [`LeafError::BadSize`]; [`LeafError::Create`] for `path`.
@@ -66,6 +65,7 @@ pub fn create_storage(
 ) -> Result<(), LeafError> {
     let header = new_header(layout, virtual_size, root)?;
     write_header(storage, &header)
+        .and_then(|()| storage.sync_data())
         .map_err(|source| LeafError::Create { path: path.to_owned(), source })
 }
 
@@ -98,32 +98,16 @@ fn new_header(layout: Layout, virtual_size: u64, root: &RootIdentity) -> Result<
     })
 }
 
+/// Everything of an empty leaf but that it is durable.
 fn write_header(storage: &dyn Storage, header: &Header) -> io::Result<()> {
     write_all(storage, &header.encode(), 0)?;
     write_all(storage, &header.encode(), header::LEN as u64)?;
-    storage.set_len(header.data_offset + header.virtual_size)?;
-    storage.sync_data()
+    storage.set_len(header.data_offset + header.virtual_size)
 }
 
-fn write_new(path: &Path, header: &Header) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    // A name that nobody else has: not another creation of the same leaf, nor a
-    // daemon that had this process id and was killed.
-    name.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
-    let temporary = directory.join(name);
-    let file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let result = write_header(&FileStorage::new(file), header).and_then(|()| {
-        // A link, not a rename: it doesn't replace what came there meanwhile.
-        std::fs::hard_link(&temporary, path)
-    });
-    let _ = std::fs::remove_file(&temporary);
-    result?;
-    File::open(directory).and_then(|directory| directory.sync_all()).inspect_err(|_| {
-        // Nothing has been told of it, and nothing is in it.
-        let _ = std::fs::remove_file(path);
-    })
+fn write_new(path: &Path, header: &Header) -> Result<(), BesideError> {
+    let new = Beside::new(path)?;
+    let file = new.file().try_clone().map_err(|e| new.error(e))?;
+    write_header(&FileStorage::new(file), header).map_err(|e| new.error(e))?;
+    new.publish()
 }

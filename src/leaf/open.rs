@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use uuid::Uuid;
+
 use super::copies::read_header;
 use super::header::Header;
 use super::live_map::{LiveMap, Owner, PAGE_LEN, Shape};
 use super::slots::{SLOT_LEN, Slots};
 use super::{Leaf, LeafError, WriteCache, durable_map, offline};
+use crate::boot;
 use crate::io::storage::{FileStorage, Storage, zero};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
@@ -23,14 +26,11 @@ pub struct OpenOptions {
     pub read_only: bool,
 }
 
-/// The kernel's id of this boot: read once, it doesn't change.
+/// This boot's id; where it can't be had a random one, the same all along: then
+/// no other daemon takes anything over.
 fn boot_id() -> [u8; 16] {
-    static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
-    *BOOT_ID.get_or_init(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        // Without one, a random id: then no other daemon takes anything over.
-        *uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).as_bytes()
-    })
+    static BOOT_ID: OnceLock<Uuid> = OnceLock::new();
+    BOOT_ID.get_or_init(|| boot::id().unwrap_or_else(|_| Uuid::new_v4())).into_bytes()
 }
 
 impl Owner {

@@ -11,10 +11,10 @@ mod parse;
 
 pub use parse::{Limits, ParsedRequest, parse};
 
-use crate::units::SectorRange;
+use crate::units::{Ranges, SectorRange};
 
 /// Segments that one discard or write-zeroes request may have, as advertised.
-pub const RANGES_MAX: usize = 16;
+pub const RANGES_MAX: usize = Ranges::MAX;
 
 /// Bytes of the answer to GET_ID (virtio 1.3, 5.2.6).
 pub const ID_LEN: usize = 20;
@@ -36,27 +36,6 @@ pub enum Command {
     /// These ranges read as zeros afterwards. May the blocks be unmapped?
     /// They are in any case, which the device may do (5.2.6.2).
     WriteZeroes(Box<Ranges>),
-}
-
-/// Up to [`RANGES_MAX`] ranges of sectors, none of them empty.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Ranges {
-    ranges: [SectorRange; RANGES_MAX],
-    count: usize,
-}
-
-impl Ranges {
-    fn push(&mut self, range: SectorRange) {
-        if !range.is_empty() {
-            self.ranges[self.count] = range;
-            self.count += 1;
-        }
-    }
-
-    /// The ranges.
-    pub fn as_slice(&self) -> &[SectorRange] {
-        &self.ranges[..self.count]
-    }
 }
 
 /// The last byte of every request (virtio 1.3, 5.2.6).

@@ -7,9 +7,9 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::config_space::DISCARD_SECTORS_MAX;
-use super::{Command, RANGES_MAX, Ranges, RequestError};
+use super::{Command, RANGES_MAX, RequestError};
 use crate::metrics::Operation;
-use crate::units::{SECTOR_SIZE, Sector, SectorRange};
+use crate::units::{Ranges, SECTOR_SIZE, Sector, SectorRange};
 use crate::virtqueue::{Chain, GuestBuf};
 
 const HEADER_LEN: usize = 16;
@@ -120,7 +120,9 @@ fn ranges(chain: &mut Chain, limits: &Limits, allowed: u32) -> Result<Box<Ranges
         if count > DISCARD_SECTORS_MAX {
             return Err(RequestError::RangeTooLong);
         }
-        ranges.push(range);
+        if !ranges.push(range) {
+            return Err(RequestError::BadRanges);
+        }
     }
     Ok(ranges)
 }

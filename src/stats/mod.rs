@@ -67,6 +67,8 @@ pub struct Failed {
     pub reason: String,
 }
 
+// The form that goes out: `cache::CacheStats` is what the cache knows of itself,
+// without the lookups, which disks count.
 /// The cache that all VMs share.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct CacheStats {

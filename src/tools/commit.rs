@@ -4,11 +4,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::beside::Beside;
 use super::opened::Unclosed;
 use super::raw_writer::write_raw;
 use super::view::View;
-use super::{LeafPlace, ToolError, human};
+use super::{LeafPlace, ToolError, human, new_file};
 use crate::config::RootEntry;
 use crate::root::Root;
 
@@ -52,7 +51,7 @@ pub(super) fn flatten(
     root: &RootEntry,
     output: &Path,
 ) -> Result<Flattened, ToolError> {
-    let beside = Beside::new(output)?;
+    let beside = new_file(output)?;
     let view = View::open(leaf, Some(root), false, Unclosed::Refuse)?;
     write_raw(&view, &beside)?;
     let stem = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();

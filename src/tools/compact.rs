@@ -4,12 +4,12 @@
 //! leaf, which takes the old one's place: sectors that equal the root leave,
 //! those that are zeros over other content become holes.
 
-use super::beside::Beside;
 use super::opened::Unclosed;
 use super::rewrite::{Held, LeafWriter};
 use super::view::View;
 use super::{LeafPlace, ToolError, human};
 use crate::config::RootEntry;
+use crate::io::beside::Beside;
 use crate::root::Root;
 
 /// What is to be compacted.
@@ -45,7 +45,7 @@ pub fn run(what: &Compact) -> Result<String, ToolError> {
 
 /// Puts a leaf on `root` with the view's content in the place of the view's.
 pub(super) fn replace(view: &View, root: &Root, what: &'static str) -> Result<Held, ToolError> {
-    let beside = Beside::to_replace(&view.locked.path)?;
+    let beside = Beside::new(&view.locked.path)?;
     let mut writer = LeafWriter::new(beside, view.size_bytes(), root)?;
     writer.copy(view, what)?;
     let (beside, held) = writer.finish()?;

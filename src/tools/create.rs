@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::beside::Beside;
-use super::{ToolError, human, open_root};
+use super::{ToolError, check_free, human, open_root};
 use crate::config::RootEntry;
-use crate::io::storage::FileStorage;
-use crate::leaf::{self, LeafError, offline};
+use crate::leaf::{self, LeafError};
 
 /// What is to be created.
 #[derive(Clone, Debug)]
@@ -24,14 +22,12 @@ pub struct Create {
 /// # Errors
 /// The leaf's and the root's; [`ToolError::Exists`].
 pub fn run(what: &Create) -> Result<String, ToolError> {
-    let beside = Beside::new(&what.path)?;
+    check_free(&what.path)?;
     let root = open_root(&what.root)?;
     let size = what.size.unwrap_or(root.len_bytes());
     if size < root.len_bytes() {
         return Err(LeafError::BadSize { size }.into());
     }
-    let storage = FileStorage::new(offline::clone(&what.path, beside.file())?);
-    leaf::create_storage(&what.path, &storage, leaf::Layout::Packed, size, root.identity())?;
-    beside.publish()?;
+    leaf::create(&what.path, size, root.identity())?;
     Ok(format!("created {}: {} on root {}", what.path.display(), human(size), root.identity()))
 }

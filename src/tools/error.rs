@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::io::beside::BesideError;
 use crate::leaf::LeafError;
 use crate::root::RootError;
 
@@ -81,4 +82,14 @@ pub enum ToolError {
         path.display()
     )]
     Qcow2Smaller { path: PathBuf, size: u64, root_len: u64 },
+}
+
+impl From<BesideError> for ToolError {
+    fn from(error: BesideError) -> Self {
+        match error {
+            BesideError::Exists(path) => Self::Exists { path },
+            BesideError::NoName(path) => Self::NoName { path },
+            BesideError::Write(path, source) => Self::Write { path, source },
+        }
+    }
 }

@@ -3,11 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::beside::Beside;
 use super::commit::flatten;
 use super::opened::Unclosed;
 use super::view::View;
-use super::{LeafPlace, ToolError, human, qcow2};
+use super::{LeafPlace, ToolError, human, new_file, qcow2};
 use crate::config::RootEntry;
 
 /// What comes out.
@@ -48,7 +47,7 @@ pub fn run(what: &Export) -> Result<String, ToolError> {
             ))
         }
         Format::Qcow2 => {
-            let beside = Beside::new(&what.output)?;
+            let beside = new_file(&what.output)?;
             let view = View::open(&what.leaf, Some(&what.root), false, Unclosed::Refuse)?;
             let backing = qcow2::write_overlay(&view, &beside)?;
             let allocated = beside.file().metadata().map_err(|e| beside.error(e))?.blocks() * 512;

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::beside::Beside;
 use super::rewrite::LeafWriter;
-use super::{ToolError, counted, human, open_root, qcow2};
+use super::{ToolError, counted, human, new_file, open_root, qcow2};
 use crate::config::RootEntry;
 
 /// What is to be imported.
@@ -23,7 +22,7 @@ pub struct Import {
 /// # Errors
 /// The image's and the root's; of writing the leaf, which doesn't exist then.
 pub fn run(what: &Import) -> Result<String, ToolError> {
-    let beside = Beside::new(&what.path)?;
+    let beside = new_file(&what.path)?;
     let root = open_root(&what.root)?;
     let image = qcow2::Overlay::open(&what.image, &root)?;
     let size = image.size_bytes();

@@ -2,7 +2,7 @@
 //!
 //! One file a command. Owns the order in which a tool changes something: a
 //! leaf is locked before it is looked at; a new file is written without a name,
-//! synced, named, and its directory synced ([`beside`]), so that at any moment
+//! synced, named, and its directory synced ([`Beside`]), so that at any moment
 //! the name stands for the old file or the new one, whole. It knows nothing of
 //! daemons but the live map that a killed one leaves ([`opened`]), and nothing
 //! of flags or terminals but [`progress`].
@@ -10,7 +10,6 @@
 //! What a tool has to say it returns as one line, or writes to the given
 //! output; docs/leaf-tools.md describes the commands.
 
-mod beside;
 pub mod check;
 pub mod commit;
 pub mod compact;
@@ -35,12 +34,13 @@ mod rewrite;
 mod root_reader;
 mod view;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use error::ToolError;
 pub use opened::{RuntimeDir, State};
 
 use crate::config::RootEntry;
+use crate::io::beside::Beside;
 use crate::root::{Root, RootError};
 
 /// Which leaf, and how to find what a killed daemon left of it.
@@ -58,6 +58,20 @@ pub struct LeafPlace {
 /// A root as the tools read it, locked against writers.
 fn open_root(entry: &RootEntry) -> Result<Root, RootError> {
     Root::open_buffered(&entry.name, &entry.path)
+}
+
+/// That `target` is free: otherwise a tool need not begin.
+fn check_free(target: &Path) -> Result<(), ToolError> {
+    match std::fs::symlink_metadata(target) {
+        Ok(_) => Err(ToolError::Exists { path: target.to_owned() }),
+        Err(_) => Ok(()),
+    }
+}
+
+/// A new file for `target`, which is free.
+fn new_file(target: &Path) -> Result<Beside, ToolError> {
+    check_free(target)?;
+    Ok(Beside::new(target)?)
 }
 
 /// `bytes` as people read them: exact where that is short.
@@ -81,6 +95,15 @@ fn counted(count: u64, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_file_takes_no_other_name_than_a_free_one() {
+        let taken = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(new_file(taken.path()), Err(ToolError::Exists { .. })));
+        assert!(matches!(new_file(Path::new("")), Err(ToolError::NoName { .. })));
+        let error = new_file(Path::new("/nowhere/at/all")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/at/all can't be written"), "{error}");
+    }
 
     #[test]
     fn sizes_are_exact_where_that_is_short() {

@@ -21,11 +21,11 @@ use imago::{
 };
 
 use super::ToolError;
-use super::beside::Beside;
 use super::pieces::{Buffer, pieces};
 use super::progress::Progress;
 use super::rewrite::LeafWriter;
 use super::view::{Source, View};
+use crate::io::beside::Beside;
 use crate::root::{Root, lock};
 use crate::units::{Sector, SectorRange};
 
@@ -54,7 +54,7 @@ fn backing_name(root: &Root) -> Result<String, ToolError> {
 /// file; returns the name of its backing file.
 pub(super) fn write_overlay(view: &View, beside: &Beside) -> Result<String, ToolError> {
     let Some(root) = &view.root else {
-        return Err(beside.error(io::ErrorKind::InvalidInput.into()));
+        return Err(beside.error(io::ErrorKind::InvalidInput.into()).into());
     };
     let name = backing_name(root)?;
     let write_error = |source| beside.error(source);

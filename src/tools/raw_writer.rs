@@ -6,11 +6,11 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Advice, fadvise};
 
 use super::ToolError;
-use super::beside::Beside;
 use super::extents::Extents;
 use super::pieces::{Buffer, pieces};
 use super::progress::Progress;
 use super::view::View;
+use crate::io::beside::Beside;
 use crate::units::SectorRange;
 
 /// Zeros of this length and alignment are left out.

@@ -5,11 +5,11 @@
 //! map, sync, header. It is named afterwards ([`Beside`]).
 
 use super::ToolError;
-use super::beside::Beside;
 use super::pieces::{Buffer, PIECE_SECTORS, pieces};
 use super::progress::Progress;
 use super::root_reader::{RootPart, RootReader, read_root};
 use super::view::View;
+use crate::io::beside::Beside;
 use crate::io::storage::FileStorage;
 use crate::leaf::{self, Leaf, OpenOptions, offline};
 use crate::root::Root;

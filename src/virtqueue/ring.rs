@@ -1,21 +1,21 @@
-//! The ring itself: indices, descriptors, used entries, notification.
+//! The ring itself: indices, used entries, notification. Descriptors are walked in
+//! [`walk`].
 #![expect(unsafe_code, reason = "raw access to rings in guest memory, checked when they are set")]
+
+mod walk;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use super::inflight::{Tracker, crash_point};
-use super::{Chain, GuestBuf, InflightRegion, QueueError, SEGMENTS_MAX};
+use super::{Chain, InflightRegion, QueueError};
 use crate::guest_memory::GuestMemory;
 use crate::prefetch;
+use walk::{DESC_LEN, Descriptor};
 
 /// The largest queue (virtio 1.3, 2.7: "Queue Size … maximum 32768").
 pub const QUEUE_SIZE_MAX: u16 = 32768;
 
-const DESC_NEXT: u16 = 1;
-const DESC_WRITE: u16 = 2;
-const DESC_INDIRECT: u16 = 4;
-const DESC_LEN: u64 = 16;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
@@ -36,16 +36,6 @@ pub struct RingConfig {
     pub indirect: bool,
     /// The index of the next entry that the device takes.
     pub next_avail: u16,
-}
-
-/// A descriptor as it stood when it was read, once.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Descriptor {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
 }
 
 /// One split virtqueue, device side. Valid as long as the memory that it was
@@ -161,11 +151,6 @@ impl SplitQueue {
         Ok(())
     }
 
-    /// Entries of the queue.
-    pub fn size(&self) -> u16 {
-        self.config.size
-    }
-
     /// The index of the next entry to take: what GET_VRING_BASE answers.
     pub fn next_avail(&self) -> u16 {
         self.next_avail
@@ -248,104 +233,6 @@ impl SplitQueue {
         self.next_avail = self.next_avail.wrapping_add(1);
         self.in_hand = self.in_hand.wrapping_add(1);
         Ok(true)
-    }
-
-    /// Reads entry `index` of the table at `table`, exactly once.
-    #[inline]
-    fn read(table: *const Descriptor, index: u16) -> Descriptor {
-        // SAFETY: the caller checked `index` against the table's length, and
-        // the table lies in guest memory. Unaligned, since an indirect table
-        // may stand at any address; volatile, since the guest may change it.
-        let raw =
-            unsafe { table.wrapping_add(usize::from(index)).cast::<[u8; 16]>().read_volatile() };
-        let word = u128::from_le_bytes(raw);
-        #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
-        Descriptor {
-            addr: word as u64,
-            len: (word >> 64) as u32,
-            flags: (word >> 96) as u16,
-            next: (word >> 112) as u16,
-        }
-    }
-
-    #[inline]
-    fn walk(&self, head: u16, memory: &GuestMemory, chain: &mut Chain) -> Result<(), QueueError> {
-        chain.clear(head);
-        let mut table = self.desc;
-        let mut table_len = u32::from(self.config.size);
-        let mut indirect = false;
-        let mut index = head;
-        let mut steps = 0;
-        loop {
-            if u32::from(index) >= table_len {
-                return Err(QueueError::BadDescriptor(index));
-            }
-            let desc = Self::read(table, index);
-            steps += 1;
-            if steps > table_len || chain.segments() >= SEGMENTS_MAX {
-                return Err(QueueError::ChainTooLong);
-            }
-            if desc.flags & DESC_INDIRECT != 0 {
-                if indirect || !self.config.indirect || desc.flags & DESC_NEXT != 0 {
-                    return Err(QueueError::BadIndirect);
-                }
-                (table, table_len) = Self::indirect_table(&desc, memory)?;
-                (indirect, index, steps) = (true, 0, 0);
-                continue;
-            }
-            Self::add_buffer(&desc, memory, chain)?;
-            if desc.flags & DESC_NEXT == 0 {
-                return Ok(());
-            }
-            index = desc.next;
-        }
-    }
-
-    fn indirect_table(
-        desc: &Descriptor,
-        memory: &GuestMemory,
-    ) -> Result<(*const Descriptor, u32), QueueError> {
-        let len = u64::from(desc.len);
-        if len == 0 || len % DESC_LEN != 0 {
-            return Err(QueueError::BadIndirect);
-        }
-        let table = memory.translate(desc.addr, len).ok_or(QueueError::BadIndirect)?;
-        // `next` is 16 bits wide: entries beyond can't be reached.
-        let entries = (desc.len / 16).min(u32::from(u16::MAX) + 1);
-        Ok((table.cast_const().cast(), entries))
-    }
-
-    #[inline]
-    fn add_buffer(
-        desc: &Descriptor,
-        memory: &GuestMemory,
-        chain: &mut Chain,
-    ) -> Result<(), QueueError> {
-        let list = if desc.flags & DESC_WRITE != 0 {
-            &mut chain.writable
-        } else if chain.writable.is_empty() {
-            &mut chain.readable
-        } else {
-            return Err(QueueError::ReadableAfterWritable);
-        };
-        if let Some(ptr) = memory.translate(desc.addr, u64::from(desc.len)) {
-            list.push(GuestBuf::new(ptr, desc.len as usize));
-            return Ok(());
-        }
-        // A buffer may span regions that adjoin in guest addresses only.
-        let (mut addr, mut left) = (desc.addr, u64::from(desc.len));
-        while left > 0 {
-            let (ptr, here) =
-                memory.translate_some(addr, left).ok_or(QueueError::BufferOutside(desc.addr))?;
-            if list.len() >= SEGMENTS_MAX {
-                return Err(QueueError::ChainTooLong);
-            }
-            #[expect(clippy::cast_possible_truncation, reason = "at most a u32")]
-            list.push(GuestBuf::new(ptr, here as usize));
-            left -= here;
-            addr = addr.checked_add(here).ok_or(QueueError::BufferOutside(desc.addr))?;
-        }
-        Ok(())
     }
 
     /// Gives a chain back with `len` bytes written. The driver sees it after

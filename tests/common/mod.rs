@@ -7,6 +7,7 @@
     reason = "each test file uses some of it"
 )]
 
+pub(crate) mod faulty_storage;
 pub(crate) mod frontend;
 pub(crate) mod http;
 pub(crate) mod lingering;

@@ -218,7 +218,7 @@ fn want_of_descriptors_makes_clients_wait_and_nothing_spin() {
 
     let socket = daemon.socket("web1");
     let client = std::thread::spawn(move || Client::connect(&socket).capacity);
-    log.wait_for(&["VM web1: can't accept a connection, resting"]);
+    log.wait_for(&["VM web1: can't accept a connection, trying again"]);
     let (waits, ticks) = thread_use(pid, "acceptor");
     loop {
         let (waits_now, ticks_now) = thread_use(pid, "acceptor");

@@ -151,7 +151,7 @@ fn bad_input_is_one_sentence_with_its_path() {
             &["commit", "a.leaf", "--root", "root.raw", "--output", "no/where.raw"],
             "no/where.raw can't be written",
         ),
-        (&["create", "no/where.leaf", "--root", "root.raw"], "no/where.leaf can't be written"),
+        (&["create", "no/where.leaf", "--root", "root.raw"], "no/where.leaf can't be created"),
     ] {
         let refused = scene.refusal(args, 1);
         assert!(refused.contains(part), "{args:?}: {refused}");

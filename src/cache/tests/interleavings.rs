@@ -54,7 +54,7 @@ impl Scene {
         let FillStart::Fill(mut ticket) = self.root.begin_fill(block, waiter(0)) else {
             return false;
         };
-        let slot = ticket.arena_offset() / SMALL as usize;
+        let slot = offset_of(&self.cache, ticket.as_mut_ptr()) / SMALL as usize;
         self.shadow[slot].with_mut(|cell| set(cell, block));
         // Content, or it would be taken for zeros and need no slot.
         ticket.buffer_mut()[0] = 1;
@@ -66,8 +66,7 @@ impl Scene {
     /// holding it for as long as the reader may look.
     fn read(&self, reader: &Reader, block: u64) {
         if let Lookup::Hit(bytes) = self.root.lookup(reader, block) {
-            let slot = (bytes.bytes().as_ptr().addr() - self.cache.arena().as_ptr().addr())
-                / SMALL as usize;
+            let slot = offset_of(&self.cache, bytes.bytes().as_ptr()) / SMALL as usize;
             for _ in 0..2 {
                 assert_eq!(self.shadow[slot].with(get), block, "another block's bytes");
             }
@@ -142,7 +141,7 @@ fn loom_a_block_that_two_miss_is_filled_once_and_its_waiter_comes_back_once() {
             let mut waiters = Vec::new();
             let joined = match scene.root.begin_fill(2, waiter(token)) {
                 FillStart::Fill(mut ticket) => {
-                    let slot = ticket.arena_offset() / SMALL as usize;
+                    let slot = offset_of(&scene.cache, ticket.as_mut_ptr()) / SMALL as usize;
                     scene.shadow[slot].with_mut(|cell| set(cell, 2));
                     ticket.buffer_mut()[0] = 1;
                     ticket.finish(FillOutcome::Data, &mut waiters);

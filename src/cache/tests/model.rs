@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::super::entry::{BlockState, SlotIndex};
 use super::super::table::BlockKey;
 use super::*;
+use crate::cache::slots::SlotRole;
 
 const ROOTS: usize = 3;
 const BLOCKS: u64 = 60;
@@ -131,7 +132,7 @@ impl Model {
             Lookup::Hit(bytes) => {
                 let tag = u64::from_le_bytes(bytes[..8].try_into().unwrap());
                 assert_eq!(known, Some(&Some(tag)));
-                let offset = bytes.as_ptr().addr() - self.cache.arena().as_ptr().addr();
+                let offset = offset_of(&self.cache, bytes.as_ptr());
                 self.held[reader].insert(offset);
             }
             Lookup::Zero => assert_eq!(known, Some(&None)),
@@ -148,7 +149,7 @@ impl Model {
         match root.begin_fill(block, waiter(token)) {
             FillStart::Fill(ticket) => {
                 assert!(!filling, "two fills of one block");
-                let offset = ticket.arena_offset();
+                let offset = offset_of(&self.cache, ticket.as_mut_ptr());
                 let held = self.held.iter().any(|held| held.contains(&offset));
                 assert!(!held, "a slot is filled that a reader may look at");
                 self.fills.push(Fill { name, ticket, tag: self.next });

@@ -119,7 +119,8 @@ impl Door {
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => return Ok(()),
             Err(e) => {
                 crate::disk::log_seldom(&format_args!(
-                    "VM {name}: can't accept a connection, resting for {} ms: {e}",
+                    "VM {name}: can't accept a connection, trying again in {} ms: {e}; raise the \
+                     limit that it names, or detach VMs",
                     REST.as_millis()
                 ));
                 return Err(Exhausted);
@@ -191,8 +192,10 @@ impl Door {
             }
             Err(e) => {
                 crate::disk::log_seldom(&format_args!(
-                    "VM {}: can't start a thread for its connection: {e}",
-                    self.vm().disk().name()
+                    "VM {}: can't start a thread for its connection, trying again in {} ms: {e}; \
+                     raise the limit of tasks (TasksMax=, ulimit -u)",
+                    self.vm().disk().name(),
+                    REST.as_millis()
                 ));
                 self.waiting = Some(stream);
                 Err(Exhausted)

@@ -36,7 +36,7 @@ fn a_bound_socket_is_private_and_accepts() {
     assert_eq!(mode & 0o777, 0o600);
     let _client = UnixStream::connect(&path).unwrap();
     socket.listener().accept().unwrap();
-    assert_eq!(socket.path(), path);
+    assert_eq!(socket.path, path);
 }
 
 #[test]

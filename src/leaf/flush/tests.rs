@@ -1,103 +1,16 @@
 //! Flushes that fail, that race with writers, and what is found afterwards.
 
-use std::fmt;
 use std::fs::File;
-use std::io;
-use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use tempfile::TempDir;
 
-use crate::io::storage::{FileStorage, Storage};
+use crate::faulty_storage::{Faults, FaultyFile};
 use crate::leaf::{Layout, Leaf, LeafError, OpenOptions, SIZE_MAX, create, create_as};
 use crate::root::RootIdentity;
 use crate::units::{Sector, SectorRange};
-use crate::virtqueue::GuestBuf;
-
-/// What a test does to its leaf's file.
-#[derive(Default)]
-struct Script {
-    fail_sync: AtomicBool,
-    /// Errno of write-back; 0: none.
-    fail_write_back: AtomicI32,
-    syncs: AtomicUsize,
-    /// Runs in each sync, before it: writers beside a flush.
-    during_sync: OnceLock<Box<dyn Fn(usize) + Send + Sync>>,
-    /// How many syncs have ended.
-    synced: AtomicUsize,
-    /// Runs in each write-back, before it.
-    during_write_back: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    no_write_back: AtomicBool,
-}
-
-struct Scripted(FileStorage, Arc<Script>);
-
-impl fmt::Debug for Scripted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-#[expect(unsafe_code, reason = "passes the buffers on")]
-impl Storage for Scripted {
-    unsafe fn read_into(&self, bufs: &[GuestBuf], offset: u64, nowait: bool) -> io::Result<usize> {
-        // SAFETY: by this method's contract.
-        unsafe { self.0.read_into(bufs, offset, nowait) }
-    }
-
-    unsafe fn write_from(&self, bufs: &[GuestBuf], offset: u64) -> io::Result<usize> {
-        // SAFETY: by this method's contract.
-        unsafe { self.0.write_from(bufs, offset) }
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let count = self.1.syncs.fetch_add(1, Ordering::SeqCst);
-        if let Some(hook) = self.1.during_sync.get() {
-            hook(count);
-        }
-        if self.1.fail_sync.load(Ordering::SeqCst) {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        let result = self.0.sync_data();
-        self.1.synced.fetch_add(1, Ordering::SeqCst);
-        result
-    }
-
-    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.punch_hole(offset, len)
-    }
-
-    fn write_back(&self, offset: u64, len: u64) -> io::Result<bool> {
-        if let Some(hook) = self.1.during_write_back.get() {
-            hook();
-        }
-        if self.1.no_write_back.load(Ordering::SeqCst) {
-            return Ok(false);
-        }
-        match self.1.fail_write_back.load(Ordering::SeqCst) {
-            0 => self.0.write_back(offset, len),
-            errno => Err(io::Error::from_raw_os_error(errno)),
-        }
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn len_bytes(&self) -> io::Result<u64> {
-        self.0.len_bytes()
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.0.allocated()
-    }
-
-    fn raw_fd(&self) -> Option<RawFd> {
-        self.0.raw_fd()
-    }
-}
 
 /// A leaf, its directory, and a live map that outlives it.
 struct Place {
@@ -124,9 +37,8 @@ impl Place {
         Leaf::open(&self.leaf(), &self.root, &self.options(read_only)).unwrap()
     }
 
-    fn open_scripted(&self, script: &Arc<Script>) -> Leaf {
-        let file = File::options().read(true).write(true).open(self.leaf()).unwrap();
-        let storage = Box::new(Scripted(FileStorage::new(file), Arc::clone(script)));
+    fn open_faulty(&self, faults: &Arc<Faults>) -> Leaf {
+        let storage = Box::new(FaultyFile::open(&self.leaf(), faults));
         Leaf::open_storage(&self.leaf(), storage, &self.root, &self.options(false)).unwrap()
     }
 }
@@ -136,14 +48,14 @@ fn range(start: u64, count: u64) -> SectorRange {
 }
 
 /// What a leaf is like after the failure, and after it was opened again.
-fn assert_loses_only_what_was_not_flushed(fail: impl FnOnce(&Script, &Leaf)) {
+fn assert_loses_only_what_was_not_flushed(fail: impl FnOnce(&Faults, &Leaf)) {
     let place = Place::new(1 << 20);
-    let script = Arc::<Script>::default();
-    let leaf = place.open_scripted(&script);
+    let faults = Arc::<Faults>::default();
+    let leaf = place.open_faulty(&faults);
     leaf.write_zeroes(range(0, 8)).unwrap();
     leaf.flush().unwrap();
     leaf.write_zeroes(range(8, 8)).unwrap();
-    fail(&script, &leaf);
+    fail(&faults, &leaf);
     assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
     assert!(matches!(leaf.close(), Err(LeafError::Poisoned { .. })));
     drop(leaf);
@@ -156,10 +68,10 @@ fn assert_loses_only_what_was_not_flushed(fail: impl FnOnce(&Script, &Leaf)) {
 
 #[test]
 fn writes_that_a_failed_sync_lost_are_not_taken_over_as_zeros() {
-    assert_loses_only_what_was_not_flushed(|script, leaf| {
-        script.fail_sync.store(true, Ordering::SeqCst);
+    assert_loses_only_what_was_not_flushed(|faults, leaf| {
+        faults.set(&faults.sync, libc::EIO);
         leaf.flush().unwrap_err();
-        script.fail_sync.store(false, Ordering::SeqCst);
+        faults.set(&faults.sync, 0);
     });
 }
 
@@ -168,11 +80,11 @@ fn a_write_back_that_failed_for_whatever_reason_is_a_failed_sync() {
     // The last three are also what a kernel without the call answers.
     let some = [libc::EIO, libc::ENOSPC, libc::EDQUOT, libc::ESTALE, libc::EROFS, libc::ETIMEDOUT];
     for errno in some.into_iter().chain([libc::EINVAL, libc::EOPNOTSUPP, libc::EPERM]) {
-        assert_loses_only_what_was_not_flushed(|script, leaf| {
-            script.fail_write_back.store(errno, Ordering::SeqCst);
+        assert_loses_only_what_was_not_flushed(|faults, leaf| {
+            faults.set(&faults.write_back, errno);
             leaf.start_write_back().unwrap_err();
             // The kernel has told it once: the next sync succeeds.
-            script.fail_write_back.store(0, Ordering::SeqCst);
+            faults.set(&faults.write_back, 0);
         });
     }
 }
@@ -180,9 +92,9 @@ fn a_write_back_that_failed_for_whatever_reason_is_a_failed_sync() {
 #[test]
 fn a_write_back_that_is_not_to_be_had_does_no_harm() {
     let place = Place::new(1 << 20);
-    let script = Arc::<Script>::default();
-    script.no_write_back.store(true, Ordering::SeqCst);
-    let leaf = place.open_scripted(&script);
+    let faults = Arc::<Faults>::default();
+    faults.no_write_back.store(true, Ordering::SeqCst);
+    let leaf = place.open_faulty(&faults);
     leaf.write_zeroes(range(0, 8)).unwrap();
     leaf.start_write_back().unwrap();
     leaf.flush().unwrap();
@@ -202,18 +114,18 @@ fn a_flush_is_no_success_where_write_back_beside_it_took_the_error() {
     // In the sync of the data, or of the map.
     for at in [0, 1] {
         let place = Place::new(1 << 20);
-        let script = Arc::<Script>::default();
-        let leaf = Arc::new(place.open_scripted(&script));
+        let faults = Arc::<Faults>::default();
+        let leaf = Arc::new(place.open_faulty(&faults));
         leaf.write_zeroes(range(0, 8)).unwrap();
-        let (weak, first) = (Arc::downgrade(&leaf), script.syncs.load(Ordering::SeqCst));
+        let (weak, first) = (Arc::downgrade(&leaf), faults.syncs());
         let hook = move |count: usize| {
             if count == first + at {
                 // The kernel tells it here, and the sync then succeeds.
                 weak.upgrade().unwrap().start_write_back().unwrap_err();
             }
         };
-        assert!(script.during_sync.set(Box::new(hook)).is_ok());
-        script.fail_write_back.store(libc::EIO, Ordering::SeqCst);
+        assert!(faults.during_sync.set(Box::new(hook)).is_ok());
+        faults.set(&faults.write_back, libc::EIO);
         assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
         assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })), "and stays so");
         assert_eq!(durable_bits(&place) != 0, at == 1, "no bit without its data");
@@ -223,31 +135,31 @@ fn a_flush_is_no_success_where_write_back_beside_it_took_the_error() {
 #[test]
 fn a_flush_waits_for_the_answer_of_a_write_back_that_began_before_its_sync_ended() {
     let place = Place::new(1 << 20);
-    let script = Arc::<Script>::default();
-    let leaf = place.open_scripted(&script);
+    let faults = Arc::<Faults>::default();
+    let leaf = place.open_faulty(&faults);
     leaf.write_zeroes(range(0, 8)).unwrap();
-    let before = script.synced.load(Ordering::SeqCst);
+    let before = faults.synced();
     let (begun, has_begun) = std::sync::mpsc::sync_channel(1);
     let begun_in_sync = std::sync::Mutex::new(has_begun);
     // The sync ends only after the write-back has begun, and the write-back has
     // its answer only after the sync has ended.
-    let weak = Arc::downgrade(&script);
+    let weak = Arc::downgrade(&faults);
     let write_back = move || {
         begun.send(()).unwrap();
-        let script = weak.upgrade().unwrap();
-        while script.synced.load(Ordering::SeqCst) == before {
+        let faults = weak.upgrade().unwrap();
+        while faults.synced() == before {
             std::thread::yield_now();
         }
     };
-    let first = script.syncs.load(Ordering::SeqCst);
+    let first = faults.syncs();
     let sync = move |count: usize| {
         if count == first {
             begun_in_sync.lock().unwrap().recv().unwrap();
         }
     };
-    assert!(script.during_write_back.set(Box::new(write_back)).is_ok());
-    assert!(script.during_sync.set(Box::new(sync)).is_ok());
-    script.fail_write_back.store(libc::ENOSPC, Ordering::SeqCst);
+    assert!(faults.during_write_back.set(Box::new(write_back)).is_ok());
+    assert!(faults.during_sync.set(Box::new(sync)).is_ok());
+    faults.set(&faults.write_back, libc::ENOSPC);
     std::thread::scope(|scope| {
         scope.spawn(|| leaf.start_write_back().unwrap_err());
         assert!(matches!(leaf.flush(), Err(LeafError::Poisoned { .. })));
@@ -261,15 +173,15 @@ fn a_flush_ends_although_every_map_page_changes_while_it_syncs() {
     const PAGES: u64 = 1500;
     const PAGE_SECTORS: u64 = 32768;
     let place = Place::new(PAGES * PAGE_SECTORS * 512);
-    let script = Arc::<Script>::default();
-    let leaf = Arc::new(place.open_scripted(&script));
+    let faults = Arc::<Faults>::default();
+    let leaf = Arc::new(place.open_faulty(&faults));
     let touch_all = |leaf: &Leaf, sector: u64| {
         for page in 0..PAGES {
             leaf.mark(range(page * PAGE_SECTORS + sector, 1)).unwrap();
         }
     };
     touch_all(&leaf, 0);
-    let before = script.syncs.load(Ordering::SeqCst);
+    let before = faults.syncs();
     let weak: Weak<Leaf> = Arc::downgrade(&leaf);
     let hook = move |count: usize| {
         // The writer gives up in the end, so that a flush that doesn't fails
@@ -280,9 +192,9 @@ fn a_flush_ends_although_every_map_page_changes_while_it_syncs() {
             touch_all(&leaf, 1 + count as u64);
         }
     };
-    assert!(script.during_sync.set(Box::new(hook)).is_ok());
+    assert!(faults.during_sync.set(Box::new(hook)).is_ok());
     leaf.flush().unwrap();
-    let syncs = script.syncs.load(Ordering::SeqCst) - before;
+    let syncs = faults.syncs() - before;
     assert!(syncs <= 4, "two rounds of two syncs, not {syncs}");
     assert!(!leaf.is_flushed(), "what came meanwhile wants a flush of its own");
 }
@@ -291,14 +203,14 @@ fn a_flush_ends_although_every_map_page_changes_while_it_syncs() {
 fn a_round_without_pages_after_a_full_one_syncs_nothing() {
     const PAGE_SECTORS: u64 = 32768;
     let place = Place::new(2048 * PAGE_SECTORS * 512);
-    let script = Arc::<Script>::default();
-    let leaf = place.open_scripted(&script);
+    let faults = Arc::<Faults>::default();
+    let leaf = place.open_faulty(&faults);
     for page in 0..1000 {
         leaf.mark(range(page * PAGE_SECTORS, 1)).unwrap();
     }
-    let before = script.syncs.load(Ordering::SeqCst);
+    let before = faults.syncs();
     leaf.flush().unwrap();
-    assert_eq!(script.syncs.load(Ordering::SeqCst) - before, 2);
+    assert_eq!(faults.syncs() - before, 2);
     drop(leaf);
     // The durable map has them all.
     std::fs::remove_file(place.dir.path().join("web1.map")).unwrap();
@@ -334,7 +246,7 @@ fn a_write_past_the_end_is_refused_and_an_empty_one_is_nothing() {
 #[test]
 fn leaves_are_created_beside_what_a_killed_creation_left() {
     let dir = tempfile::tempdir().unwrap();
-    let leftover = dir.path().join(format!("web1.leaf.{}.new", std::process::id()));
+    let leftover = dir.path().join(".web1.leaf.0f0e0d0c0b0a09080706050403020100.new");
     std::fs::write(&leftover, "half made").unwrap();
     create(&dir.path().join("web1.leaf"), 1 << 20, &RootIdentity::default()).unwrap();
     assert!(leftover.exists(), "another creation's file is not ours to remove");

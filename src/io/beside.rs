@@ -1,6 +1,7 @@
-//! A new file that gets its name when it is whole and durable.
+//! A new file that gets its name when it is whole and durable: a new leaf, and
+//! what the leaf's tools write.
 //!
-//! Until then it has none (O_TMPFILE), so a tool that is killed leaves
+//! Until then it has none (O_TMPFILE), so a process that is killed leaves
 //! nothing; on file systems without nameless files it has a name nobody looks
 //! for, `.NAME.….new`. The order is: content, fsync, name, fsync of the
 //! directory. A loss of power therefore finds the old state or the new one.
@@ -14,11 +15,31 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, linkat};
 
-use super::ToolError;
+/// Why there is no such file; each with the name that it would have.
+#[derive(Debug)]
+pub(crate) enum BesideError {
+    /// The name is taken.
+    Exists(PathBuf),
+    /// The path ends in no name.
+    NoName(PathBuf),
+    /// It can't be made, written, synced or named.
+    Write(PathBuf, io::Error),
+}
+
+impl BesideError {
+    /// The same without the name.
+    pub(crate) fn into_io(self) -> io::Error {
+        match self {
+            Self::Exists(_) => io::Error::from_raw_os_error(libc::EEXIST),
+            Self::NoName(_) => io::ErrorKind::InvalidInput.into(),
+            Self::Write(_, source) => source,
+        }
+    }
+}
 
 /// A file that has no name yet, or not its last one.
 #[derive(Debug)]
-pub(super) struct Beside {
+pub(crate) struct Beside {
     file: File,
     target: PathBuf,
     directory: PathBuf,
@@ -27,22 +48,14 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// A new, empty file for `target`, which is free.
-    pub(super) fn new(target: &Path) -> Result<Self, ToolError> {
-        if std::fs::symlink_metadata(target).is_ok() {
-            return Err(ToolError::Exists { path: target.to_owned() });
-        }
+    /// A new, empty file that is to be called `target`, whether that name is
+    /// free ([`Self::publish`]) or another file's ([`Self::replace`]).
+    pub(crate) fn new(target: &Path) -> Result<Self, BesideError> {
         Self::start(target, true)
     }
 
-    /// A new, empty file to take the place of `target`.
-    pub(super) fn to_replace(target: &Path) -> Result<Self, ToolError> {
-        Self::start(target, true)
-    }
-
-    fn start(target: &Path, nameless: bool) -> Result<Self, ToolError> {
-        let no_name = || ToolError::NoName { path: target.to_owned() };
-        target.file_name().ok_or_else(no_name)?;
+    fn start(target: &Path, nameless: bool) -> Result<Self, BesideError> {
+        target.file_name().ok_or_else(|| BesideError::NoName(target.to_owned()))?;
         let directory = match target.parent() {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
             _ => PathBuf::from("."),
@@ -62,32 +75,32 @@ impl Beside {
             Err(e) => Err(e),
         };
         let (file, temporary) =
-            made.map_err(|source| ToolError::Write { path: target.to_owned(), source })?;
+            made.map_err(|source| BesideError::Write(target.to_owned(), source))?;
         Ok(Self { file, target: target.to_owned(), directory, temporary })
     }
 
     /// The file, open for reading and writing.
-    pub(super) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
     /// What it will be called.
-    pub(super) fn target(&self) -> &Path {
+    pub(crate) fn target(&self) -> &Path {
         &self.target
     }
 
     /// An error of writing it.
-    pub(super) fn error(&self, source: io::Error) -> ToolError {
-        ToolError::Write { path: self.target.clone(), source }
+    pub(crate) fn error(&self, source: io::Error) -> BesideError {
+        BesideError::Write(self.target.clone(), source)
     }
 
     /// Makes the content durable, without a name.
-    pub(super) fn sync(&self) -> Result<(), ToolError> {
+    pub(crate) fn sync(&self) -> Result<(), BesideError> {
         self.file.sync_all().map_err(|e| self.error(e))
     }
 
     /// Syncs it and gives it its name; a file that came there meanwhile stays.
-    pub(super) fn publish(mut self) -> Result<(), ToolError> {
+    pub(crate) fn publish(mut self) -> Result<(), BesideError> {
         self.sync()?;
         let linked = match &self.temporary {
             None => link(&self.file, &self.target),
@@ -95,7 +108,7 @@ impl Beside {
         };
         match linked {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(ToolError::Exists { path: self.target.clone() });
+                return Err(BesideError::Exists(self.target.clone()));
             }
             result => result.map_err(|e| self.error(e))?,
         }
@@ -108,7 +121,7 @@ impl Beside {
     /// Syncs it and puts it in the place of the old file, with that one's
     /// owner and permissions. Where the directory can't be synced, the new file
     /// has the name, and the old one may have it after a loss of power.
-    pub(super) fn replace(mut self, old: &File) -> Result<(), ToolError> {
+    pub(crate) fn replace(mut self, old: &File) -> Result<(), BesideError> {
         self.take_after(old).map_err(|e| self.error(e))?;
         self.sync()?;
         if self.temporary.is_none() {
@@ -132,7 +145,7 @@ impl Beside {
         self.file.set_permissions(old.permissions())
     }
 
-    fn sync_directory(&self) -> Result<(), ToolError> {
+    fn sync_directory(&self) -> Result<(), BesideError> {
         File::open(&self.directory).and_then(|dir| dir.sync_all()).map_err(|e| self.error(e))
     }
 
@@ -226,10 +239,9 @@ mod tests {
             let target = dir.path().join("new");
             let beside = Beside::start(&target, nameless).unwrap();
             std::fs::write(&target, b"somebody's").unwrap();
-            assert!(matches!(beside.publish(), Err(ToolError::Exists { .. })));
+            assert!(matches!(beside.publish(), Err(BesideError::Exists(path)) if path == target));
             assert_eq!(names(dir.path()), ["new"]);
             assert_eq!(std::fs::read(&target).unwrap(), b"somebody's");
-            assert!(matches!(Beside::new(&target), Err(ToolError::Exists { .. })));
         }
     }
 
@@ -253,10 +265,14 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_an_error_with_the_target() {
-        let error = Beside::new(Path::new("/nowhere/at/all")).unwrap_err().to_string();
-        assert!(error.contains("/nowhere/at/all can't be written"), "{error}");
-        let error = Beside::new(Path::new("..")).unwrap_err();
-        assert!(matches!(error, ToolError::Exists { .. } | ToolError::NoName { .. }));
+    fn what_can_not_be_made_is_an_error_with_the_target() {
+        let nowhere = Path::new("/nowhere/at/all");
+        let error = Beside::new(nowhere).unwrap_err();
+        assert!(
+            matches!(&error, BesideError::Write(path, source)
+                if path == nowhere && source.kind() == io::ErrorKind::NotFound),
+            "{error:?}"
+        );
+        assert!(matches!(Beside::new(Path::new("..")), Err(BesideError::NoName(_))));
     }
 }
