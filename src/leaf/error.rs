@@ -54,4 +54,10 @@ pub enum LeafError {
     Io { path: PathBuf, operation: &'static str, source: io::Error },
     #[error("leaf {} takes no more writes, because a sync failed; detach the VM and attach it again once the disk works", path.display())]
     Poisoned { path: PathBuf },
+    #[error(
+        "leaf {} takes no more writes, because a part of leafblk failed while it worked on it (the log \
+         says more; please report it); detach the VM and attach it again: what was acknowledged is there",
+        path.display()
+    )]
+    Abandoned { path: PathBuf },
 }

@@ -10,13 +10,14 @@
 //! - The durable map gets only bits whose data a sync has covered.
 //! - Bits are never cleared while the leaf is in use. A present sector whose data
 //!   is a hole is zeros.
-//! - After a failed sync nothing more is acknowledged.
+//! - After a failed sync, or a panic, nothing more is acknowledged.
 
 mod copies;
 mod create;
 mod data;
 mod durable_map;
 mod error;
+mod fitness;
 mod flush;
 pub mod header;
 mod live_map;
@@ -38,7 +39,7 @@ pub use write_cache::WriteCache;
 
 use crate::io::storage::Storage;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crate::units::{Sector, SectorRange};
 use live_map::LiveMap;
 
@@ -75,7 +76,7 @@ pub struct Leaf {
     flushed: AtomicU64,
     /// Bytes written since write-back was last asked for, or a flush began.
     unsynced_bytes: AtomicU64,
-    poisoned: AtomicBool,
+    fitness: fitness::State,
     /// A [`WriteCache`].
     write_cache: AtomicU8,
     flushing: Mutex<flush::Buffers>,
@@ -154,7 +155,7 @@ impl Leaf {
         // All of the data is written by now: a flush between two steps may
         // make the bits of the first durable.
         for step in live_map::steps(range) {
-            let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+            let marking = self.lock_whole(&self.marking)?;
             let (added, marked) = self.map.set(step);
             drop(marking);
             if added > 0 {
@@ -180,11 +181,6 @@ impl Leaf {
         self.unsynced_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether a sync failed: nothing is acknowledged any more.
-    pub fn is_poisoned(&self) -> bool {
-        self.poisoned.load(Ordering::Acquire)
-    }
-
     /// Asks the kernel to begin writing the data back, so that a later flush
     /// finds little to do. May wait: not for reactors.
     ///
@@ -201,16 +197,6 @@ impl Leaf {
             self.poison();
         }
         result.map(drop)
-    }
-
-    /// Nothing is acknowledged from here on. Nor may a later daemon take the
-    /// live map over: it has bits whose data the kernel gave up on, and those
-    /// sectors would read as holes, as zeros. The durable map has none of them.
-    fn poison(&self) {
-        self.poisoned.store(true, Ordering::Release);
-        if let Err(error) = self.map.disown() {
-            log::error!("leaf {}: can't disown its live map: {error}", self.path.display());
-        }
     }
 
     /// Lets others open the file, though this value may live on for a while.
@@ -234,17 +220,10 @@ impl Leaf {
         Ok(())
     }
 
-    fn check_not_poisoned(&self) -> Result<(), LeafError> {
-        if self.is_poisoned() {
-            return Err(LeafError::Poisoned { path: self.path.clone() });
-        }
-        Ok(())
-    }
-
     fn io(&self, operation: &'static str, source: io::Error) -> LeafError {
         LeafError::Io { path: self.path.clone(), operation, source }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

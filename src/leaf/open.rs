@@ -10,7 +10,7 @@ use super::{Leaf, LeafError, WriteCache, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// How a leaf is opened.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +113,7 @@ impl Leaf {
             written: AtomicU64::new(u64::from(taken_over)),
             flushed: AtomicU64::new(0),
             unsynced_bytes: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
+            fitness: Default::default(),
             write_cache: AtomicU8::new(write_cache as u8),
             flushing: Mutex::default(),
             marking: Mutex::default(),

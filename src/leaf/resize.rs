@@ -7,8 +7,6 @@
 //!   that shrank may have left bits there); sync; header.
 //! - Shrinking: header; then what lies beyond is cut off.
 
-use std::sync::PoisonError;
-
 use super::live_map::{Owner, PAGE_LEN, PAGE_SECTORS};
 use super::{Leaf, LeafError, SIZE_MAX, durable_map};
 use crate::sync::atomic::Ordering;
@@ -34,8 +32,7 @@ impl Leaf {
             return Err(LeafError::BadSize { size: virtual_size });
         }
         // No flush writes the map meanwhile, and no other change of size begins.
-        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check_not_poisoned()?;
+        let _flushing = self.lock_whole(&self.flushing)?;
         let header = self.header();
         let path = || self.path.clone();
         let (have, most) = (header.virtual_size, self.size_max());

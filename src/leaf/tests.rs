@@ -8,7 +8,7 @@ mod format;
 #[cfg(leafblk_loom)]
 mod interleavings;
 mod live_maps;
-mod mem;
+pub(crate) mod mem;
 mod model;
 mod sizes;
 
