@@ -16,6 +16,7 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::{Access, App, Bounds, Listener, router};
 use crate::daemon::sockets::OwnedSocket;
+use crate::logging::limit::Seldom;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -93,6 +94,7 @@ struct Door {
 
 impl Door {
     async fn let_in(self, listener: Polled) {
+        let refused = Seldom::new();
         loop {
             // The semaphore is never closed.
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
@@ -107,9 +109,7 @@ impl Door {
                 }
             };
             if let Err(error) = accepted {
-                crate::disk::log_seldom(&format_args!(
-                    "the control API can't accept a connection: {error}"
-                ));
+                refused.error(format_args!("the control API can't accept a connection: {error}"));
                 tokio::time::sleep(REST).await;
             }
         }

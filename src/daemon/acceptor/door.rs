@@ -118,8 +118,8 @@ impl Door {
             // The client is gone again.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => return Ok(()),
             Err(e) => {
-                crate::disk::log_seldom(&format_args!(
-                    "VM {name}: can't accept a connection, resting for {} ms: {e}",
+                self.vm().disk().log_error(format_args!(
+                    "can't accept a connection, resting for {} ms: {e}",
                     REST.as_millis()
                 ));
                 return Err(Exhausted);
@@ -190,10 +190,8 @@ impl Door {
                 Ok(())
             }
             Err(e) => {
-                crate::disk::log_seldom(&format_args!(
-                    "VM {}: can't start a thread for its connection: {e}",
-                    self.vm().disk().name()
-                ));
+                let disk = self.vm().disk();
+                disk.log_error(format_args!("can't start a thread for its connection: {e}"));
                 self.waiting = Some(stream);
                 Err(Exhausted)
             }
