@@ -8,7 +8,7 @@ use super::live_map::{LiveMap, PAGE_LEN, PAGE_SECTORS};
 use super::map_len_bytes;
 use crate::io::storage::{Storage, read_exact, write_all, zero};
 
-/// Fills the live map from the file. What lies beyond the disk's end is left
+/// Adds to the live map what the file's has. What lies beyond the disk's end is left
 /// out: a disk that shrank may have left it there.
 pub(super) fn load(storage: &dyn Storage, header: &Header, map: &LiveMap) -> io::Result<()> {
     if header.map_void {

@@ -108,7 +108,8 @@ fn first_word(start: u64, count: u64) -> (u64, u64) {
 
 impl LiveMap {
     /// An empty map of `sectors` sectors in a new file at `path`, or in anonymous
-    /// memory; it may grow to `pages_max` pages.
+    /// memory; it may grow to `pages_max` pages. It is nobody's yet, so that a kill
+    /// leaves none that is half filled; `owner` is whose it is to be.
     pub(super) fn create(
         path: Option<&Path>,
         owner: &Owner,
@@ -121,28 +122,41 @@ impl LiveMap {
         };
         ftruncate(&file, file_len(sectors))?;
         allocate(&file, 0)?;
-        owner.write_to(&file)?;
         Self::map(file, sectors, pages_max)
     }
 
-    /// The map that an earlier daemon left for `owner`, in the directory of
-    /// `path`. It is at `path` then, unless it is only to be read.
+    /// The map that an earlier daemon left, in the directory of `path`, and the
+    /// generation of its header where that is newer than the one that counts. It
+    /// is at `path` then, unless it is only to be read.
     pub(super) fn take_over(
         path: &Path,
-        owner: &Owner,
-        sectors: u64,
+        wanted: &place::Wanted,
         pages_max: usize,
         read_only: bool,
-    ) -> io::Result<Option<Self>> {
-        let Some(file) = place::open(path, owner, sectors, read_only)? else {
-            return Ok(None);
+    ) -> Result<Option<(Self, Option<u64>)>, place::OpenError> {
+        let (file, ahead) = match place::open(path, wanted, read_only)? {
+            place::Found::Nothing => return Ok(None),
+            place::Found::Fits(file) => (file, None),
+            place::Found::Ahead(file, generation) => (file, Some(generation)),
         };
-        let map = Self::map(file, sectors, pages_max)?;
+        let map = Self::map(file, wanted.sectors, pages_max)?;
         for page in 0..map.pages() {
             // SEEK_DATA would skip more cleverly; a take-over is rare.
             map.adopt_page(page)?;
         }
-        Ok(Some(map))
+        Ok(Some((map, ahead)))
+    }
+
+    /// A map in anonymous memory with the same bits.
+    pub(super) fn copied(&self, owner: &Owner, sectors: u64) -> io::Result<Self> {
+        let copy = Self::create(None, owner, sectors, self.pages_max)?;
+        let mut bytes = Vec::with_capacity(PAGE_LEN);
+        for page in (0..self.pages()).filter(|page| self.has_bits(*page)) {
+            bytes.clear();
+            self.copy_page(page, &mut bytes);
+            copy.load_page(page, &bytes)?;
+        }
+        Ok(copy)
     }
 
     /// Removes the map's file, if it is the one at `path`.
@@ -194,10 +208,10 @@ impl LiveMap {
         Owner::is_being_replaced(&self.file)
     }
 
-    /// Makes the map this owner's, and nobody else's. False if it is nobody's
-    /// for good.
-    pub(super) fn own(&self, owner: &Owner) -> io::Result<bool> {
-        self.unless_disowned(|| owner.write_to(&self.file))
+    /// Makes the map this owner's, whose disk has so many sectors, and nobody
+    /// else's. False if it is nobody's for good.
+    pub(super) fn own(&self, owner: &Owner, sectors: u64) -> io::Result<bool> {
+        self.unless_disowned(|| owner.write_to(&self.file, sectors))
     }
 
     /// Makes the map, beside its owner's, that of a header that is about to be

@@ -1,11 +1,15 @@
 //! Opening and closing a leaf.
 
+mod map;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use self::map::Origin;
 use super::copies::read_header;
 use super::header::Header;
-use super::live_map::{LiveMap, Owner, PAGE_LEN};
+use super::live_map::Owner;
+use super::live_map::place::Wanted;
 use super::{Leaf, LeafError, WriteCache, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
@@ -44,7 +48,8 @@ impl Leaf {
     ///
     /// Unless read-only, the header says "in use" from here on until
     /// [`Self::close`]. After a kill of the daemon the live map is taken over;
-    /// otherwise the durable map counts.
+    /// otherwise the durable map counts. Where the newer copy of the header has
+    /// been damaged since, the live map is joined to what the older one says.
     ///
     /// # Errors
     /// Each of [`LeafError`]'s that fits; nothing has changed then.
@@ -83,6 +88,8 @@ impl Leaf {
                 given: root.to_string(),
             });
         }
+        let wanted = Wanted::of(header, copies.is_alone());
+        let found = map::find(path, &*storage, header, &wanted, options)?;
         if header.map_void && !options.read_only {
             // A reset was cut off. The header may be a killed daemon's, and not
             // durable yet: the map of the one before it must be whole until then.
@@ -93,7 +100,10 @@ impl Leaf {
                 .and_then(|()| storage.sync_data())
                 .map_err(io_error("complete the reset"))?;
         }
-        let (map, origin) = open_map(path, &*storage, header, options)?;
+        let (map, origin) = match found {
+            Some(found) => found,
+            None => (map::next(path, &*storage, header, options)?, Origin::Durable),
+        };
         let taken_over = origin != Origin::Durable;
         let write_cache = match taken_over {
             true => map.write_cache().map_err(io_error("read the live map"))?,
@@ -136,7 +146,18 @@ impl Leaf {
             Origin::TakenOver => {}
             Origin::TakenOverUnsynced => {
                 self.sync()?;
-                self.map.own(&Owner::of(&self.header())).map_err(map_error)?;
+                self.own_map().map_err(map_error)?;
+            }
+            Origin::Ahead(generation) => {
+                // Nothing is dropped from the page cache: what was acknowledged
+                // is there, and nowhere else.
+                self.sync()?;
+                self.set_write_cache(write_cache).map_err(map_error)?;
+                // The one that was damaged: the live map fits it before and after.
+                self.write_header(|header| {
+                    (header.generation, header.clean) = (generation, false);
+                    header.write_cache = WriteCache::Unknown;
+                })?;
             }
             Origin::Durable => {
                 // The header may be a killed daemon's, and not durable yet.
@@ -152,19 +173,28 @@ impl Leaf {
                     (header.clean, header.map_void) = (false, false);
                     header.write_cache = WriteCache::Unknown;
                 })?;
+                self.own_map().map_err(map_error)?;
             }
         }
         self.settle_copies()
     }
 
+    /// Makes the live map that of the header, which is durable.
+    fn own_map(&self) -> std::io::Result<()> {
+        let header = self.header();
+        self.map.own(&Owner::of(&header), header.virtual_size / 512).map(drop)
+    }
+
     /// A new live map in place of the one that there is, from the durable map.
     pub(super) fn reload_map(&mut self) -> Result<(), LeafError> {
         let header = self.header();
-        let map = new_map(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
+        let map = map::new(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
         self.present.store(map.count(), Ordering::Relaxed);
         self.sectors.store(header.virtual_size / 512, Ordering::Release);
         self.map = map;
-        self.set_write_cache(self.write_cache()).map_err(|e| self.io("write the live map", e))
+        self.set_write_cache(self.write_cache())
+            .and_then(|()| self.own_map())
+            .map_err(|e| self.io("write the live map", e))
     }
 
     /// Flushes, marks the leaf as clean and removes its live map. The header
@@ -189,83 +219,4 @@ impl Leaf {
         }
         Ok(())
     }
-}
-
-/// Where a live map comes from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Origin {
-    /// From the durable map.
-    Durable,
-    /// An earlier daemon's, with its header.
-    TakenOver,
-    /// The same, and the daemon was killed while it replaced the header: what
-    /// that says, such as the disk's size, may not be durable.
-    TakenOverUnsynced,
-}
-
-/// The live map: an earlier daemon's, or a new one from the durable map, of the
-/// next generation.
-fn open_map(
-    path: &Path,
-    storage: &dyn Storage,
-    header: &Header,
-    options: &OpenOptions,
-) -> Result<(LiveMap, Origin), LeafError> {
-    // A reader takes a crashed daemon's map over as well, or it would not
-    // see what that one acknowledged; but it leaves no map of its own.
-    let found_path = options.live_map.as_deref().filter(|_| !header.clean && !header.map_void);
-    let live_path = options.live_map.as_deref().filter(|_| !options.read_only);
-    if let Some(found_path) = found_path {
-        let map_error = |source| LeafError::LiveMap { path: found_path.to_owned(), source };
-        let (owner, sectors) = (Owner::of(header), header.virtual_size / 512);
-        let read_only = options.read_only;
-        let found = LiveMap::take_over(found_path, &owner, sectors, pages_max(header), read_only);
-        if let Some(map) = found.map_err(map_error)? {
-            log::info!("leaf {}: took over the live map of an earlier run", path.display());
-            let replaced = map.is_being_replaced().map_err(map_error)?;
-            if !options.read_only && !replaced {
-                map.own(&owner).map_err(map_error)?;
-            }
-            let origin = if replaced { Origin::TakenOverUnsynced } else { Origin::TakenOver };
-            return Ok((map, origin));
-        }
-        log::warn!(
-            "leaf {}: it was not closed, and there is no live map of it beside {}: what was \
-             flushed counts, as after a loss of power",
-            path.display(),
-            found_path.display()
-        );
-    }
-    // A new generation: a live map that this one does not know about must
-    // never be taken for current later.
-    let next = Header { generation: header.generation + 1, ..header.clone() };
-    Ok((new_map(path, storage, &next, live_path)?, Origin::Durable))
-}
-
-/// A live map of the header's generation, from the durable map.
-fn new_map(
-    path: &Path,
-    storage: &dyn Storage,
-    header: &Header,
-    live_path: Option<&Path>,
-) -> Result<LiveMap, LeafError> {
-    let owner = Owner::of(header);
-    let map = LiveMap::create(live_path, &owner, header.virtual_size / 512, pages_max(header))
-        .map_err(|source| {
-            let path = live_path.unwrap_or(Path::new("(memory)")).to_owned();
-            LeafError::LiveMap { path, source }
-        })?;
-    durable_map::load(storage, header, &map).map_err(|source| LeafError::Io {
-        path: path.to_owned(),
-        operation: "read the presence map",
-        source,
-    })?;
-    Ok(map)
-}
-
-/// Map pages that the leaf has room for.
-fn pages_max(header: &Header) -> usize {
-    let room = header.data_offset - header.map_offset;
-    let most = super::map_len_bytes(super::SIZE_MAX);
-    usize::try_from(room.min(most)).unwrap_or(usize::MAX) / PAGE_LEN
 }

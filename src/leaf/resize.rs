@@ -61,7 +61,7 @@ impl Leaf {
     pub(super) fn switch_size(&self, generation: u64, virtual_size: u64) -> Result<(), LeafError> {
         let sectors = virtual_size / 512;
         let map_error = |source| self.io("extend the live map", source);
-        let before = Owner::of(&self.header());
+        let (before, before_sectors) = (Owner::of(&self.header()), self.sectors());
         let after = Owner { generation, ..before };
         self.map.grow(sectors).map_err(map_error)?;
         if !self.map.announce(&after, sectors).map_err(map_error)? {
@@ -74,7 +74,11 @@ impl Leaf {
             self.sectors.store(sectors, Ordering::Release);
         }
         // That of a leaf that was poisoned meanwhile stays nobody's.
-        self.map.own(if written.is_ok() { &after } else { &before }).map_err(map_error)?;
+        let owned = match written {
+            Ok(()) => self.map.own(&after, sectors),
+            Err(_) => self.map.own(&before, before_sectors),
+        };
+        owned.map_err(map_error)?;
         written
     }
 

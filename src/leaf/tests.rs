@@ -1,6 +1,7 @@
 //! The format, what survives which end, the order of writes, faults.
 #![expect(clippy::cast_possible_truncation, reason = "small numbers by construction")]
 
+mod ahead;
 mod copies;
 mod faults;
 mod fixture;
