@@ -10,6 +10,7 @@ mod apart;
 mod error;
 mod group;
 mod host;
+mod leftovers;
 mod pulse;
 pub mod record;
 mod reload;

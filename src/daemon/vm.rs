@@ -315,6 +315,11 @@ impl Vm {
         std::fs::remove_file(path).map_err(|source| {
             let path = path.display();
             Error::failure(format!("can't remove the ephemeral leaf {path}: {source}"))
-        })
+        })?;
+        // Where it could not be closed, its live map is still there.
+        if let Some(leaf) = self.disk.leaf() {
+            leaf.discard_live_map();
+        }
+        Ok(())
     }
 }

@@ -17,6 +17,8 @@
 //! A map can grow while it is used: the mapping has room for the largest disk
 //! that the leaf may become, which is address space and nothing else.
 
+mod leaf_path;
+pub(super) mod leftovers;
 mod owner;
 mod pages;
 pub(super) mod place;
@@ -31,6 +33,7 @@ use std::sync::PoisonError;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
+use self::leaf_path::leaf_path;
 pub(super) use self::owner::Owner;
 use self::words::Words;
 use super::WriteCache;

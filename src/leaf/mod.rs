@@ -34,7 +34,8 @@ use std::sync::PoisonError;
 
 pub use create::{create, create_storage};
 pub use error::LeafError;
-pub use open::OpenOptions;
+pub use live_map::leftovers::{Leftover, Leftovers};
+pub use open::{OpenOptions, clear_leftovers};
 pub use write_cache::WriteCache;
 
 use crate::io::storage::Storage;
@@ -94,6 +95,11 @@ impl Leaf {
     /// Where the leaf is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Tells it apart from other leaves, whatever its path.
+    pub fn uuid(&self) -> [u8; 16] {
+        self.header().uuid
     }
 
     /// The disk's size in sectors. It may grow at any time ([`Self::grow`]).

@@ -9,6 +9,7 @@ use self::map::Origin;
 use super::copies::read_header;
 use super::header::Header;
 use super::live_map::Owner;
+use super::live_map::leftovers::{self, Leftovers};
 use super::live_map::place::Wanted;
 use super::{Leaf, LeafError, WriteCache, durable_map, offline};
 use crate::io::storage::{FileStorage, Storage};
@@ -29,11 +30,23 @@ pub struct OpenOptions {
 /// The kernel's id of this boot: read once, it doesn't change.
 fn boot_id() -> [u8; 16] {
     static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
-    *BOOT_ID.get_or_init(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        // Without one, a random id: then no other daemon takes anything over.
-        *uuid::Uuid::parse_str(text.trim()).unwrap_or_else(|_| uuid::Uuid::new_v4()).as_bytes()
-    })
+    // Without one, a random id: then no other daemon takes anything over.
+    *BOOT_ID.get_or_init(|| kernels_boot_id().unwrap_or_else(|| *uuid::Uuid::new_v4().as_bytes()))
+}
+
+fn kernels_boot_id() -> Option<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(*uuid::Uuid::parse_str(text.trim()).ok()?.as_bytes())
+}
+
+/// Removes the live maps from the directory that no leaf can need, and says which
+/// of those that stay are of no leaf of `in_use`.
+///
+/// # Errors
+/// As [`leftovers::clear`]; NotFound where the kernel's boot id can't be read.
+pub fn clear_leftovers(directory: &Path, in_use: &[[u8; 16]]) -> std::io::Result<Leftovers> {
+    let boot_id = kernels_boot_id().ok_or(std::io::ErrorKind::NotFound)?;
+    leftovers::clear(directory, &boot_id, in_use)
 }
 
 impl Owner {
@@ -140,6 +153,7 @@ impl Leaf {
     /// Makes the header say "in use", and both of its copies agree.
     fn begin_writing(&self, origin: Origin, write_cache: WriteCache) -> Result<(), LeafError> {
         let map_error = |source| self.io("write the live map", source);
+        self.map.note_leaf_path(&self.path).map_err(map_error)?;
         match origin {
             // The header says so already; writing it would sync whatever the killed
             // daemon left unwritten, while the guest waits.
@@ -179,6 +193,13 @@ impl Leaf {
         self.settle_copies()
     }
 
+    /// Removes the live map, where the leaf is deleted: what it names is gone.
+    pub fn discard_live_map(&self) {
+        if let Some(path) = &self.live_map_path {
+            let _ = self.map.remove(path);
+        }
+    }
+
     /// Makes the live map that of the header, which is durable.
     fn own_map(&self) -> std::io::Result<()> {
         let header = self.header();
@@ -193,6 +214,7 @@ impl Leaf {
         self.sectors.store(header.virtual_size / 512, Ordering::Release);
         self.map = map;
         self.set_write_cache(self.write_cache())
+            .and_then(|()| self.map.note_leaf_path(&self.path))
             .and_then(|()| self.own_map())
             .map_err(|e| self.io("write the live map", e))
     }
@@ -213,10 +235,8 @@ impl Leaf {
             header.clean = true;
             header.write_cache = self.write_cache();
         })?;
-        if let Some(path) = &self.live_map_path {
-            // What stays fits no leaf any more.
-            let _ = self.map.remove(path);
-        }
+        // What stays fits no leaf any more.
+        self.discard_live_map();
         Ok(())
     }
 }

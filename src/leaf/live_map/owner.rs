@@ -22,7 +22,7 @@ const SECTORS_OFFSET: u64 = 56;
 const NEXT_LEN: usize = 60;
 /// Where the second record is.
 const NEXT_OFFSET: usize = 64;
-const RECORDS_LEN: usize = NEXT_OFFSET + NEXT_LEN;
+pub(super) const RECORDS_LEN: usize = NEXT_OFFSET + NEXT_LEN;
 
 /// To whom a live map belongs: all of it must agree for a take-over.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,6 +65,16 @@ impl Owner {
         let generation = u64::from_le_bytes(found[40..48].try_into().ok()?);
         let owner = Self { boot_id: id(8)?, uuid: id(24)?, generation };
         (found == owner.encode()).then_some(owner)
+    }
+
+    /// The owner that the second record names, if it is whole.
+    pub(super) fn read_next(file: &File) -> Option<Self> {
+        let mut found = [0; NEXT_LEN];
+        file.read_exact_at(&mut found, NEXT_OFFSET as u64).ok()?;
+        let id = |at: usize| found[at..at + 16].try_into().ok();
+        let number = |at: usize| found[at..at + 8].try_into().ok().map(u64::from_le_bytes);
+        let owner = Self { boot_id: id(8)?, uuid: id(24)?, generation: number(40)? };
+        (found == owner.encode_next(number(48)?)).then_some(owner)
     }
 
     /// Whether both are of this boot, and of one leaf.

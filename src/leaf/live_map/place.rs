@@ -124,7 +124,11 @@ fn take_place(found: &Path, path: &Path, owner: &Owner, read_only: bool) -> io::
 pub(super) fn create(path: &Path, owner: &Owner) -> io::Result<File> {
     let _directory = lock_directory(path)?;
     make_way(path, owner)?;
-    open_options().create_new(true).open(path)
+    let file = open_options().create_new(true).open(path)?;
+    // As long as it is used: one that says nothing yet is not taken for one that
+    // nobody needs.
+    let _ = file.try_lock();
+    Ok(file)
 }
 
 /// Where the map that is wanted is in the directory, if it is there; one that is
@@ -167,7 +171,7 @@ fn look_through(places: &[PathBuf], wanted: &Wanted) -> io::Result<Candidates> {
 }
 
 /// What may be live maps in the directory.
-fn maps_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn maps_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(directory) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
@@ -234,12 +238,12 @@ fn owner_at(path: &Path) -> Option<Owner> {
 }
 
 /// A directory that is locked as long as this value lives.
-struct Directory {
+pub(super) struct Directory {
     path: PathBuf,
     _lock: File,
 }
 
-fn lock_directory(of: &Path) -> io::Result<Directory> {
+pub(super) fn lock_directory(of: &Path) -> io::Result<Directory> {
     let path = match of.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
