@@ -11,9 +11,10 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_io_timeout::TimeoutStream;
 
+use super::stream::UnixClient;
 use super::{Access, App, Bounds, Listener, router};
 use crate::daemon::sockets::OwnedSocket;
 use crate::logging::limit::Seldom;
@@ -102,10 +103,12 @@ impl Door {
             };
             let accepted = match &listener {
                 Polled::Unix(listener, _) => {
-                    listener.accept().await.map(|(stream, _)| self.connection(stream, place))
+                    let accepted = listener.accept().await;
+                    accepted
+                        .map(|(stream, _)| self.connection(UnixClient::new(stream, place), None))
                 }
                 Polled::Tcp(listener) => {
-                    listener.accept().await.map(|(stream, _)| self.connection(stream, place))
+                    listener.accept().await.map(|(stream, _)| self.connection(stream, Some(place)))
                 }
             };
             if let Err(error) = accepted {
@@ -115,7 +118,9 @@ impl Door {
         }
     }
 
-    fn connection<S>(&self, stream: S, place: tokio::sync::OwnedSemaphorePermit)
+    /// Serves a client; `place` is free again when its last answer is made, unless
+    /// the stream has it.
+    fn connection<S>(&self, stream: S, place: Option<OwnedSemaphorePermit>)
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {

@@ -6,7 +6,7 @@
 //! connections only by their threads, and nothing of rings or requests.
 
 mod acceptor;
-mod apart;
+pub(crate) mod apart;
 mod error;
 mod group;
 mod host;
