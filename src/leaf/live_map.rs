@@ -142,6 +142,9 @@ impl LiveMap {
             place::Found::Fits(file) => (file, None),
             place::Found::Ahead(file, generation) => (file, Some(generation)),
         };
+        if !read_only {
+            place::mark_used(&file);
+        }
         let map = Self::map(file, wanted.sectors, pages_max)?;
         for page in 0..map.pages() {
             // SEEK_DATA would skip more cleverly; a take-over is rare.

@@ -125,10 +125,14 @@ pub(super) fn create(path: &Path, owner: &Owner) -> io::Result<File> {
     let _directory = lock_directory(path)?;
     make_way(path, owner)?;
     let file = open_options().create_new(true).open(path)?;
-    // As long as it is used: one that says nothing yet is not taken for one that
-    // nobody needs.
-    let _ = file.try_lock();
+    mark_used(&file);
     Ok(file)
+}
+
+/// Locks the file as long as it is open: for whoever looks for maps that nobody
+/// needs, and nobody else.
+pub(super) fn mark_used(file: &File) {
+    let _ = file.try_lock();
 }
 
 /// Where the map that is wanted is in the directory, if it is there; one that is
