@@ -9,7 +9,9 @@
 mod common;
 
 use std::collections::HashMap;
+use std::process::Stdio;
 
+use common::scene::Log;
 use common::{Client, Daemon, Op, make_root, root_sector};
 
 const ROOT_SECTORS: u64 = 64 * 1024 + 24;
@@ -123,5 +125,24 @@ fn many_requests_in_flight_each_get_their_own_data() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn the_first_disk_error_of_each_vm_is_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let root_arg = format!("base={}", root.display());
+    let args = ["--root", &root_arg, "--vm", "web1", "--vm", "web2"];
+    let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
+    let mut log = Log::follow(daemon.child.stderr.take().unwrap());
+    std::fs::File::options().write(true).open(&root).unwrap().set_len(0).unwrap();
+    for vm in ["web1", "web2"] {
+        let mut client = Client::connect(&daemon.socket(vm));
+        // Others of the same VM are only counted.
+        for start in [1 << 20, 8 << 20] {
+            assert_eq!(client.run(Op::Read, start, 4096), -5, "{vm} at {start}");
+        }
+        log.wait_for(&[vm, "root.raw can't be read: it ends early"]);
     }
 }

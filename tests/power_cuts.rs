@@ -11,6 +11,7 @@ mod crashsim;
 
 use std::path::Path;
 
+use crashsim::check::Report;
 use crashsim::disk::{Fails, Image, Lie, SimDisk};
 use crashsim::ops::{identity, open};
 use crashsim::states::{self, Limits};
@@ -28,12 +29,14 @@ fn every_sequence_of_three_operations_keeps_the_promise_wherever_it_ends() {
         println!("{layout:?}, sequences of up to 3 operations: {report}");
         assert!(report.runs > 700, "{report}");
         assert!(report.power_cuts > 10_000 && report.kills > 3_000, "{report}");
+        let Report { damages, refusals, .. } = report;
+        assert!(damages > 6_000 && refusals < damages / 10, "{report}");
     }
 }
 
 #[test]
 fn long_random_sequences_keep_the_promise_through_crashes_and_faults() {
-    let mut report = crashsim::check::Report::default();
+    let mut report = Report::default();
     for seed in 1..=SEEDS {
         report += random::run(seed, Lie::Honest).unwrap_or_else(|why| panic!("{why}"));
     }

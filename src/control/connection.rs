@@ -11,11 +11,13 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_io_timeout::TimeoutStream;
 
+use super::stream::UnixClient;
 use super::{Access, App, Bounds, Listener, router};
 use crate::daemon::sockets::OwnedSocket;
+use crate::logging::limit::Seldom;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -93,6 +95,7 @@ struct Door {
 
 impl Door {
     async fn let_in(self, listener: Polled) {
+        let refused = Seldom::new();
         loop {
             // The semaphore is never closed.
             let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
@@ -100,22 +103,24 @@ impl Door {
             };
             let accepted = match &listener {
                 Polled::Unix(listener, _) => {
-                    listener.accept().await.map(|(stream, _)| self.connection(stream, place))
+                    let accepted = listener.accept().await;
+                    accepted
+                        .map(|(stream, _)| self.connection(UnixClient::new(stream, place), None))
                 }
                 Polled::Tcp(listener) => {
-                    listener.accept().await.map(|(stream, _)| self.connection(stream, place))
+                    listener.accept().await.map(|(stream, _)| self.connection(stream, Some(place)))
                 }
             };
             if let Err(error) = accepted {
-                crate::disk::log_seldom(&format_args!(
-                    "the control API can't accept a connection: {error}"
-                ));
+                refused.error(format_args!("the control API can't accept a connection: {error}"));
                 tokio::time::sleep(REST).await;
             }
         }
     }
 
-    fn connection<S>(&self, stream: S, place: tokio::sync::OwnedSemaphorePermit)
+    /// Serves a client; `place` is free again when its last answer is made, unless
+    /// the stream has it.
+    fn connection<S>(&self, stream: S, place: Option<OwnedSemaphorePermit>)
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {

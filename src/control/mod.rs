@@ -17,6 +17,7 @@ mod roots;
 pub mod router;
 mod seeing;
 mod status;
+mod stream;
 mod turns;
 mod vm_info;
 mod vms;

@@ -181,11 +181,8 @@ impl Health {
                 problems.push(format!("VM {name} is not served: {why}"));
             }
             let leaf = view.vm.as_ref().and_then(|vm| vm.disk().leaf());
-            if leaf.is_some_and(|leaf| leaf.is_poisoned()) {
-                problems.push(format!(
-                    "VM {name}: writing its leaf to disk failed, so it accepts no writes; detach \
-                     it and attach it again once the disk is well"
-                ));
+            if let Some(why) = leaf.and_then(|leaf| leaf.refusal()) {
+                problems.push(format!("VM {name}: {why}"));
             }
         }
         let stuck = host.reactors_stuck(REACTOR_ANSWER_MAX);

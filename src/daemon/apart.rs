@@ -16,7 +16,7 @@ const STACK_BYTES: usize = 32 << 10;
 ///
 /// # Errors
 /// `thing`, where there is no thread to be had.
-pub(super) fn drop_apart<T: Send + 'static>(
+pub(crate) fn drop_apart<T: Send + 'static>(
     thing: T,
     done: impl FnOnce() + Send + 'static,
 ) -> Result<(), T> {
@@ -39,7 +39,7 @@ pub(super) fn drop_apart<T: Send + 'static>(
 
 /// Drops `thing` on a thread of its own; where there is none to be had, never:
 /// for what is dropped seldom, where a lost descriptor is the lesser evil.
-pub(super) fn drop_apart_or_never<T: Send + 'static>(thing: T) {
+pub(crate) fn drop_apart_or_never<T: Send + 'static>(thing: T) {
     if let Err(thing) = drop_apart(thing, || ()) {
         mem::forget(thing);
     }

@@ -6,10 +6,11 @@
 //! connections only by their threads, and nothing of rings or requests.
 
 mod acceptor;
-mod apart;
+pub(crate) mod apart;
 mod error;
 mod group;
 mod host;
+mod leftovers;
 mod pulse;
 pub mod record;
 mod reload;

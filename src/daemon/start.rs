@@ -89,6 +89,7 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     host.table().configured = Configured::of(config);
     host.serve_configured(config, roots, bound)?;
     host.restore(attached);
+    super::leftovers::tell(&host);
     let kept = host.cache().stats().kept * u64::from(config.cache_block_bytes);
     if kept > 0 {
         log::info!("took over {} of cached blocks from an earlier start", ByteSize::b(kept));

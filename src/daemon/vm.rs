@@ -317,6 +317,11 @@ impl Vm {
             Error::failure(format!(
                 "can't remove the ephemeral leaf {path}: {source}; remove it by hand"
             ))
-        })
+        })?;
+        // Where it could not be closed, its live map is still there.
+        if let Some(leaf) = self.disk.leaf() {
+            leaf.discard_live_map();
+        }
+        Ok(())
     }
 }

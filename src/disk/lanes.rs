@@ -6,9 +6,14 @@
 //! one VM's slow sync delays no other; and three of them, so that its flush
 //! doesn't queue behind its writes. What is queued is bounded by the requests
 //! that a VM may have in flight.
+//!
+//! Each job is answered, also one that panics: then the leaf takes no more
+//! writes until it is opened again ([`Leaf::abandon`]), and the lane goes on to
+//! say so.
 #![expect(unsafe_code, reason = "writes from guest buffers")]
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +42,7 @@ pub enum Work {
 /// Who is told when the work is done: a reactor.
 pub trait Report: Send + Sync {
     /// The job named `token` is done; its buffers come back, to be used again.
+    /// Must not panic.
     fn done(&self, token: u32, result: Result<(), LeafError>, bufs: Vec<GuestBuf>);
 }
 
@@ -140,29 +146,40 @@ impl Drop for Lanes {
     }
 }
 
+impl Job {
+    fn run(self, leaf: &Leaf) -> (Result<(), LeafError>, Vec<GuestBuf>) {
+        let mut bufs = Vec::new();
+        let mut result = match self.work {
+            Work::Write(range, list) => {
+                bufs = list;
+                // SAFETY: by `submit`'s contract.
+                unsafe { leaf.write(range, &bufs) }
+            }
+            Work::Zero(ranges) => {
+                ranges.as_slice().iter().try_for_each(|range| leaf.write_zeroes(*range))
+            }
+            Work::Flush => leaf.flush(),
+            Work::WriteBack => leaf.start_write_back().map_err(|source| {
+                let (path, operation) = (leaf.path().to_owned(), "write back");
+                LeafError::Io { path, operation, source }
+            }),
+        };
+        if self.then_flush && result.is_ok() {
+            result = leaf.flush();
+        }
+        (result, bufs)
+    }
+}
+
 impl Lane {
     fn run(&self, leaf: &Leaf, report: &dyn Report) {
         while let Some(job) = self.next() {
-            let mut bufs = Vec::new();
-            let mut result = match job.work {
-                Work::Write(range, list) => {
-                    bufs = list;
-                    // SAFETY: by `submit`'s contract.
-                    unsafe { leaf.write(range, &bufs) }
-                }
-                Work::Zero(ranges) => {
-                    ranges.as_slice().iter().try_for_each(|range| leaf.write_zeroes(*range))
-                }
-                Work::Flush => leaf.flush(),
-                Work::WriteBack => leaf.start_write_back().map_err(|source| {
-                    let (path, operation) = (leaf.path().to_owned(), "write back");
-                    LeafError::Io { path, operation, source }
-                }),
-            };
-            if job.then_flush && result.is_ok() {
-                result = leaf.flush();
-            }
-            report.done(job.token, result, bufs);
+            let token = job.token;
+            // Nothing of what the job changed is looked at afterwards but by the
+            // leaf, which knows.
+            let (result, bufs) = catch_unwind(AssertUnwindSafe(|| job.run(leaf)))
+                .unwrap_or_else(|_| (Err(leaf.abandon()), Vec::new()));
+            report.done(token, result, bufs);
         }
     }
 
@@ -189,44 +206,91 @@ impl Lane {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Sender, channel};
+    use std::path::Path;
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::time::Instant;
 
     use super::*;
-    use crate::leaf::{OpenOptions, create};
+    use crate::leaf::tests::mem::Mem;
+    use crate::leaf::{OpenOptions, create_storage};
     use crate::root::RootIdentity;
 
-    struct Tell(Sender<u32>);
+    type Answer = (u32, Result<(), LeafError>);
+
+    struct Tell(Sender<Answer>);
 
     impl Report for Tell {
-        fn done(&self, token: u32, _: Result<(), LeafError>, _: Vec<GuestBuf>) {
-            let _ = self.0.send(token);
+        fn done(&self, token: u32, result: Result<(), LeafError>, _: Vec<GuestBuf>) {
+            let _ = self.0.send((token, result));
+        }
+    }
+
+    /// Lanes of a leaf in memory, and what they report.
+    fn lanes(mem: &Mem) -> (Arc<Leaf>, Lanes, Receiver<Answer>) {
+        let path = Path::new("vm.leaf");
+        let root = RootIdentity { len_bytes: 1 << 20, fingerprint: [1; 32], name: "r".into() };
+        create_storage(path, mem, crate::leaf::Layout::Packed, 1 << 20, &root).unwrap();
+        let storage = Box::new(mem.clone());
+        let leaf = Leaf::open_storage(path, storage, &root, &OpenOptions::default()).unwrap();
+        let leaf = Arc::new(leaf);
+        let (sender, done) = channel();
+        let lanes = Lanes::new(Arc::clone(&leaf), Arc::new(Tell(sender)));
+        (leaf, lanes, done)
+    }
+
+    fn work(bytes: &mut [u8]) -> [Work; 3] {
+        let range = SectorRange::whole(bytes.len() as u64 / 512).unwrap();
+        let buf = GuestBuf::new(bytes.as_mut_ptr(), bytes.len());
+        [Work::Write(range, vec![buf]), Work::Flush, Work::WriteBack]
+    }
+
+    /// Each thread holds the leaf; idle ones would for seconds.
+    fn wait_for_threads_to_end(leaf: &Arc<Leaf>) {
+        let begun = Instant::now();
+        while Arc::strong_count(leaf) > 1 {
+            assert!(begun.elapsed() < IDLE / 2, "{} threads stay", Arc::strong_count(leaf) - 1);
+            std::thread::yield_now();
         }
     }
 
     #[test]
     fn threads_end_with_their_lanes_after_what_they_were_given() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vm.leaf");
-        let root = RootIdentity { len_bytes: 1 << 20, fingerprint: [1; 32], name: "r".into() };
-        create(&path, 1 << 20, &root).unwrap();
-        let leaf = Arc::new(Leaf::open(&path, &root, &OpenOptions::default()).unwrap());
-        let (sender, done) = channel();
-        let lanes = Lanes::new(Arc::clone(&leaf), Arc::new(Tell(sender)));
-        let range = SectorRange::whole(8).unwrap();
+        let (leaf, lanes, done) = lanes(&Mem::default());
         let mut bytes = vec![0; 4096];
-        let buf = GuestBuf::new(bytes.as_mut_ptr(), bytes.len());
-        for work in [Work::Write(range, vec![buf]), Work::Flush, Work::WriteBack] {
+        for work in work(&mut bytes) {
             // SAFETY: the buffer is as long as the range, and is kept until the end.
             unsafe { lanes.submit(work, false, 7) };
         }
         drop(lanes);
-        (0..3).for_each(|_| assert_eq!(done.recv(), Ok(7)));
-        // Each thread holds the leaf; idle ones would for seconds.
-        let begun = Instant::now();
-        while Arc::strong_count(&leaf) > 1 {
-            assert!(begun.elapsed() < IDLE / 2, "{} threads stay", Arc::strong_count(&leaf) - 1);
-            std::thread::yield_now();
+        (0..3).for_each(|_| assert!(matches!(done.recv(), Ok((7, Ok(()))))));
+        wait_for_threads_to_end(&leaf);
+    }
+
+    #[test]
+    fn a_job_that_panics_is_answered_and_so_is_each_one_after_it() {
+        const SOON: Duration = Duration::from_secs(30);
+        let mem = Mem::default();
+        let (leaf, lanes, done) = lanes(&mem);
+        let mut bytes = vec![0x11; 4096];
+        let [write, flush, write_back] = work(&mut bytes);
+        mem.state().panic_in_sync = true;
+        // SAFETY: the buffer is as long as the range, and is kept until the end.
+        unsafe { lanes.submit(write, true, 1) };
+        let answer = done.recv_timeout(SOON);
+        assert!(matches!(answer, Ok((1, Err(LeafError::Abandoned { .. })))), "{answer:?}");
+        mem.state().panic_in_sync = false;
+        let [write, ..] = work(&mut bytes);
+        // SAFETY: see above.
+        unsafe {
+            lanes.submit(write, false, 2);
+            lanes.submit(flush, false, 3);
+            lanes.submit(write_back, false, 4);
         }
+        let mut answers: Vec<_> = (0..3).map(|_| done.recv_timeout(SOON).unwrap()).collect();
+        answers.sort_by_key(|(token, _)| *token);
+        let refused = |answer: &Answer| matches!(answer.1, Err(LeafError::Abandoned { .. }));
+        assert_eq!(answers.iter().map(refused).collect::<Vec<_>>(), [true, true, false]);
+        drop(lanes);
+        wait_for_threads_to_end(&leaf);
     }
 }

@@ -21,7 +21,7 @@ pub use map::{CELLS_MAX, DiskMap};
 
 use crate::cache::RootCache;
 use crate::leaf::{Leaf, WriteCache};
-use crate::logging::limit::Limit;
+use crate::logging::limit::{Limit, Seldom};
 use crate::root::Root;
 use crate::units::{Sector, SectorRange};
 
@@ -92,6 +92,7 @@ pub struct Disk {
     leaf: Option<Arc<Leaf>>,
     counters: Counters,
     log_limit: Limit,
+    errors: Seldom,
 }
 
 impl Disk {
@@ -104,7 +105,8 @@ impl Disk {
     ) -> Self {
         let read_only = read_only || leaf.is_none();
         let (counters, log_limit) = (Counters::default(), Limit::default());
-        Self { name, read_only, root, leaf, counters, log_limit }
+        let errors = Seldom::default();
+        Self { name, read_only, root, leaf, counters, log_limit, errors }
     }
 
     /// The VM's name.
@@ -161,6 +163,12 @@ impl Disk {
         &self.log_limit
     }
 
+    /// Logs an error that a request met, with the VM's name: seldom, as each of
+    /// its requests may meet one, and whatever other VMs' requests meet.
+    pub(crate) fn log_error(&self, error: std::fmt::Arguments<'_>) {
+        self.errors.error(format_args!("VM {}: {error}", self.name));
+    }
+
     /// Where the first sectors of the (non-empty) range come from.
     #[inline]
     pub fn piece(&self, range: SectorRange) -> Piece {
@@ -188,25 +196,5 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let lookups = self.root.cache.cache().lookups();
         lookups.retire(self.counters.cache_hits.get(), self.counters.cache_misses.get());
-    }
-}
-
-/// Logs an error of the data path, at most one in ten seconds and with how many
-/// were left out: guests can cause them at will.
-pub(crate) fn log_seldom(error: &dyn std::fmt::Display) {
-    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-    use std::time::Instant;
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    static NEXT_SECOND: AtomicU64 = AtomicU64::new(0);
-    static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
-    let now = START.get_or_init(Instant::now).elapsed().as_secs();
-    let next = NEXT_SECOND.load(Relaxed);
-    if now < next || NEXT_SECOND.compare_exchange(next, now + 10, Relaxed, Relaxed).is_err() {
-        LEFT_OUT.fetch_add(1, Relaxed);
-        return;
-    }
-    match LEFT_OUT.swap(0, Relaxed) {
-        0 => log::error!("{error}"),
-        more => log::error!("{error} (and {more} more errors before it)"),
     }
 }

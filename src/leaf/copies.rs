@@ -23,6 +23,11 @@ pub(super) struct Copies {
 }
 
 impl Copies {
+    /// Whether the other copy is damaged. It may have been the newer one.
+    pub(super) fn is_alone(&self) -> bool {
+        self.twin.is_none()
+    }
+
     /// Whether damage to the copy that counts would bring back a size or a map
     /// that is gone, or end the leaf.
     fn depend_on_one(&self) -> bool {

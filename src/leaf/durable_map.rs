@@ -10,10 +10,12 @@ use super::{map_len_bytes, table_len_bytes};
 use crate::io::storage::{Storage, read_exact, write_all, zero};
 
 const TABLE_LEN: usize = TABLE_PAGES as usize * PAGE_LEN;
+/// Blocks that a map page covers.
+const BLOCKS: u64 = PAGE_SECTORS / BLOCK_SECTORS;
 /// Map pages that are read at a time, and the table pages that belong to them.
 const GROUP_PAGES: usize = 16;
 
-/// Fills the live map from the file. What lies beyond the disk's end is left
+/// Adds to the live map what the file's has. What lies beyond the disk's end is left
 /// out: a disk that shrank may have left it there. So are bits without an entry
 /// and zeros without all bits, where a loss of power came between their pages:
 /// they were never flushed. Whether there were any: they must be gone from the
@@ -66,6 +68,11 @@ fn load_table(
     for (i, (raw, held)) in entries.enumerate() {
         if i as u64 >= blocks {
             // Beyond the disk's end.
+            *raw = [0; 4];
+            continue;
+        }
+        if map.entry(page as u64 * BLOCKS + i as u64) != Entry::Empty {
+            // An earlier daemon's map, which has it since then.
             *raw = [0; 4];
             continue;
         }

@@ -50,8 +50,22 @@ pub enum LeafError {
     BadSize { size: u64 },
     #[error("the live map {} can't be made: {source}; check the runtime directory and its free space", path.display())]
     LiveMap { path: PathBuf, source: io::Error },
+    #[error(
+        "leaf {}: its live map {} is newer than its header, as {why}; writes that were acknowledged \
+         may be named in that map only: put the right file in the leaf's place, or, to go on without \
+         them, move the map out of its directory",
+        path.display(),
+        map.display()
+    )]
+    LiveMapAhead { path: PathBuf, map: PathBuf, why: &'static str },
     #[error("leaf {}: {operation} failed: {source}", path.display())]
     Io { path: PathBuf, operation: &'static str, source: io::Error },
     #[error("leaf {} takes no more writes, because a sync failed; detach the VM and attach it again once the disk works", path.display())]
     Poisoned { path: PathBuf },
+    #[error(
+        "leaf {} takes no more writes, because a part of leafblk failed while it worked on it (the log \
+         says more; please report it); detach the VM and attach it again: what was acknowledged is there",
+        path.display()
+    )]
+    Abandoned { path: PathBuf },
 }

@@ -1,7 +1,5 @@
 //! Making writes durable: data, then map.
 
-use std::sync::PoisonError;
-
 use super::live_map::PAGE_LEN;
 use super::{Leaf, LeafError};
 use crate::io::storage::write_all;
@@ -31,9 +29,8 @@ impl Leaf {
             return Ok(());
         }
         let wanted = self.written.load(Ordering::Acquire);
-        let mut buffers = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = self.lock_whole(&self.flushing)?;
         // Somebody else's flush may have begun after our writes.
-        self.check_not_poisoned()?;
         if self.flushed.load(Ordering::Acquire) >= wanted {
             return Ok(());
         }
@@ -56,7 +53,7 @@ impl Leaf {
         pages.clear();
         copies.clear();
         let next = {
-            let _marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+            let _marking = self.lock_whole(&self.marking)?;
             self.map.take_changed(from, ROUND_PAGES, pages)
         };
         if from > 0 && pages.is_empty() {
@@ -104,8 +101,8 @@ impl Leaf {
         })?;
         // A sync finds nothing wrong with pages that a write-back beside it has
         // just dropped. That one's answer may come after the sync's.
-        drop(self.writing_back.lock());
-        self.check_not_poisoned()
+        drop(self.lock_whole(&self.writing_back)?);
+        Ok(())
     }
 }
 

@@ -17,6 +17,8 @@
 //! A map can grow while it is used: the mapping has room for the largest disk
 //! that the leaf may become, which is address space and nothing else.
 
+mod leaf_path;
+pub(super) mod leftovers;
 mod owner;
 mod pages;
 pub(super) mod place;
@@ -32,6 +34,7 @@ use std::sync::PoisonError;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 
+use self::leaf_path::leaf_path;
 pub(super) use self::owner::Owner;
 use self::words::Words;
 use super::WriteCache;
@@ -135,7 +138,9 @@ fn first_word(start: u64, count: u64) -> (u64, u64) {
 }
 
 impl LiveMap {
-    /// An empty map in a new file at `path`, or in anonymous memory.
+    /// An empty map in a new file at `path`, or in anonymous memory. It is nobody's
+    /// yet, so that a kill leaves none that is half filled; `owner` is whose it is
+    /// to be.
     pub(super) fn create(path: Option<&Path>, owner: &Owner, shape: &Shape) -> io::Result<Self> {
         let file = match path {
             Some(path) => place::create(path, owner)?,
@@ -143,28 +148,45 @@ impl LiveMap {
         };
         ftruncate(&file, shape.file_len()?)?;
         allocate(&file, 0)?;
-        owner.write_to(&file)?;
         Self::map(file, shape)
     }
 
-    /// The map that an earlier daemon left for `owner`, in the directory of
-    /// `path`. It is at `path` then, unless it is only to be read.
+    /// The map that an earlier daemon left, in the directory of `path`, and the
+    /// generation of its header where that is newer than the one that counts. It
+    /// is at `path` then, unless it is only to be read.
     pub(super) fn take_over(
         path: &Path,
-        owner: &Owner,
-        shape: &Shape,
+        wanted: &place::Wanted,
         read_only: bool,
-    ) -> io::Result<Option<Self>> {
-        let Some(file) = place::open(path, owner, shape, read_only)? else {
-            return Ok(None);
+    ) -> Result<Option<(Self, Option<u64>)>, place::OpenError> {
+        let (file, ahead) = match place::open(path, wanted, read_only)? {
+            place::Found::Nothing => return Ok(None),
+            place::Found::Fits(file) => (file, None),
+            place::Found::Ahead(file, generation) => (file, Some(generation)),
         };
-        let map = Self::map(file, shape)?;
+        if !read_only {
+            place::mark_used(&file);
+        }
+        let map = Self::map(file, &wanted.shape)?;
         for page in 0..map.pages() {
             // SEEK_DATA would skip more cleverly; a take-over is rare.
             map.adopt_page(page)?;
         }
         map.adopt_table()?;
-        Ok(Some(map))
+        Ok(Some((map, ahead)))
+    }
+
+    /// A map in anonymous memory with the same bits and places.
+    pub(super) fn copied(&self, owner: &Owner, shape: &Shape) -> io::Result<Self> {
+        let copy = Self::create(None, owner, shape)?;
+        let mut bytes = Vec::with_capacity(PAGE_LEN);
+        let pages = (0..self.pages()).chain(self.table_pages());
+        for page in pages.filter(|page| self.has_bits(*page)) {
+            bytes.clear();
+            self.copy_page(page, &mut bytes);
+            copy.load_page(page, &bytes)?;
+        }
+        Ok(copy)
     }
 
     /// Removes the map's file, if it is the one at `path`.
@@ -224,10 +246,10 @@ impl LiveMap {
         Owner::is_being_replaced(&self.file)
     }
 
-    /// Makes the map this owner's, and nobody else's. False if it is nobody's
-    /// for good.
-    pub(super) fn own(&self, owner: &Owner) -> io::Result<bool> {
-        self.unless_disowned(|| owner.write_to(&self.file))
+    /// Makes the map this owner's, whose disk has so many sectors, and nobody
+    /// else's. False if it is nobody's for good.
+    pub(super) fn own(&self, owner: &Owner, sectors: u64) -> io::Result<bool> {
+        self.unless_disowned(|| owner.write_to(&self.file, sectors))
     }
 
     /// Makes the map, beside its owner's, that of a header that is about to be

@@ -10,13 +10,14 @@
 //! - The durable map gets only bits whose data a sync has covered.
 //! - Bits are never cleared while the leaf is in use. A present sector whose data
 //!   is a hole, or has no place ([`slots`]), is zeros.
-//! - After a failed sync nothing more is acknowledged.
+//! - After a failed sync, or a panic, nothing more is acknowledged.
 
 mod copies;
 mod create;
 mod data;
 mod durable_map;
 mod error;
+mod fitness;
 mod flush;
 pub mod header;
 mod live_map;
@@ -34,12 +35,13 @@ use std::sync::PoisonError;
 
 pub use create::{Layout, create, create_as, create_storage};
 pub use error::LeafError;
-pub use open::OpenOptions;
+pub use live_map::leftovers::{Leftover, Leftovers};
+pub use open::{OpenOptions, clear_leftovers};
 pub use write_cache::WriteCache;
 
 use crate::io::storage::Storage;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crate::units::{Sector, SectorRange};
 use live_map::LiveMap;
 
@@ -85,7 +87,7 @@ pub struct Leaf {
     flushed: AtomicU64,
     /// Bytes written since write-back was last asked for, or a flush began.
     unsynced_bytes: AtomicU64,
-    poisoned: AtomicBool,
+    fitness: fitness::State,
     /// A [`WriteCache`].
     write_cache: AtomicU8,
     flushing: Mutex<flush::Buffers>,
@@ -105,6 +107,11 @@ impl Leaf {
     /// Where the leaf is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Tells it apart from other leaves, whatever its path.
+    pub fn uuid(&self) -> [u8; 16] {
+        self.header().uuid
     }
 
     /// The disk's size in sectors. It may grow at any time ([`Self::grow`]).
@@ -168,7 +175,7 @@ impl Leaf {
         // All of the data is written by now: a flush between two steps may
         // make the bits of the first durable.
         for step in live_map::steps(range) {
-            let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+            let marking = self.lock_whole(&self.marking)?;
             let (added, marked) = self.map.set(step);
             drop(marking);
             if added > 0 {
@@ -192,11 +199,6 @@ impl Leaf {
     #[inline]
     pub fn unsynced_bytes(&self) -> u64 {
         self.unsynced_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Whether a sync failed: nothing is acknowledged any more.
-    pub fn is_poisoned(&self) -> bool {
-        self.poisoned.load(Ordering::Acquire)
     }
 
     /// Asks the kernel to begin writing the data back, so that a later flush
@@ -226,16 +228,6 @@ impl Leaf {
         disk.max(self.slots_end_offset() - self.data_offset)
     }
 
-    /// Nothing is acknowledged from here on. Nor may a later daemon take the
-    /// live map over: it has bits whose data the kernel gave up on, and those
-    /// sectors would read as holes, as zeros. The durable map has none of them.
-    fn poison(&self) {
-        self.poisoned.store(true, Ordering::Release);
-        if let Err(error) = self.map.disown() {
-            log::error!("leaf {}: can't disown its live map: {error}", self.path.display());
-        }
-    }
-
     /// Lets others open the file, though this value may live on for a while.
     /// Nothing may be read from or written to the leaf afterwards.
     pub fn release(&self) {
@@ -257,17 +249,10 @@ impl Leaf {
         Ok(())
     }
 
-    fn check_not_poisoned(&self) -> Result<(), LeafError> {
-        if self.is_poisoned() {
-            return Err(LeafError::Poisoned { path: self.path.clone() });
-        }
-        Ok(())
-    }
-
     fn io(&self, operation: &'static str, source: io::Error) -> LeafError {
         LeafError::Io { path: self.path.clone(), operation, source }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

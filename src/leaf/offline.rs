@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::copies::read_header;
 use super::header::{self, Header, HeaderError};
-use super::live_map::{Owner, Shape, place};
+use super::live_map::place::{self, Wanted};
 use super::{Leaf, LeafError};
 use crate::io::lock as flock;
 use crate::io::storage::{FileStorage, read_exact, write_all};
@@ -50,13 +50,16 @@ pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
     Err(LeafError::InUse { path: path.to_owned() })
 }
 
-/// The header that counts.
+/// The header that counts, and whether the other copy is damaged, which may have
+/// been newer.
 ///
 /// # Errors
 /// As [`Leaf::open`].
-pub fn header(path: &Path, file: &File) -> Result<Header, LeafError> {
+pub fn header(path: &Path, file: &File) -> Result<(Header, bool), LeafError> {
     let storage = FileStorage::new(clone(path, file)?);
-    Ok(read_header(path, &storage)?.header)
+    let copies = read_header(path, &storage)?;
+    let alone = copies.is_alone();
+    Ok((copies.header, alone))
 }
 
 /// Both copies of the header, each by itself.
@@ -85,12 +88,14 @@ pub fn clone(path: &Path, file: &File) -> Result<File, LeafError> {
 }
 
 /// The live map in `dir`, under whatever name, that a daemon which was killed
-/// left for the leaf with this header; `None` if there is none.
+/// left for the leaf with this header, of which the other copy is damaged if it is
+/// `alone`; `None` if there is none.
 ///
 /// # Errors
 /// As readdir(3); a directory that doesn't exist has no map.
-pub fn find_live_map(dir: &Path, header: &Header) -> io::Result<Option<PathBuf>> {
-    place::find(dir, &Owner::of(header), &Shape::of(header))
+pub fn find_live_map(dir: &Path, header: &Header, alone: bool) -> io::Result<Option<PathBuf>> {
+    // Whoever opens the leaf with it finds out whether it can be joined.
+    place::find(dir, &Wanted::of(header, alone))
 }
 
 impl Leaf {

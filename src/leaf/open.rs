@@ -1,20 +1,22 @@
 //! Opening and closing a leaf.
 
+mod map;
+
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use uuid::Uuid;
-
+use self::map::Origin;
 use super::copies::read_header;
 use super::header::Header;
-use super::live_map::{LiveMap, Owner, PAGE_LEN, Shape};
+use super::live_map::Owner;
+use super::live_map::leftovers::{self, Leftovers};
+use super::live_map::place::Wanted;
 use super::slots::{SLOT_LEN, Slots};
 use super::{Leaf, LeafError, WriteCache, durable_map, offline};
-use crate::boot;
 use crate::io::storage::{FileStorage, Storage, zero};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// How a leaf is opened.
 #[derive(Clone, Debug, Default)]
@@ -26,11 +28,26 @@ pub struct OpenOptions {
     pub read_only: bool,
 }
 
-/// This boot's id; where it can't be had a random one, the same all along: then
-/// no other daemon takes anything over.
+/// The kernel's id of this boot: read once, it doesn't change.
 fn boot_id() -> [u8; 16] {
-    static BOOT_ID: OnceLock<Uuid> = OnceLock::new();
-    BOOT_ID.get_or_init(|| boot::id().unwrap_or_else(|_| Uuid::new_v4())).into_bytes()
+    static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
+    // Without one, a random id: then no other daemon takes anything over.
+    *BOOT_ID.get_or_init(|| kernels_boot_id().unwrap_or_else(|| *uuid::Uuid::new_v4().as_bytes()))
+}
+
+fn kernels_boot_id() -> Option<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(*uuid::Uuid::parse_str(text.trim()).ok()?.as_bytes())
+}
+
+/// Removes the live maps from the directory that no leaf can need, and says which
+/// of those that stay are of no leaf of `in_use`.
+///
+/// # Errors
+/// As [`leftovers::clear`]; NotFound where the kernel's boot id can't be read.
+pub fn clear_leftovers(directory: &Path, in_use: &[[u8; 16]]) -> std::io::Result<Leftovers> {
+    let boot_id = kernels_boot_id().ok_or(std::io::ErrorKind::NotFound)?;
+    leftovers::clear(directory, &boot_id, in_use)
 }
 
 impl Owner {
@@ -40,23 +57,13 @@ impl Owner {
     }
 }
 
-impl Shape {
-    /// Of the live map of a leaf with this header.
-    pub(super) fn of(header: &Header) -> Self {
-        Self {
-            sectors: header.virtual_size / 512,
-            pages_max: pages_max(header),
-            packed: header.table_offset.is_some(),
-        }
-    }
-}
-
 impl Leaf {
     /// Opens the leaf at `path`, which must belong to `root`.
     ///
     /// Unless read-only, the header says "in use" from here on until
     /// [`Self::close`]. After a kill of the daemon the live map is taken over;
-    /// otherwise the durable map counts.
+    /// otherwise the durable map counts. Where the newer copy of the header has
+    /// been damaged since, the live map is joined to what the older one says.
     ///
     /// # Errors
     /// Each of [`LeafError`]'s that fits; nothing has changed then.
@@ -95,6 +102,8 @@ impl Leaf {
                 given: root.to_string(),
             });
         }
+        let wanted = Wanted::of(header, copies.is_alone());
+        let found = map::find(path, &*storage, header, &wanted, options)?;
         if header.map_void && !options.read_only {
             // A reset was cut off. The header may be a killed daemon's, and not
             // durable yet: the map of the one before it must be whole until then.
@@ -105,7 +114,13 @@ impl Leaf {
                 .and_then(|()| storage.sync_data())
                 .map_err(io_error("complete the reset"))?;
         }
-        let (map, origin) = open_map(path, &*storage, header, options)?;
+        let (map, origin) = match found {
+            Some(found) => found,
+            None => {
+                let (map, half_written) = map::next(path, &*storage, header, options)?;
+                (map, Origin::Durable { half_written })
+            }
+        };
         let slots_end = map.slots_end();
         let need = header.data_offset + slots_end * SLOT_LEN;
         if have < need {
@@ -133,7 +148,7 @@ impl Leaf {
             written: AtomicU64::new(u64::from(taken_over)),
             flushed: AtomicU64::new(0),
             unsynced_bytes: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
+            fitness: Default::default(),
             write_cache: AtomicU8::new(write_cache as u8),
             flushing: Mutex::default(),
             marking: Mutex::default(),
@@ -150,13 +165,25 @@ impl Leaf {
     /// Makes the header say "in use", and both of its copies agree.
     fn begin_writing(&self, origin: Origin, write_cache: WriteCache) -> Result<(), LeafError> {
         let map_error = |source| self.io("write the live map", source);
+        self.map.note_leaf_path(&self.path).map_err(map_error)?;
         match origin {
             // The header says so already; writing it would sync whatever the killed
             // daemon left unwritten, while the guest waits.
             Origin::TakenOver => {}
             Origin::TakenOverUnsynced => {
                 self.sync()?;
-                self.map.own(&Owner::of(&self.header())).map_err(map_error)?;
+                self.own_map().map_err(map_error)?;
+            }
+            Origin::Ahead(generation) => {
+                // Nothing is dropped from the page cache: what was acknowledged
+                // is there, and nowhere else.
+                self.sync()?;
+                self.set_write_cache(write_cache).map_err(map_error)?;
+                // The one that was damaged: the live map fits it before and after.
+                self.write_header(|header| {
+                    (header.generation, header.clean) = (generation, false);
+                    header.write_cache = WriteCache::Unknown;
+                })?;
             }
             Origin::Durable { half_written } => {
                 // The header may be a killed daemon's, and not durable yet.
@@ -173,6 +200,7 @@ impl Leaf {
                     (header.clean, header.map_void) = (false, false);
                     header.write_cache = WriteCache::Unknown;
                 })?;
+                self.own_map().map_err(map_error)?;
             }
         }
         self.settle_copies()
@@ -197,15 +225,32 @@ impl Leaf {
         Ok(())
     }
 
+    /// Removes the live map, where the leaf is deleted: what it names is gone.
+    pub fn discard_live_map(&self) {
+        if let Some(path) = &self.live_map_path {
+            let _ = self.map.remove(path);
+        }
+    }
+
+    /// Makes the live map that of the header, which is durable.
+    fn own_map(&self) -> std::io::Result<()> {
+        let header = self.header();
+        self.map.own(&Owner::of(&header), header.virtual_size / 512).map(drop)
+    }
+
     /// A new live map in place of the one that there is, from the durable map.
     pub(super) fn reload_map(&mut self) -> Result<(), LeafError> {
         let header = self.header();
-        let (map, _) = new_map(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
+        let (map, _) =
+            map::new(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
         self.slots = Mutex::new(Slots::from(map.slots_end()));
         self.present.store(map.count(), Ordering::Relaxed);
         self.sectors.store(header.virtual_size / 512, Ordering::Release);
         self.map = map;
-        self.set_write_cache(self.write_cache()).map_err(|e| self.io("write the live map", e))
+        self.set_write_cache(self.write_cache())
+            .and_then(|()| self.map.note_leaf_path(&self.path))
+            .and_then(|()| self.own_map())
+            .map_err(|e| self.io("write the live map", e))
     }
 
     /// Flushes, marks the leaf as clean and removes its live map. The header
@@ -225,87 +270,8 @@ impl Leaf {
             header.clean = true;
             header.write_cache = self.write_cache();
         })?;
-        if let Some(path) = &self.live_map_path {
-            // What stays fits no leaf any more.
-            let _ = self.map.remove(path);
-        }
+        // What stays fits no leaf any more.
+        self.discard_live_map();
         Ok(())
     }
-}
-
-/// Where a live map comes from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Origin {
-    /// From the durable map, parts of which may be half written.
-    Durable { half_written: bool },
-    /// An earlier daemon's, with its header.
-    TakenOver,
-    /// The same, and the daemon was killed while it replaced the header: what
-    /// that says, such as the disk's size, may not be durable.
-    TakenOverUnsynced,
-}
-
-/// The live map: an earlier daemon's, or a new one from the durable map, of the
-/// next generation.
-fn open_map(
-    path: &Path,
-    storage: &dyn Storage,
-    header: &Header,
-    options: &OpenOptions,
-) -> Result<(LiveMap, Origin), LeafError> {
-    // A reader takes a crashed daemon's map over as well, or it would not
-    // see what that one acknowledged; but it leaves no map of its own.
-    let found_path = options.live_map.as_deref().filter(|_| !header.clean && !header.map_void);
-    let live_path = options.live_map.as_deref().filter(|_| !options.read_only);
-    if let Some(found_path) = found_path {
-        let map_error = |source| LeafError::LiveMap { path: found_path.to_owned(), source };
-        let (owner, shape) = (Owner::of(header), Shape::of(header));
-        let found = LiveMap::take_over(found_path, &owner, &shape, options.read_only);
-        if let Some(map) = found.map_err(map_error)? {
-            log::info!("leaf {}: took over the live map of an earlier run", path.display());
-            let replaced = map.is_being_replaced().map_err(map_error)?;
-            if !options.read_only && !replaced {
-                map.own(&owner).map_err(map_error)?;
-            }
-            let origin = if replaced { Origin::TakenOverUnsynced } else { Origin::TakenOver };
-            return Ok((map, origin));
-        }
-        log::warn!(
-            "leaf {}: it was not closed, and there is no live map of it beside {}: what was \
-             flushed counts, as after a loss of power",
-            path.display(),
-            found_path.display()
-        );
-    }
-    // A new generation: a live map that this one does not know about must
-    // never be taken for current later.
-    let next = Header { generation: header.generation + 1, ..header.clone() };
-    let (map, half_written) = new_map(path, storage, &next, live_path)?;
-    Ok((map, Origin::Durable { half_written }))
-}
-
-/// A live map of the header's generation, from the durable map; whether parts of
-/// that are half written.
-fn new_map(
-    path: &Path,
-    storage: &dyn Storage,
-    header: &Header,
-    live_path: Option<&Path>,
-) -> Result<(LiveMap, bool), LeafError> {
-    let owner = Owner::of(header);
-    let map = LiveMap::create(live_path, &owner, &Shape::of(header)).map_err(|source| {
-        let path = live_path.unwrap_or(Path::new("(memory)")).to_owned();
-        LeafError::LiveMap { path, source }
-    })?;
-    let half_written = durable_map::load(storage, header, &map).map_err(|source| {
-        LeafError::Io { path: path.to_owned(), operation: "read the presence map", source }
-    })?;
-    Ok((map, half_written))
-}
-
-/// Map pages that the leaf has room for.
-fn pages_max(header: &Header) -> usize {
-    let room = header.map_room_end() - header.map_offset;
-    let most = super::map_len_bytes(super::SIZE_MAX);
-    usize::try_from(room.min(most)).unwrap_or(usize::MAX) / PAGE_LEN
 }

@@ -7,8 +7,6 @@
 //!   that shrank may have left bits there); sync; header.
 //! - Shrinking: header; then what lies beyond is cut off.
 
-use std::sync::PoisonError;
-
 use super::live_map::table::TABLE_PAGES;
 use super::live_map::{Owner, PAGE_LEN, PAGE_SECTORS};
 use super::{Leaf, LeafError, SIZE_MAX, durable_map};
@@ -39,8 +37,7 @@ impl Leaf {
             return Err(LeafError::BadSize { size: virtual_size });
         }
         // No flush writes the map meanwhile, and no other change of size begins.
-        let _flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check_not_poisoned()?;
+        let _flushing = self.lock_whole(&self.flushing)?;
         let header = self.header();
         let path = || self.path.clone();
         let (have, most) = (header.virtual_size, self.size_max());
@@ -69,7 +66,7 @@ impl Leaf {
     pub(super) fn switch_size(&self, generation: u64, virtual_size: u64) -> Result<(), LeafError> {
         let sectors = virtual_size / 512;
         let map_error = |source| self.io("extend the live map", source);
-        let before = Owner::of(&self.header());
+        let (before, before_sectors) = (Owner::of(&self.header()), self.sectors());
         let after = Owner { generation, ..before };
         self.map.grow(sectors).map_err(map_error)?;
         if !self.map.announce(&after, sectors).map_err(map_error)? {
@@ -82,7 +79,11 @@ impl Leaf {
             self.sectors.store(sectors, Ordering::Release);
         }
         // That of a leaf that was poisoned meanwhile stays nobody's.
-        self.map.own(if written.is_ok() { &after } else { &before }).map_err(map_error)?;
+        let owned = match written {
+            Ok(()) => self.map.own(&after, sectors),
+            Err(_) => self.map.own(&before, before_sectors),
+        };
+        owned.map_err(map_error)?;
         written
     }
 

@@ -141,7 +141,7 @@ impl Leaf {
         if blocks.clone().all(|block| has_slot(&block)) {
             return Ok(());
         }
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.lock_whole(&self.slots)?;
         let mut block = blocks.start;
         while block < blocks.end {
             // In steps of a table page: others set and mark too.
@@ -168,7 +168,7 @@ impl Leaf {
         blocks: std::ops::Range<u64>,
         entry: impl Fn(u64) -> Entry,
     ) -> Result<(), LeafError> {
-        let _marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _marking = self.lock_whole(&self.marking)?;
         for (i, block) in (0..).zip(blocks) {
             self.map
                 .set_entry(block, entry(i))
@@ -236,7 +236,7 @@ impl Leaf {
         }
         {
             // Entries change under this lock only.
-            let _slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let _slots = self.lock_whole(&self.slots)?;
             if blocks(over_root).all(|block| self.map.entry(block) == Entry::Empty) {
                 self.set_entries(blocks(over_root), |_| Entry::Zeros)?;
             }

@@ -1,6 +1,7 @@
 //! The format, what survives which end, the order of writes, faults.
 #![expect(clippy::cast_possible_truncation, reason = "small numbers by construction")]
 
+mod ahead;
 mod copies;
 mod faults;
 mod fixture;
@@ -8,7 +9,7 @@ mod format;
 #[cfg(leafblk_loom)]
 mod interleavings;
 mod live_maps;
-mod mem;
+pub(crate) mod mem;
 mod model;
 mod packed;
 mod sizes;

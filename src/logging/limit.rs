@@ -1,11 +1,13 @@
-//! How many lines one VM may cause.
+//! How many lines one VM may cause, and how many one kind of error.
 //!
 //! Guests and frontends cause lines at will, by connecting or by nonsense in
 //! their rings. Each VM has a budget of them, so that none fills the log or
-//! hides what is said of the others.
+//! hides what is said of the others. Errors of a VM's disk, of which each request
+//! may meet one, are said once in ten seconds ([`Seldom`]), each VM's by itself.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Lines at once.
@@ -69,6 +71,43 @@ impl fmt::Display for LeftOut {
     }
 }
 
+/// Errors of one VM, or of one place in the code: the first shows, then one in ten
+/// seconds, with how many there were between.
+#[derive(Debug, Default)]
+pub(crate) struct Seldom {
+    /// When the next may be logged, in seconds of this process.
+    next_second: AtomicU64,
+    left_out: AtomicU64,
+}
+
+impl Seldom {
+    pub(crate) const fn new() -> Self {
+        Self { next_second: AtomicU64::new(0), left_out: AtomicU64::new(0) }
+    }
+
+    /// Logs an error, or counts it.
+    pub(crate) fn error(&self, error: fmt::Arguments<'_>) {
+        static START: OnceLock<Instant> = OnceLock::new();
+        let now = START.get_or_init(Instant::now).elapsed().as_secs();
+        match self.allow_at(now) {
+            None => {}
+            Some(0) => log::error!("{error}"),
+            Some(more) => log::error!("{error} (and {more} more errors before it)"),
+        }
+    }
+
+    /// How many were left out, if one may be logged in this second.
+    fn allow_at(&self, now: u64) -> Option<u64> {
+        let (next, relaxed) = (self.next_second.load(Ordering::Relaxed), Ordering::Relaxed);
+        let until = now + EVERY.as_secs();
+        if now < next || self.next_second.compare_exchange(next, until, relaxed, relaxed).is_err() {
+            self.left_out.fetch_add(1, relaxed);
+            return None;
+        }
+        Some(self.left_out.swap(0, relaxed))
+    }
+}
+
 /// Logs a line that a VM caused, within the budget of its disk.
 macro_rules! log_for {
     ($disk:expr, $level:ident, $($line:tt)+) => {
@@ -84,6 +123,15 @@ pub(crate) use log_for;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_errors_that_come_all_the_time_one_in_ten_seconds_is_logged() {
+        let seldom = Seldom::new();
+        assert_eq!(seldom.allow_at(0), Some(0), "the first one");
+        assert_eq!((0..10).find_map(|second| seldom.allow_at(second)), None);
+        assert_eq!(seldom.allow_at(10), Some(10));
+        assert_eq!(seldom.allow_at(1_000), Some(0));
+    }
 
     #[test]
     fn a_vm_that_causes_lines_without_end_gets_few_and_the_next_one_counts_the_rest() {

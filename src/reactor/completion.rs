@@ -8,7 +8,7 @@
 use std::mem::ManuallyDrop;
 
 use super::device::Device;
-use crate::disk;
+use crate::logging::limit::Seldom;
 use crate::metrics::Operation;
 use crate::request::{ParsedRequest, Status};
 
@@ -71,8 +71,9 @@ impl Drop for Completion {
     /// A bug: the guest waits for this one until its device is reset.
     #[cold]
     fn drop(&mut self) {
+        static LOST: Seldom = Seldom::new();
         let Self { queue, head, operation, .. } = self;
-        disk::log_seldom(&format_args!(
+        LOST.error(format_args!(
             "chain {head} of queue {queue} ({operation:?}) was lost; please report this"
         ));
         debug_assert!(std::thread::panicking(), "chain {head} of queue {queue} was lost");

@@ -9,7 +9,6 @@ use super::run::Runner;
 use super::serve::{MEMORY_GONE, is_memory_gone};
 use super::task::PartKind;
 use crate::cache::{FillOutcome, FillStart, Lookup, Waiter};
-use crate::disk;
 
 impl Runner {
     /// Gets a part what it waits for, or puts it off until there is room.
@@ -158,7 +157,7 @@ impl Runner {
             if let Some(device) = self.devices[task.slot].as_deref() {
                 let why = result.err().map_or("it ends early".into(), |e| e.to_string());
                 let path = device.disk.root().root().path().display();
-                disk::log_seldom(&format_args!("root {path} can't be read: {why}"));
+                device.disk.log_error(format_args!("root {path} can't be read: {why}"));
             }
         }
         let mut waiters = std::mem::take(&mut self.waiters);
@@ -202,7 +201,10 @@ impl Runner {
                 let task = self.tasks.get(part.task);
                 match self.devices[task.slot].as_deref_mut() {
                     Some(device) if is_memory_gone(&e) => device.break_with(&MEMORY_GONE),
-                    _ => disk::log_seldom(&format_args!("a leaf can't be read: {e}")),
+                    Some(device) => {
+                        device.disk.log_error(format_args!("its leaf can't be read: {e}"));
+                    }
+                    None => {}
                 }
                 return self.part_done(id, false);
             }

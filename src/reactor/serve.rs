@@ -8,8 +8,8 @@ use super::device::Device;
 use super::pace::WritePace;
 use super::run::Runner;
 use super::task::{Answered, TaskKind};
+use crate::disk::BufCursor;
 use crate::disk::lanes::Work;
-use crate::disk::{self, BufCursor};
 use crate::leaf::LeafError;
 use crate::metrics::Operation;
 use crate::request::{Command, ID_LEN, RequestError, Status};
@@ -365,7 +365,7 @@ impl Runner {
 fn note_error(device: &mut Device, error: &LeafError) {
     match error {
         LeafError::Io { source, .. } if is_memory_gone(source) => device.break_with(&MEMORY_GONE),
-        _ => disk::log_seldom(&format_args!("VM {}: {error}", device.disk.name())),
+        _ => device.disk.log_error(format_args!("{error}")),
     }
 }
 

@@ -73,8 +73,8 @@ impl Locked {
         // A link stays what it is: the file that it leads to is replaced.
         let path = place.path.canonicalize().unwrap_or_else(|_| place.path.clone());
         let file = offline::lock(&path, write)?;
-        let header = offline::header(&path, &file)?;
-        let state = state(&path, &header, place, unclosed)?;
+        let (header, alone) = offline::header(&path, &file)?;
+        let state = state(&path, &header, alone, place, unclosed)?;
         Ok(Self { path, file, header, state })
     }
 
@@ -118,17 +118,20 @@ impl Locked {
 fn state(
     path: &Path,
     header: &Header,
+    alone: bool,
     place: &LeafPlace,
     unclosed: Unclosed,
 ) -> Result<State, ToolError> {
-    if header.clean {
+    // One of two copies may be older than the leaf's last daemon.
+    if header.clean && !alone {
         return Ok(State::Clean);
     }
     let dir = place.runtime_dir.resolve()?;
-    let found = offline::find_live_map(&dir, header)
+    let found = offline::find_live_map(&dir, header, alone)
         .map_err(|source| ToolError::LiveMaps { dir: dir.clone(), source })?;
     match found {
         Some(map) => Ok(State::LiveMap(map)),
+        None if header.clean => Ok(State::Clean),
         None if place.flushed_only || unclosed == Unclosed::Tell => Ok(State::FlushedOnly(dir)),
         None => Err(ToolError::NotClosed { path: path.to_owned(), dir }),
     }

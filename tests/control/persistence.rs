@@ -461,3 +461,30 @@ fn a_reload_makes_the_configuration_true_as_far_as_that_is_possible() {
     drop(stays);
     daemon.stop();
 }
+
+#[test]
+fn a_live_map_whose_leaf_no_vm_has_is_named_in_the_log_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let args = ["--root", root.to_str().unwrap(), "--vm", "web1"];
+    let daemon = Daemon::start(dir.path(), &args);
+    let (map, leaf) = (dir.path().join("run/web1.map"), daemon.leaf("web1"));
+    Client::connect(&daemon.socket("web1")).write(0, &[7; 4096]);
+    daemon.kill();
+    let away = dir.path().join("away.leaf");
+    for (is_there, said) in [(true, "web1.leaf;"), (false, "web1.leaf, which is not there;")] {
+        if !is_there {
+            // As where its file system is not mounted, or it is deleted.
+            std::fs::rename(&leaf, &away).unwrap();
+        }
+        let (daemon, mut log) = start_logged(dir.path(), &args[..2]);
+        log.wait_for(&["web1.map", said, "remove the map if the leaf was deleted"]);
+        daemon.stop();
+        assert!(map.exists());
+    }
+    std::fs::rename(&away, &leaf).unwrap();
+    let daemon = Daemon::start(dir.path(), &args);
+    assert!(Client::connect(&daemon.socket("web1")).read(0, 4096) == [7; 4096]);
+    daemon.stop();
+    assert!(!map.exists());
+}

@@ -1,13 +1,16 @@
 //! The server itself: who may use it, and that nobody can hold it up.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
 
+use crate::common::frontend::PATIENCE;
 use crate::common::http::read_answer;
+use crate::common::lingering::Lingering;
 use crate::common::scene::{Log, ROOT_SECTORS};
 use crate::common::{Client, Daemon, make_root};
 
@@ -232,4 +235,36 @@ fn want_of_descriptors_makes_clients_wait_and_nothing_spin() {
     assert_eq!(client.join().unwrap(), ROOT_SECTORS * 512, "it was let in later");
     assert_eq!(daemon.control().get("/v1/vms/web1").expect(200)["connections"], json!(1));
     daemon.stop();
+}
+
+#[test]
+fn a_client_that_sends_what_is_slow_to_close_keeps_nobody_from_the_api_or_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path(), &[]);
+    let control = daemon.control();
+    let mut slow = Vec::new();
+    for before in [&b""[..], b"GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n", b"GET /v1/"] {
+        // Read by the server, and left in its queue: with a client that stays, one
+        // that hangs up, and many at once.
+        for stays in [true, false] {
+            let mut lingering = Lingering::new();
+            // The server has the last copy then.
+            let mut client = daemon.while_paused(|| {
+                let mut client = control.connect();
+                client.write_all(before).unwrap();
+                lingering.send_over(client.as_fd());
+                stays.then_some(client)
+            });
+            if let Some(client) = &mut client {
+                // It is hung up on.
+                let mut rest = Vec::new();
+                let _ = client.read_to_end(&mut rest);
+            }
+            slow.push((lingering, client));
+            control.get("/v1/health").expect(200);
+        }
+    }
+    let begun = std::time::Instant::now();
+    daemon.stop();
+    assert!(begun.elapsed() < PATIENCE, "took {:?}", begun.elapsed());
 }

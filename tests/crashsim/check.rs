@@ -25,6 +25,10 @@ pub(crate) struct Report {
     /// States after a power cut that were opened and compared.
     pub(crate) power_cuts: u64,
     pub(crate) kills: u64,
+    /// Kills after which a copy of the header was damaged, and how many of those
+    /// leaves were refused.
+    pub(crate) damages: u64,
+    pub(crate) refusals: u64,
     /// Operations that a fault was injected into.
     pub(crate) faults: u64,
 }
@@ -35,17 +39,20 @@ impl std::ops::AddAssign for Report {
         self.operations += other.operations;
         self.power_cuts += other.power_cuts;
         self.kills += other.kills;
+        self.damages += other.damages;
+        self.refusals += other.refusals;
         self.faults += other.faults;
     }
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { runs, operations, power_cuts, kills, faults } = self;
+        let Self { runs, operations, power_cuts, kills, damages, refusals, faults } = self;
         write!(
             f,
             "{runs} runs, {operations} operations, {power_cuts} states after power cuts, \
-             {kills} after kills, {faults} faults"
+             {kills} after kills, {damages} of these with a damaged header ({refusals} refused), \
+             {faults} faults"
         )
     }
 }
@@ -135,7 +142,43 @@ impl Checker {
         let disk = SimDisk::new(moment.image.clone(), Lie::Honest);
         sparse::put(&again, moment.live_map.as_ref());
         let leaf = open(&disk, Some(&again)).map_err(|e| format!("after a kill: {e}"))?;
-        self.compare(&leaf, worlds).map(drop).map_err(|e| format!("after a kill: {e}"))
+        self.compare(&leaf, worlds).map(drop).map_err(|e| format!("after a kill: {e}"))?;
+        drop(leaf);
+        [0, 1].into_iter().try_for_each(|copy| self.check_damage(moment, copy, worlds))
+    }
+
+    /// As a kill, and a copy of the header is damaged before the leaf is opened
+    /// again: all is there. In the midst of a change that may have happened or not,
+    /// the leaf may be refused.
+    fn check_damage(&mut self, moment: &Moment, copy: u64, worlds: &[World]) -> Result<(), String> {
+        self.report.damages += 1;
+        let again = self.again.clone();
+        let mut image = moment.image.clone();
+        if !image.damage_header(copy) {
+            // The other one is being written.
+            return Ok(());
+        }
+        let disk = SimDisk::new(image, Lie::Honest);
+        sparse::put(&again, moment.live_map.as_ref());
+        let opened = match open(&disk, Some(&again)) {
+            Err(LeafError::LiveMapAhead { .. } | LeafError::CutShort { .. })
+                if worlds.len() > 1 =>
+            {
+                self.report.refusals += 1;
+                return Ok(());
+            }
+            opened => opened.and_then(|leaf| {
+                leaf.flush()?;
+                Ok(leaf)
+            }),
+        };
+        let what = format!("after a kill, with copy {copy} of the header damaged");
+        let leaf = opened.map_err(|e| format!("{what}: {e}"))?;
+        self.compare(&leaf, worlds).map_err(|e| format!("{what}: {e}"))?;
+        drop(leaf);
+        // All of it is durable then.
+        let leaf = open(&disk, None).map_err(|e| format!("{what}, again: {e}"))?;
+        self.compare(&leaf, worlds).map(drop).map_err(|e| format!("{what}, again: {e}"))
     }
 
     /// After a kill, a power cut while the leaf is opened again, and after it:

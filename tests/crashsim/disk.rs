@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::sparse::{self, Sparse};
 use leafblk::io::storage::Storage;
+use leafblk::leaf::header::{self, Header};
 use leafblk::virtqueue::GuestBuf;
 
 /// What a power cut leaves or takes as a whole.
@@ -65,6 +66,21 @@ impl Image {
             versions.change(self.operation, (!zeros).then(|| Arc::new(content)));
             self.lost.remove(&unit);
         }
+    }
+
+    /// Damages a copy of the leaf's header; false where the other one is no
+    /// header now.
+    pub(crate) fn damage_header(&mut self, copy: u64) -> bool {
+        let mut bytes = [0; header::LEN];
+        self.get((1 - copy) * header::LEN as u64, &mut bytes);
+        if Header::decode(&bytes).is_err() {
+            return false;
+        }
+        let at = copy * header::LEN as u64 + 700;
+        let mut byte = [0];
+        self.get(at, &mut byte);
+        self.put(at, &[byte[0] ^ 1]);
+        true
     }
 
     fn get(&self, offset: u64, into: &mut [u8]) {

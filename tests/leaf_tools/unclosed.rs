@@ -74,6 +74,24 @@ fn every_command_sees_what_the_live_map_names() {
 }
 
 #[test]
+fn a_damaged_copy_of_the_header_hides_no_live_map_from_a_command() {
+    use std::os::unix::fs::FileExt;
+    for copy in [0, 4096] {
+        let scene = Scene::new();
+        let (_, content) = killed(&scene);
+        let file = std::fs::File::options().write(true).open(scene.path("a.leaf")).unwrap();
+        file.write_all_at(b"damage", copy + 500).unwrap();
+        let info = scene.json(&["info", "a.leaf", "--json"]);
+        assert_eq!((&info["state"], &info["changed_sectors"]), (&"live-map".into(), &16.into()));
+        let args = ["commit", "a.leaf", "--output", "new", "--root", "root.raw"];
+        scene.line(&args);
+        assert!(std::fs::read(scene.path("new")).unwrap() == content);
+        assert!(scene.say(&["check", "a.leaf", "--repair"]).contains("taken over"));
+        assert!(scene.content(&scene.path("a.leaf"), &scene.root()) == content);
+    }
+}
+
+#[test]
 fn without_the_live_map_nothing_is_done_unless_told() {
     let scene = Scene::new();
     let (flushed, _) = killed(&scene);

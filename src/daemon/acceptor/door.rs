@@ -118,9 +118,9 @@ impl Door {
             // The client is gone again.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => return Ok(()),
             Err(e) => {
-                crate::disk::log_seldom(&format_args!(
-                    "VM {name}: can't accept a connection, trying again in {} ms: {e}; raise the \
-                     limit that it names, or detach VMs",
+                self.vm().disk().log_error(format_args!(
+                    "can't accept a connection, trying again in {} ms: {e}; raise the limit that \
+                     it names, or detach VMs",
                     REST.as_millis()
                 ));
                 return Err(Exhausted);
@@ -191,10 +191,10 @@ impl Door {
                 Ok(())
             }
             Err(e) => {
-                crate::disk::log_seldom(&format_args!(
-                    "VM {}: can't start a thread for its connection, trying again in {} ms: {e}; \
-                     raise the limit of tasks (TasksMax=, ulimit -u)",
-                    self.vm().disk().name(),
+                let disk = self.vm().disk();
+                disk.log_error(format_args!(
+                    "can't start a thread for its connection, trying again in {} ms: {e}; raise \
+                     the limit of tasks (TasksMax=, ulimit -u)",
                     REST.as_millis()
                 ));
                 self.waiting = Some(stream);

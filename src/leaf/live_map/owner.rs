@@ -1,8 +1,9 @@
 //! To whom a live map belongs: the records in its file's first page.
 //!
-//! The first says whose map it is. The second is there while the leaf's header
-//! is being replaced: it names the generation and the size that are about to
-//! be. So at every instant one of the two fits the header, and a daemon that is
+//! The first says whose map it is: that of a header that was durable in the leaf.
+//! The second is there while the leaf's header is being replaced: it names the
+//! generation and the size that are about to be. A new map, too, is that of the
+//! header that is about to be, and says so when it is whole. So at every instant one of the two fits the header, and a daemon that is
 //! killed in between loses nothing that it acknowledged. The second has the
 //! size, as another run may come to the same generation, but not with that
 //! size: whoever changes the size raises the generation once more.
@@ -16,10 +17,12 @@ const NEXT_MAGIC: [u8; 8] = *b"LEAFNXT\x01";
 const OWNER_LEN: usize = 52;
 /// Where the guest's write cache is: beside the owner's record, no part of it.
 pub(super) const WRITE_CACHE_OFFSET: u64 = 52;
+/// Where the disk's size in sectors is, which the owner's header says.
+const SECTORS_OFFSET: u64 = 56;
 const NEXT_LEN: usize = 60;
 /// Where the second record is.
 const NEXT_OFFSET: usize = 64;
-const RECORDS_LEN: usize = NEXT_OFFSET + NEXT_LEN;
+pub(super) const RECORDS_LEN: usize = NEXT_OFFSET + NEXT_LEN;
 
 /// To whom a live map belongs: all of it must agree for a take-over.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -64,6 +67,21 @@ impl Owner {
         (found == owner.encode()).then_some(owner)
     }
 
+    /// The owner that the second record names, if it is whole.
+    pub(super) fn read_next(file: &File) -> Option<Self> {
+        let mut found = [0; NEXT_LEN];
+        file.read_exact_at(&mut found, NEXT_OFFSET as u64).ok()?;
+        let id = |at: usize| found[at..at + 16].try_into().ok();
+        let number = |at: usize| found[at..at + 8].try_into().ok().map(u64::from_le_bytes);
+        let owner = Self { boot_id: id(8)?, uuid: id(24)?, generation: number(40)? };
+        (found == owner.encode_next(number(48)?)).then_some(owner)
+    }
+
+    /// Whether both are of this boot, and of one leaf.
+    pub(super) fn is_of_leaf_of(&self, other: &Self) -> bool {
+        self.boot_id == other.boot_id && self.uuid == other.uuid
+    }
+
     /// Whether both are of this boot, and of two leaves.
     pub(super) fn is_of_another_leaf(&self, other: &Self) -> bool {
         self.boot_id == other.boot_id && self.uuid != other.uuid
@@ -86,10 +104,19 @@ impl Owner {
         Ok(next != [0; NEXT_LEN])
     }
 
-    /// Makes the file this owner's, and nobody else's.
-    pub(super) fn write_to(&self, file: &File) -> io::Result<()> {
+    /// Makes the file this owner's, whose disk has so many sectors, and nobody
+    /// else's.
+    pub(super) fn write_to(&self, file: &File, sectors: u64) -> io::Result<()> {
+        file.write_all_at(&sectors.to_le_bytes(), SECTORS_OFFSET)?;
         file.write_all_at(&self.encode(), 0)?;
         file.write_all_at(&[0; NEXT_LEN], NEXT_OFFSET as u64)
+    }
+
+    /// The size in sectors of the disk of the file's owner.
+    pub(super) fn sectors(file: &File) -> io::Result<u64> {
+        let mut found = [0; 8];
+        file.read_exact_at(&mut found, SECTORS_OFFSET)?;
+        Ok(u64::from_le_bytes(found))
     }
 
     /// Makes the file this owner's too.

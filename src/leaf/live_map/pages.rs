@@ -66,12 +66,12 @@ impl LiveMap {
         }
     }
 
-    /// Fills a page of a new map with what the durable map has.
+    /// Adds what the durable map has of a page.
     pub(in crate::leaf) fn load_page(&self, page: usize, bytes: &[u8]) -> io::Result<()> {
         let offset = (page + 1) as u64 * PAGE_LEN as u64;
         allocate(&self.file, offset)?;
         for (i, word) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            self.word(page * PAGE_WORDS + i).store(u64::from_le_bytes(*word), Ordering::Relaxed);
+            self.word(page * PAGE_WORDS + i).fetch_or(u64::from_le_bytes(*word), Ordering::Relaxed);
         }
         self.summary.set(page);
         Ok(())

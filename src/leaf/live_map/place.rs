@@ -14,69 +14,188 @@ use std::path::{Path, PathBuf};
 
 use super::{LiveMap, Owner, Shape};
 
-/// Opens `owner`'s map, of this shape, if there is one in the
-/// directory of `path`. It is at `path` then, unless it is only to be read.
-pub(super) fn open(
-    path: &Path,
-    owner: &Owner,
-    shape: &Shape,
-    read_only: bool,
-) -> io::Result<Option<File>> {
+/// Whose map is looked for, and what its leaf's header says.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::leaf) struct Wanted {
+    /// As the header that counts has it.
+    pub(in crate::leaf) owner: Owner,
+    /// By that header.
+    pub(in crate::leaf) shape: Shape,
+    /// The leaf was not closed, nor is it being reset: it may have a map.
+    pub(in crate::leaf) unclosed: bool,
+    /// The header's other copy is damaged. It may have been the newer one.
+    pub(in crate::leaf) alone: bool,
+    /// A reset is to be completed: the map in the file counts as empty.
+    pub(in crate::leaf) void: bool,
+}
+
+/// What was found.
+pub(super) enum Found {
+    Nothing,
+    /// The header's.
+    Fits(File),
+    /// Of the header that was newer, and is damaged; of this generation.
+    Ahead(File, u64),
+}
+
+/// Opens the map that is wanted, if it is in the directory of `path`. It is at
+/// `path` then, unless it is only to be read.
+///
+/// # Errors
+/// [`OpenError::Ahead`] for one that is newer than the header and can't be joined
+/// to it.
+pub(super) fn open(path: &Path, wanted: &Wanted, read_only: bool) -> Result<Found, OpenError> {
     let directory = match lock_directory(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         directory => directory?,
     };
-    if let Some(file) = open_owned(path, owner, shape)? {
-        return Ok(Some(file));
+    let Wanted { owner, shape, unclosed, alone, .. } = *wanted;
+    if unclosed
+        && !alone
+        && let Some(file) = open_owned(path, &owner, &shape)?
+    {
+        return Ok(Found::Fits(file));
     }
-    let Some(found) = find(&directory.path, owner, shape)? else {
-        return Ok(None);
+    // With both copies whole and the leaf closed, only what lies where this
+    // leaf's map would be: many leaves are opened side by side.
+    let others = match unclosed || alone {
+        true => maps_in(&directory.path)?,
+        false => vec![named_by_uuid(path, &owner)],
     };
-    if read_only {
-        return open_owned(&found, owner, shape);
+    let candidates = look_through(&[&[path.to_owned()], &others[..]].concat(), wanted)?;
+    if let Some((found, generation)) = candidates.ahead {
+        let file = open_options().open(&found)?;
+        if let Some(why) = cannot_be_joined(&file, wanted)? {
+            return Err(OpenError::Ahead { map: found, why });
+        }
+        take_place(&found, path, &owner, read_only)?;
+        return Ok(Found::Ahead(file, generation));
+    }
+    let Some(found) = candidates.fits else {
+        return Ok(Found::Nothing);
+    };
+    let file = open_owned(&found, &owner, &shape)?;
+    take_place(&found, path, &owner, read_only)?;
+    Ok(file.map_or(Found::Nothing, Found::Fits))
+}
+
+/// Why a map can't be opened.
+pub(in crate::leaf) enum OpenError {
+    Io(io::Error),
+    /// It is newer than the header that counts.
+    Ahead {
+        map: PathBuf,
+        why: &'static str,
+    },
+}
+
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Why a map of a header that was newer can't be joined to the one that counts.
+fn cannot_be_joined(file: &File, wanted: &Wanted) -> io::Result<Option<&'static str>> {
+    Ok(if !wanted.alone {
+        Some("the leaf's file is an older copy of itself, or its disk has lost a write")
+    } else if wanted.void
+        || Owner::is_being_replaced(file)?
+        || Owner::sectors(file)? != wanted.shape.sectors
+    {
+        Some("the newer copy of the header is damaged, and the leaf had another size or was reset")
+    } else {
+        None
+    })
+}
+
+/// Puts the map at `found` to `path`, unless it is only to be read.
+fn take_place(found: &Path, path: &Path, owner: &Owner, read_only: bool) -> io::Result<()> {
+    if read_only || found == path {
+        return Ok(());
     }
     make_way(path, owner)?;
-    std::fs::rename(&found, path)?;
+    std::fs::rename(found, path)?;
     log::info!("the live map {} is {} now", found.display(), path.display());
-    open_owned(path, owner, shape)
+    Ok(())
 }
 
 /// A new, empty file for `owner`'s map.
 pub(super) fn create(path: &Path, owner: &Owner) -> io::Result<File> {
     let _directory = lock_directory(path)?;
     make_way(path, owner)?;
-    open_options().create_new(true).open(path)
+    let file = open_options().create_new(true).open(path)?;
+    mark_used(&file);
+    Ok(file)
 }
 
-/// Where `owner`'s map is in the directory, if it is there.
-pub(in crate::leaf) fn find(
-    directory: &Path,
-    owner: &Owner,
-    shape: &Shape,
-) -> io::Result<Option<PathBuf>> {
+/// Locks the file as long as it is open: for whoever looks for maps that nobody
+/// needs, and nobody else.
+pub(super) fn mark_used(file: &File) {
+    let _ = file.try_lock();
+}
+
+/// Where the map that is wanted is in the directory, if it is there; one that is
+/// newer than the header first.
+pub(in crate::leaf) fn find(directory: &Path, wanted: &Wanted) -> io::Result<Option<PathBuf>> {
+    let Candidates { fits, ahead } = look_through(&maps_in(directory)?, wanted)?;
+    Ok(ahead.map(|(path, _)| path).or(fits))
+}
+
+/// Maps of the leaf that is wanted.
+#[derive(Default)]
+struct Candidates {
+    /// The header's.
+    fits: Option<PathBuf>,
+    /// The latest that is newer than the header, and its generation.
+    ahead: Option<(PathBuf, u64)>,
+}
+
+fn look_through(places: &[PathBuf], wanted: &Wanted) -> io::Result<Candidates> {
+    let mut candidates = Candidates::default();
+    for path in places {
+        let file = match File::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            // One that can't be read could be the leaf's: not silently left out.
+            file => file?,
+        };
+        if wanted.unclosed && LiveMap::is_owned(&file, &wanted.owner, &wanted.shape)? {
+            candidates.fits = Some(path.clone());
+            continue;
+        }
+        let generation = Owner::read(&file)
+            .filter(|found| found.is_of_leaf_of(&wanted.owner))
+            .map_or(0, |found| found.generation);
+        let latest = candidates.ahead.as_ref().map_or(wanted.owner.generation, |(_, there)| *there);
+        if generation > latest {
+            candidates.ahead = Some((path.clone(), generation));
+        }
+    }
+    Ok(candidates)
+}
+
+/// What may be live maps in the directory.
+pub(super) fn maps_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(directory) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
+    let mut maps = Vec::new();
     for entry in entries {
         let path = entry?.path();
         let is_map = path.extension().is_some_and(|extension| extension == "map");
         // Not a link: a daemon makes none.
-        if !is_map || !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
-            continue;
-        }
-        match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            // One that can't be read could be the leaf's: not silently left out.
-            Err(e) => return Err(e),
-            Ok(file) => {
-                if LiveMap::is_owned(&file, owner, shape)? {
-                    return Ok(Some(path));
-                }
-            }
+        if is_map && std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
+            maps.push(path);
         }
     }
-    Ok(None)
+    Ok(maps)
+}
+
+/// Where a map of the leaf lies that was in another's way.
+fn named_by_uuid(path: &Path, owner: &Owner) -> PathBuf {
+    let uuid = uuid::Uuid::from_bytes(owner.uuid).simple().to_string();
+    path.with_file_name(uuid).with_extension("map")
 }
 
 /// Removes what is at `path`, if it is `file`.
@@ -101,8 +220,7 @@ fn open_owned(path: &Path, owner: &Owner, shape: &Shape) -> io::Result<Option<Fi
 /// aside: acknowledged writes may be named by nothing else.
 fn make_way(path: &Path, owner: &Owner) -> io::Result<()> {
     if let Some(other) = owner_at(path).filter(|other| other.is_of_another_leaf(owner)) {
-        let uuid = uuid::Uuid::from_bytes(other.uuid).simple().to_string();
-        let aside = path.with_file_name(uuid).with_extension("map");
+        let aside = named_by_uuid(path, &other);
         // Of two of one leaf, the one of the older generation fits no more.
         let is_older = owner_at(&aside)
             .is_some_and(|there| there.uuid == other.uuid && there.generation > other.generation);
@@ -124,12 +242,12 @@ fn owner_at(path: &Path) -> Option<Owner> {
 }
 
 /// A directory that is locked as long as this value lives.
-struct Directory {
+pub(super) struct Directory {
     path: PathBuf,
     _lock: File,
 }
 
-fn lock_directory(of: &Path) -> io::Result<Directory> {
+pub(super) fn lock_directory(of: &Path) -> io::Result<Directory> {
     let path = match of.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),

@@ -8,7 +8,7 @@ use super::*;
 const LEN: u64 = header::LEN as u64;
 
 /// Damages a copy.
-fn damage(home: &Home, copy: u64) {
+pub(super) fn damage(home: &Home, copy: u64) {
     let file = File::options().read(true).write(true).open(home.leaf()).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, copy * LEN + 700).unwrap();

@@ -375,3 +375,31 @@ fn flushes_that_come_together_are_all_covered_when_they_return() {
     assert_eq!(leaf.present_sectors(), 200);
     assert!(leaf.is_flushed());
 }
+
+#[test]
+fn a_panic_in_a_flush_loses_no_write_and_lets_none_be_acknowledged_without_its_bits() {
+    let home = Home::new();
+    let mem = Mem::of_file(&home.leaf());
+    let open = |options: &OpenOptions| {
+        Leaf::open_storage(&home.leaf(), Box::new(mem.clone()), &root(1), options).unwrap()
+    };
+    let leaf = open(&home.options());
+    write(&leaf, 5, 1, 0x11).unwrap();
+    mem.state().panic_in_sync = true;
+    let flush = std::panic::AssertUnwindSafe(|| leaf.flush());
+    assert!(std::panic::catch_unwind(flush).is_err());
+    mem.state().panic_in_sync = false;
+    // The page of the map was taken: another flush would leave it out.
+    assert!(matches!(leaf.flush(), Err(LeafError::Abandoned { .. })));
+    assert!(matches!(write(&leaf, 6, 1, 0x22), Err(LeafError::Abandoned { .. })));
+    assert!(matches!(leaf.close(), Err(LeafError::Abandoned { .. })));
+    assert!(leaf.is_poisoned());
+    drop(leaf);
+    let leaf = open(&home.options());
+    assert_eq!(leaf.next_run(range(5, 9)), (true, 1), "its live map is taken over");
+    leaf.flush().unwrap();
+    drop(leaf);
+    mem.lose_power(|| false);
+    let leaf = open(&OpenOptions::default());
+    assert!(leaf.next_run(range(5, 9)) == (true, 1) && is_all(&read(&leaf, 5, 1), 0x11));
+}

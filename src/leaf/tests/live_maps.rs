@@ -121,3 +121,43 @@ fn closing_a_leaf_removes_its_own_map_only() {
     drop(b);
     assert_eq!(two.open("b", "web1", false).next_run(range(6, 9)), (true, 1));
 }
+
+#[test]
+fn of_the_maps_of_no_vm_those_are_removed_that_no_leaf_can_need() {
+    use std::os::unix::fs::FileExt;
+    let two = Two::new();
+    // Of another boot; given up, as after a failed sync; and needed by a leaf that
+    // is not in use, or by one that is.
+    for (name, change) in [("boot", Some((8, 16))), ("void", Some((0, 124))), ("needed", None)] {
+        create(&two.path(name, "leaf"), SIZE, &root(1)).unwrap();
+        two.killed_after(name, name, 5);
+        let Some((at, len)) = change else { continue };
+        let map = File::options().read(true).write(true).open(two.path(name, "map")).unwrap();
+        map.write_all_at(&[0; 124][..len], at).unwrap();
+        let mut record = [0; 48];
+        map.read_exact_at(&mut record, 0).unwrap();
+        if name == "boot" {
+            map.write_all_at(&crc32c::crc32c(&record).to_le_bytes(), 48).unwrap();
+        }
+    }
+    let used = two.open("a", "web1", false);
+    let owner = live_map::Owner::of(&used.header());
+    let shape = live_map::Shape { sectors: SECTORS, pages_max: 3, packed: true };
+    let filling = LiveMap::create(Some(&two.path("filling", "map")), &owner, &shape).unwrap();
+    std::fs::write(two.path("other", "map"), "not a live map").unwrap();
+    let found = clear_leftovers(two.dir.path(), &[used.uuid()]).unwrap();
+    assert_eq!(two.maps(), ["filling.map", "needed.map", "other.map", "web1.map"]);
+    assert_eq!(found.removed, 2);
+    let [left] = &found.kept[..] else { panic!("{found:?}") };
+    assert_eq!(
+        (&left.map, left.leaf.clone()),
+        (&two.path("needed", "map"), Some(two.path("needed", "leaf")))
+    );
+    assert_eq!(left.bytes, 12288);
+    let taken_over = two.open("needed", "vm", false);
+    assert_eq!(taken_over.next_run(range(5, 9)), (true, 1));
+    drop(filling);
+    let found = clear_leftovers(two.dir.path(), &[]).unwrap();
+    assert_eq!(found.removed, 1, "cut off while it was filled");
+    assert!(found.kept.is_empty(), "what others use is not named: {found:?}");
+}

@@ -13,7 +13,7 @@ use crate::virtqueue::GuestBuf;
 
 /// What was asked of the storage.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Op {
+pub(crate) enum Op {
     /// Offset and length.
     Write(u64, u64),
     Punch(u64, u64),
@@ -22,7 +22,7 @@ pub(super) enum Op {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(crate) struct State {
     len: u64,
     now: HashMap<u64, [u8; 512]>,
     durable: HashMap<u64, [u8; 512]>,
@@ -40,11 +40,13 @@ pub(super) struct State {
     pub(super) fail_punch: Option<i32>,
     pub(super) fail_set_len: Option<i32>,
     pub(super) fail_sync: Option<i32>,
+    /// A sync panics.
+    pub(crate) panic_in_sync: bool,
 }
 
 /// A handle; clones share the storage.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Mem(Arc<Mutex<State>>);
+pub(crate) struct Mem(Arc<Mutex<State>>);
 
 impl Mem {
     /// Storage with the two headers of a leaf file, and its length.
@@ -62,7 +64,7 @@ impl Mem {
         mem
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
     }
 
@@ -176,6 +178,8 @@ impl Storage for Mem {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let panics = self.state().panic_in_sync;
+        assert!(!panics, "a sync that panics, as the test wants it");
         let mut state = self.state();
         let State { now, durable, lost, fail_sync, .. } = &mut *state;
         let dirty = now.keys().chain(durable.keys()).filter(|at| now.get(at) != durable.get(at));
