@@ -27,7 +27,7 @@ use common::scene::{ROOT_SECTORS, root_content};
 use common::small_disk::SmallDisk;
 use leafblk::cache::{Cache, CacheConfig, Hugepages};
 use leafblk::disk::{CachedRoot, Disk};
-use leafblk::leaf::{Leaf, OpenOptions, create};
+use leafblk::leaf::{Layout, Leaf, OpenOptions, create_as};
 use leafblk::reactor::{Mailbox, Reactor};
 use leafblk::root::Root;
 use leafblk::vhost_user::{self, FrontendLink};
@@ -59,10 +59,10 @@ impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let live_map = dir.path().join("vm.map");
-        Self::with(dir, live_map)
+        Self::with(dir, live_map, Layout::Packed)
     }
 
-    fn with(dir: tempfile::TempDir, live_map: PathBuf) -> Self {
+    fn with(dir: tempfile::TempDir, live_map: PathBuf, layout: Layout) -> Self {
         let path = make_root(dir.path(), ROOT_SECTORS);
         let (size_bytes, hugepages) = (16 << 20, Hugepages::Off);
         let config = CacheConfig { size_bytes, block_bytes: BLOCK, hugepages, readers_max: 1 };
@@ -70,7 +70,7 @@ impl Host {
         let root = Root::open("root", &path).unwrap();
         let leaf = dir.path().join("vm.leaf");
         // Room for several pages of the map, 16 MiB of disk each.
-        create(&leaf, 64 << 20, root.identity()).unwrap();
+        create_as(&leaf, layout, 64 << 20, root.identity()).unwrap();
         let blocks = cache.add_root(root.sectors()).unwrap();
         let peers: Arc<[Arc<Mailbox>]> = Arc::new([Mailbox::new().unwrap()]);
         let reactor = Reactor::start(0, cache, peers, 0).unwrap();
@@ -243,7 +243,8 @@ fn a_disk_that_does_a_little_at_a_time_does_all() {
 #[test]
 fn a_write_that_a_full_runtime_directory_cuts_in_two_is_counted_and_flushed() {
     let memory = SmallDisk::mount("64k");
-    let host = Host::with(tempfile::tempdir().unwrap(), memory.path().join("vm.map"));
+    let map = memory.path().join("vm.map");
+    let host = Host::with(tempfile::tempdir().unwrap(), map, Layout::Direct);
     let mut vm = host.attach();
     // A page of the live map ends here.
     const EDGE: u64 = 32768;
@@ -265,7 +266,8 @@ fn a_write_that_a_full_runtime_directory_cuts_in_two_is_counted_and_flushed() {
 #[test]
 fn a_full_runtime_directory_reaches_that_guest_and_goes_away_with_its_cause() {
     let memory = SmallDisk::mount("64k");
-    let host = Host::with(tempfile::tempdir().unwrap(), memory.path().join("vm.map"));
+    let map = memory.path().join("vm.map");
+    let host = Host::with(tempfile::tempdir().unwrap(), map, Layout::Packed);
     let mut vm = host.attach();
     vm.vmm.write_sectors(0, &[0x11; 4096]);
     let filler: &Path = &memory.fill();

@@ -200,7 +200,8 @@ impl Runner {
             return self.answer(device, completion, Status::Ok);
         }
         let unsynced = device.disk.leaf().map_or(0, |leaf| leaf.unsynced_bytes());
-        if !device.pace.is_inline(range.start().0, range.count(), unsynced) {
+        let alone = self.hot.len() == 1;
+        if !device.pace.is_inline(range.start().0, range.count(), unsynced, alone) {
             let bufs = std::mem::take(&mut chain.readable);
             return self.hand_over(device, slot, completion, Work::Write(range, bufs));
         }
@@ -208,7 +209,6 @@ impl Runner {
         // SAFETY: the chain's buffers lie in the device's memory, and `parse`
         // took the range's length from them.
         let result = unsafe { device.disk.write_now(range, &chain.readable) };
-        let alone = self.hot.len() == 1;
         device.pace.wrote(begun, alone, &mut self.waits);
         match result {
             Ok(()) if device.write_back => {

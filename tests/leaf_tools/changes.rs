@@ -25,7 +25,7 @@ fn reset_goes_back_to_the_root_and_gives_the_space_back() {
     let scene = Scene::new();
     scene.leaf("a.leaf");
     let said = scene.line(&["reset", "a.leaf"]);
-    assert_eq!(said, "reset a.leaf: 560 changed sectors discarded (280KiB)\n");
+    assert_eq!(said, "reset a.leaf: 510 changed sectors discarded (255KiB)\n");
     let mut root = root_content(1);
     root.resize(LEAF_SECTORS as usize * SECTOR, 0);
     assert!(scene.content(&scene.path("a.leaf"), &scene.root()) == root);
@@ -137,7 +137,7 @@ fn compact_gives_back_what_equals_the_root_and_what_is_zeros() {
     };
     let before = scene.json(&["info", "a.leaf", "--json"]);
     let said = scene.line(&["compact", "a.leaf", "--root", "root.raw"]);
-    assert!(said.contains("of 880 changed sectors given back"), "{said}");
+    assert!(said.contains("of 830 changed sectors given back"), "{said}");
     assert!(scene.content(&scene.path("a.leaf"), &scene.root()) == content);
     let after = scene.json(&["info", "a.leaf", "--json"]);
     let mut root = root_content(1);
