@@ -60,9 +60,10 @@ impl LiveMap {
 
     /// Copies a page out, little-endian.
     pub(in crate::leaf) fn copy_page(&self, page: usize, into: &mut Vec<u8>) {
-        for i in 0..PAGE_WORDS {
-            let word = self.word(page * PAGE_WORDS + i).load(Ordering::Acquire);
-            into.extend_from_slice(&word.to_le_bytes());
+        let at = into.len();
+        into.resize(at + PAGE_LEN, 0);
+        for (i, bytes) in into[at..].as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *bytes = self.word(page * PAGE_WORDS + i).load(Ordering::Acquire).to_le_bytes();
         }
     }
 

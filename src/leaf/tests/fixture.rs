@@ -1,13 +1,25 @@
-//! A leaf of format version 1, as the first release wrote it. It is a list of
+//! Leaves of format version 1, direct and packed, as they were first written. Each is a list of
 //! pieces (offset: 8 bytes, length: 4 bytes, content) that leaves out zeros.
 
 use std::os::unix::fs::FileExt;
 
 use super::super::header::LEN;
+use super::super::slots::SLOT_LEN;
 use super::*;
 
-const FIXTURE: &[u8] =
-    include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/leaf-v1.pieces"));
+const FIXTURES: [(Layout, &[u8]); 2] = [
+    (
+        Layout::Direct,
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/leaf-v1.pieces")),
+    ),
+    (
+        Layout::Packed,
+        include_bytes!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/leaf-v1-packed.pieces"
+        )),
+    ),
+];
 
 /// Sectors that the fixture holds, and of what.
 const CONTENT: [(u64, u64, u8); 4] =
@@ -36,9 +48,13 @@ fn collect(leaf: &Path) -> Vec<u8> {
     let file = File::open(leaf).unwrap();
     let mut header = [0; LEN];
     file.read_exact_at(&mut header, 0).unwrap();
-    let data = Header::decode(&header).unwrap().data_offset;
+    let header = Header::decode(&header).unwrap();
+    let data = header.data_offset;
     let mut places = vec![(0, 2 * LEN as u64 + map_len_bytes(SIZE))];
-    places.extend(CONTENT.map(|(start, count, _)| (data + start * 512, count * 512)));
+    match header.table_offset {
+        None => places.extend(CONTENT.map(|(start, count, _)| (data + start * 512, count * 512))),
+        Some(table) => places.extend([(table, table_len_bytes(SIZE)), (data, 16 * SLOT_LEN)]),
+    }
     let mut pieces = Vec::new();
     for (offset, len) in places {
         let mut bytes = vec![0; len as usize];
@@ -53,12 +69,17 @@ fn collect(leaf: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_leaf_of_version_1_opens_with_its_content() {
+fn leaves_of_version_1_open_with_their_content() {
+    FIXTURES.into_iter().for_each(|(layout, fixture)| opens_with_its_content(layout, fixture));
+}
+
+fn opens_with_its_content(layout: Layout, fixture: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("v1.leaf");
-    expand(FIXTURE, &path);
+    expand(fixture, &path);
     let leaf = Leaf::open(&path, &root(1), &OpenOptions::default()).unwrap();
     assert_eq!((leaf.sectors(), leaf.present_sectors()), (SECTORS, 6));
+    assert_eq!(leaf.is_packed(), layout == Layout::Packed);
     let mut at = 0;
     for (start, count, fill) in CONTENT {
         assert_eq!(leaf.next_run(range(at, SECTORS - at)), (false, start - at));
@@ -72,15 +93,20 @@ fn a_leaf_of_version_1_opens_with_its_content() {
 }
 
 #[test]
-fn a_leaf_made_today_is_the_one_of_version_1_but_for_its_identity() {
-    let home = Home::new();
+fn leaves_made_today_are_those_of_version_1_but_for_their_identity() {
+    FIXTURES.into_iter().for_each(|(layout, fixture)| is_made_today(layout, fixture));
+}
+
+fn is_made_today(layout: Layout, fixture: &[u8]) {
+    let home = if layout == Layout::Packed { Home::packed() } else { Home::new() };
     let leaf = home.open();
     for (start, count, fill) in CONTENT {
         write(&leaf, start, count, fill).unwrap();
     }
     leaf.close().unwrap();
     // For the fixture of the next version.
-    if let Some(path) = std::env::var_os("LEAFBLK_NEW_FIXTURE") {
+    if let Some(directory) = std::env::var_os("LEAFBLK_NEW_FIXTURES") {
+        let path = Path::new(&directory).join(format!("{layout:?}.pieces"));
         std::fs::write(path, collect(&home.leaf())).unwrap();
     }
     // The identity, the time and with them the checksum differ.
@@ -93,8 +119,9 @@ fn a_leaf_made_today_is_the_one_of_version_1_but_for_its_identity() {
         }
     };
     let dir = tempfile::tempdir().unwrap();
-    let fixture = dir.path().join("v1.leaf");
-    expand(FIXTURE, &fixture);
+    let path = dir.path().join("v1.leaf");
+    expand(fixture, &path);
+    let fixture = path;
     let sizes = [&home.leaf(), &fixture].map(|path| path.metadata().unwrap().len());
     assert_eq!(sizes[0], sizes[1]);
     let bytes = [&home.leaf(), &fixture].map(|path| {

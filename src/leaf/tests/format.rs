@@ -13,15 +13,17 @@ fn any_header() -> impl Strategy<Value = Header> {
         prop_oneof![Just(WriteCache::Unknown), Just(WriteCache::On), Just(WriteCache::Off)];
     let flags = (any::<bool>(), any::<bool>(), write_cache);
     let numbers = (flags, any::<u64>(), any::<[u8; 16]>(), any::<u64>(), any::<u64>());
-    let root = (any::<u64>(), any::<[u8; 32]>(), "[a-zé]{0,80}");
+    let root = (any::<u64>(), any::<[u8; 32]>(), "[a-zé]{0,80}", any::<bool>());
     (numbers, 1u64..1 << 40, root).prop_map(
         |(
             ((clean, map_void, write_cache), compatible, uuid, generation, created),
             sectors,
-            (len_bytes, fingerprint, name),
+            (len_bytes, fingerprint, name, packed),
         )| {
             let virtual_size = sectors * 512;
             let map_offset = 2 * LEN as u64;
+            let map_end = map_offset + map_len_bytes(virtual_size);
+            let table_len = if packed { table_len_bytes(virtual_size) } else { 0 };
             Header {
                 clean,
                 write_cache,
@@ -31,8 +33,8 @@ fn any_header() -> impl Strategy<Value = Header> {
                 generation,
                 virtual_size,
                 map_offset,
-                table_offset: None,
-                data_offset: map_offset + map_len_bytes(virtual_size),
+                table_offset: packed.then_some(map_end),
+                data_offset: map_end + table_len,
                 created,
                 root: RootIdentity { len_bytes, fingerprint, name },
             }
