@@ -52,8 +52,12 @@ impl Leaf {
         }
         let io_error = |source| self.io("resize", source);
         let file_len = header.data_offset + virtual_size;
-        if self.storage.len_bytes().map_err(io_error)? < file_len {
-            self.storage.set_len(file_len).map_err(io_error)?;
+        {
+            // Nor is the file made longer for slots: what was longer would be cut.
+            let _slots = self.lock_whole(&self.slots)?;
+            if self.storage.len_bytes().map_err(io_error)? < file_len {
+                self.storage.set_len(file_len).map_err(io_error)?;
+            }
         }
         durable_map::clear_beyond(&*self.storage, &header, virtual_size).map_err(io_error)?;
         self.sync()?;

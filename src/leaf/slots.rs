@@ -37,19 +37,31 @@ pub(super) struct Slots {
     next: u64,
     /// Those before it are filled.
     filled: u64,
+    /// The file is known to have those before it.
+    in_file: u64,
 }
 
 impl Slots {
     /// Free from `next` on.
     pub(super) fn from(next: u64) -> Self {
-        Self { next, filled: next }
+        Self { next, filled: next, in_file: next }
     }
 
-    /// Takes `count` slots in a row; the first of them.
-    fn take(&mut self, count: u64, storage: &dyn Storage, data_offset: u64) -> Option<u64> {
-        let (first, end) = (self.next, self.next.checked_add(count)?);
+    /// Takes `count` slots in a row; the first of them. The file has all of them
+    /// then: an entry that names what is past its end is that of a file that was
+    /// cut short.
+    fn take(&mut self, count: u64, storage: &dyn Storage, data_offset: u64) -> io::Result<u64> {
+        let (first, end) = (self.next, self.next.saturating_add(count));
         if end > SLOTS_MAX {
-            return None;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if end > self.in_file {
+            let (len, need) = (storage.len_bytes()?, data_offset + end * SLOT_LEN);
+            if len < need {
+                // A disk whose size is no multiple of a slot has one more.
+                storage.set_len(need)?;
+            }
+            self.in_file = (len.max(need) - data_offset) / SLOT_LEN;
         }
         let ahead = (first / AHEAD_PART).clamp(1, AHEAD_MAX);
         // To a boundary: the kernel's large pages are aligned.
@@ -64,7 +76,7 @@ impl Slots {
             }
         }
         self.next = end;
-        Some(first)
+        Ok(first)
     }
 }
 
@@ -151,9 +163,9 @@ impl Leaf {
                 block += 1;
                 continue;
             }
-            let first = slots.take(count, &*self.storage, self.data_offset).ok_or_else(|| {
-                self.io("find a place in the leaf", io::ErrorKind::StorageFull.into())
-            })?;
+            let first = slots
+                .take(count, &*self.storage, self.data_offset)
+                .map_err(|source| self.io("find a place in the leaf", source))?;
             self.set_entries(block..block + count, |i| {
                 Entry::Slot(u32::try_from(first + i).unwrap_or(u32::MAX - 2))
             })?;

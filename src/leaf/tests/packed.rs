@@ -140,6 +140,25 @@ fn what_was_not_flushed_leaves_nothing_in_slots_that_others_get() {
 }
 
 #[test]
+fn a_disk_of_no_whole_number_of_blocks_opens_again_when_all_of_it_was_written() {
+    let mem = Mem::default();
+    const ODD: u64 = ROOT_SECTORS + 801;
+    create_storage(Path::new("vm.leaf"), &mem, Layout::Packed, ODD * 512, &root(1)).unwrap();
+    let leaf = reopen(&mem);
+    // From the end, so that the last slot is a whole block's, of which a sector
+    // is written.
+    (1..=ODD.div_ceil(8)).rev().for_each(|block| {
+        write(&leaf, (block - 1) * 8, 1, (block % 200) as u8 + 1).unwrap();
+    });
+    leaf.flush().unwrap();
+    drop(leaf);
+    mem.lose_power(|| false);
+    let leaf = reopen(&mem);
+    assert_eq!(leaf.present_sectors(), ODD.div_ceil(8));
+    assert!(is_all(&read(&leaf, 0, 1), 2));
+}
+
+#[test]
 fn a_table_that_names_what_is_past_the_files_end_refuses_the_leaf() {
     let (leaf, mem) = in_memory();
     let slots = SIZE.div_ceil(SLOT_LEN);
