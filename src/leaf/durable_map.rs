@@ -9,7 +9,7 @@ use super::live_map::{LiveMap, PAGE_LEN, PAGE_SECTORS};
 use super::{map_len_bytes, table_len_bytes};
 use crate::io::storage::{Storage, read_exact, write_all, zero};
 
-const TABLE_LEN: usize = TABLE_PAGES as usize * PAGE_LEN;
+const TABLE_LEN: usize = TABLE_PAGES * PAGE_LEN;
 /// Blocks that a map page covers.
 const BLOCKS: u64 = PAGE_SECTORS / BLOCK_SECTORS;
 /// Map pages that are read at a time, and the table pages that belong to them.
@@ -62,7 +62,7 @@ fn load_table(
     bits: &mut [u8],
     table: &mut [u8],
 ) -> io::Result<bool> {
-    let (mut of_bits, mut of_table) = (false, [false; TABLE_PAGES as usize]);
+    let (mut of_bits, mut of_table) = (false, [false; TABLE_PAGES]);
     let blocks = sectors_from(header, page as u64).div_ceil(BLOCK_SECTORS);
     let entries = table.as_chunks_mut::<4>().0.iter_mut().zip(bits.iter_mut());
     for (i, (raw, held)) in entries.enumerate() {
@@ -88,7 +88,7 @@ fn load_table(
             }
         }
     }
-    let first = map.table_pages().start + page * TABLE_PAGES as usize;
+    let first = map.table_pages().start + page * TABLE_PAGES;
     for (i, bytes) in table.chunks_exact(PAGE_LEN).enumerate() {
         if bytes.iter().any(|byte| *byte != 0) {
             map.load_page(first + i, bytes)?;
@@ -147,7 +147,8 @@ pub(super) fn clear_beyond(
     let Some(table) = header.table_offset else { return Ok(()) };
     let kept = sectors.div_ceil(BLOCK_SECTORS) * 4;
     clear_from(storage, table, kept, table + table_len_bytes(virtual_size), |bytes| {
-        let beyond = &mut bytes[(kept % PAGE_LEN as u64) as usize..];
+        let within = usize::try_from(kept % PAGE_LEN as u64).unwrap_or(0);
+        let beyond = &mut bytes[within..];
         let any = beyond.iter().any(|byte| *byte != 0);
         beyond.fill(0);
         any

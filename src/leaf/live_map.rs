@@ -205,7 +205,7 @@ impl LiveMap {
         let pages_in_all = match shape.packed {
             false => Some(pages_max),
             true => pages_max
-                .checked_mul(table::TABLE_PAGES as usize)
+                .checked_mul(table::TABLE_PAGES)
                 .and_then(|table| table.checked_add(pages_max.next_multiple_of(64))),
         };
         let pages_in_all = pages_in_all.ok_or(io::ErrorKind::OutOfMemory)?;

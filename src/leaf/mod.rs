@@ -56,7 +56,7 @@ pub(crate) const fn map_len_bytes(virtual_size: u64) -> u64 {
 
 /// Bytes of the block table of a packed leaf with such a disk, in whole pages.
 pub(crate) const fn table_len_bytes(virtual_size: u64) -> u64 {
-    map_len_bytes(virtual_size) * live_map::table::TABLE_PAGES
+    map_len_bytes(virtual_size) * live_map::table::TABLE_PAGES as u64
 }
 
 /// Whether a disk can have so many bytes.

@@ -18,7 +18,7 @@ impl Leaf {
         let header = self.header();
         let mut pages = (header.map_room_end() - self.map_offset) / PAGE_LEN as u64;
         if let Some(table) = header.table_offset {
-            pages = pages.min((self.data_offset - table) / PAGE_LEN as u64 / TABLE_PAGES);
+            pages = pages.min((self.data_offset - table) / PAGE_LEN as u64 / TABLE_PAGES as u64);
         }
         let offsets = (i64::MAX.unsigned_abs() - self.data_offset) / 512 * 512;
         pages.saturating_mul(PAGE_SECTORS * 512).min(SIZE_MAX).min(offsets)

@@ -29,7 +29,8 @@ const AHEAD_MAX: u64 = 16;
 /// A leaf with so many times the slots is filled ahead: what a small one takes
 /// is what was written.
 const AHEAD_PART: u64 = 16;
-static ZEROES: [u8; (AHEAD_MAX * SLOT_LEN) as usize] = [0; (AHEAD_MAX * SLOT_LEN) as usize];
+static ZEROES: [u8; 65536] = [0; 65536];
+const _: () = assert!(ZEROES.len() as u64 == AHEAD_MAX * SLOT_LEN);
 
 /// Which slots are free: those from `next` on.
 #[derive(Debug, Default)]
@@ -67,7 +68,7 @@ impl Slots {
         // To a boundary: the kernel's large pages are aligned.
         let (from, to) = (first.max(self.filled), end.next_multiple_of(ahead));
         if count < ahead && end > self.filled && to - from <= AHEAD_MAX {
-            let len = ((to - from) * SLOT_LEN) as usize;
+            let len = usize::try_from((to - from) * SLOT_LEN).unwrap_or(0);
             let offset = data_offset + from * SLOT_LEN;
             // They are holes otherwise, which read as zeros too. What is wrong
             // with the disk shows in the write that follows.

@@ -154,6 +154,11 @@ impl Checker {
         self.report.damages += 1;
         let again = self.again.clone();
         let mut image = moment.image.clone();
+        // After a change of size or a reset that was cut off, the copies say the same
+        // again once the leaf was opened: until then there is but one.
+        if worlds.len() == 1 && copies_disagree(&image) {
+            return Ok(());
+        }
         if !image.damage_header(copy) {
             // The other one is being written.
             return Ok(());
@@ -259,6 +264,16 @@ impl Checker {
 }
 
 /// Puts a live map's file there, or none.
+/// Whether the header's copies have another size, or one has a void map.
+fn copies_disagree(image: &Image) -> bool {
+    let field = |copy: u64, at: u64| {
+        let mut bytes = [0; 8];
+        image.get(copy * 4096 + at, &mut bytes);
+        u64::from_le_bytes(bytes)
+    };
+    [24, 56].into_iter().any(|at| field(0, at) != field(1, at))
+}
+
 fn refuses_another_root(disk: &SimDisk) -> Result<(), String> {
     let storage = Box::new(disk.clone());
     let opened =

@@ -16,7 +16,8 @@ pub(in crate::leaf) const BLOCK_SECTORS: u64 = 8;
 /// Entries of a table page.
 pub(in crate::leaf) const PAGE_ENTRIES: u64 = PAGE_LEN as u64 / 4;
 /// Table pages for each page of the presence map.
-pub(in crate::leaf) const TABLE_PAGES: u64 = PAGE_SECTORS / BLOCK_SECTORS / PAGE_ENTRIES;
+pub(in crate::leaf) const TABLE_PAGES: usize = 4;
+const _: () = assert!(TABLE_PAGES as u64 == PAGE_SECTORS / BLOCK_SECTORS / PAGE_ENTRIES);
 /// Slots that entries can name.
 pub(in crate::leaf) const SLOTS_MAX: u64 = (ZEROS - 1) as u64;
 
@@ -69,14 +70,14 @@ impl LiveMap {
     /// Table pages for so many sectors.
     pub(super) fn table_pages_of(sectors: u64) -> io::Result<usize> {
         pages_of(sectors)?
-            .checked_mul(usize::try_from(TABLE_PAGES).unwrap_or(usize::MAX))
+            .checked_mul(TABLE_PAGES)
             .ok_or_else(|| io::ErrorKind::FileTooLarge.into())
     }
 
     /// Numbers of the table's pages.
     pub(in crate::leaf) fn table_pages(&self) -> std::ops::Range<usize> {
         let base = self.table_base();
-        let count = if self.packed { self.pages() * TABLE_PAGES as usize } else { 0 };
+        let count = if self.packed { self.pages() * TABLE_PAGES } else { 0 };
         base..base + count
     }
 
@@ -86,12 +87,10 @@ impl LiveMap {
         page.checked_sub(self.table_base())
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a block of a disk whose map fits memory")]
     fn page_of_block(&self, block: u64) -> usize {
         self.table_base() + (block / PAGE_ENTRIES) as usize
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "as above")]
     fn word_of_block(&self, block: u64) -> &crate::sync::atomic::AtomicU64 {
         self.word(self.table_base() * super::PAGE_WORDS + (block / 2) as usize)
     }
