@@ -13,7 +13,7 @@ use super::live_map::leftovers::{self, Leftovers};
 use super::live_map::place::Wanted;
 use super::slots::{SLOT_LEN, Slots};
 use super::{Leaf, LeafError, WriteCache, durable_map, offline};
-use crate::io::storage::{FileStorage, Storage, zero};
+use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -90,7 +90,9 @@ impl Leaf {
         let header = &copies.header;
         let io_error =
             |operation| move |source| LeafError::Io { path: path.to_owned(), operation, source };
-        let need = header.data_offset + header.virtual_size;
+        // Of a packed leaf what its table names, below.
+        let disk = if header.table_offset.is_some() { 0 } else { header.virtual_size };
+        let need = header.data_offset + disk;
         let have = storage.len_bytes().map_err(io_error("stat"))?;
         if have < need {
             return Err(LeafError::CutShort { path: path.to_owned(), have, need });
@@ -165,6 +167,9 @@ impl Leaf {
     /// Makes the header say "in use", and both of its copies agree.
     fn begin_writing(&self, origin: Origin, write_cache: WriteCache) -> Result<(), LeafError> {
         let map_error = |source| self.io("write the live map", source);
+        if !matches!(origin, Origin::Durable { .. }) {
+            self.clear_unnamed()?;
+        }
         self.map.note_leaf_path(&self.path).map_err(map_error)?;
         match origin {
             // The header says so already; writing it would sync whatever the killed
@@ -192,6 +197,7 @@ impl Leaf {
                     // A sync may have failed before: what the page cache shows then
                     // is not on the disk, and would be gone later.
                     self.storage.drop_cached();
+                    self.clear_unnamed()?;
                     self.forget_unflushed(half_written)?;
                 }
                 self.set_write_cache(write_cache).map_err(map_error)?;
@@ -206,18 +212,9 @@ impl Leaf {
         self.settle_copies()
     }
 
-    /// After a loss of power: what was written to slots that no entry names is
-    /// gone, for the next block that gets one to find zeros there; and bits and
-    /// entries that stand alone don't count again when the rest is written.
+    /// After a loss of power: bits and entries that stand alone don't count again
+    /// when the rest is written.
     fn forget_unflushed(&self, half_written: bool) -> Result<(), LeafError> {
-        if !self.map.is_packed() {
-            return Ok(());
-        }
-        let from = self.slots_end_offset();
-        let len = self.storage.len_bytes().map_err(|e| self.io("stat", e))?.saturating_sub(from);
-        if len > 0 {
-            zero(&*self.storage, from, len).map_err(|e| self.unfinished("punch", e))?;
-        }
         if half_written {
             self.written.fetch_add(1, Ordering::Release);
             self.flush()?;

@@ -24,11 +24,13 @@ impl Leaf {
             header.generation += 1;
             header.map_void = true;
         })?;
-        let data_len = self.data_len();
         let completed = self.complete_reset();
         self.settled(completed)?;
+        if self.map.is_packed() {
+            return self.clear_unnamed();
+        }
         let header = self.header();
-        match self.storage.punch_hole(header.data_offset, data_len) {
+        match self.storage.punch_hole(header.data_offset, header.virtual_size) {
             // Where there are no holes, the space stays taken.
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
             result => result.map_err(|source| self.io("punch", source)),

@@ -128,7 +128,9 @@ impl Leaf {
             self.storage.set_len(file_len).map_err(io_error)?;
         }
         self.sync()?;
-        self.reload_map()
+        self.reload_map()?;
+        // Slots of blocks that are gone may be given out again.
+        self.clear_unnamed()
     }
 
     /// After the switch, an error leaves a leaf whose memory and file disagree:

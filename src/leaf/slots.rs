@@ -295,6 +295,32 @@ impl Leaf {
         }
     }
 
+    /// What was written to slots that no entry names is gone, for the next block
+    /// that gets one to find zeros there: by a run that lost its power or was
+    /// killed, or before a reset or a shrinking.
+    pub(super) fn clear_unnamed(&self) -> Result<(), LeafError> {
+        if !self.map.is_packed() {
+            return Ok(());
+        }
+        let from = self.slots_end_offset();
+        self.clear_from(from).map_err(|source| self.unfinished("punch", source))
+    }
+
+    fn clear_from(&self, from: u64) -> io::Result<()> {
+        let len = self.storage.len_bytes()?;
+        if len <= from {
+            return Ok(());
+        }
+        match self.storage.punch_hole(from, (len - from).next_multiple_of(512)) {
+            // Where there are no holes: zeros would take the whole disk's space.
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.storage.set_len(from)?;
+                self.storage.set_len(len)
+            }
+            result => result,
+        }
+    }
+
     /// Whether blocks have slots, in the order in which they were first written.
     pub fn is_packed(&self) -> bool {
         self.map.is_packed()

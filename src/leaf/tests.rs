@@ -11,6 +11,7 @@ mod interleavings;
 mod live_maps;
 pub(crate) mod mem;
 mod model;
+#[cfg(not(leafblk_loom))]
 mod packed;
 mod sizes;
 

@@ -83,7 +83,7 @@ impl Image {
         true
     }
 
-    fn get(&self, offset: u64, into: &mut [u8]) {
+    pub(crate) fn get(&self, offset: u64, into: &mut [u8]) {
         for (unit, from, chunk) in pieces(offset, into.len()) {
             let content = self.units.get(&unit).and_then(|versions| versions.now().as_deref());
             let len = chunk.len();

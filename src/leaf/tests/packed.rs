@@ -159,6 +159,30 @@ fn a_disk_of_no_whole_number_of_blocks_opens_again_when_all_of_it_was_written() 
 }
 
 #[test]
+fn slots_that_a_reset_or_a_shrinking_set_free_are_zeros_also_without_holes_and_after_a_kill() {
+    for shrink in [false, true] {
+        let (mut leaf, mem) = in_memory();
+        write(&leaf, 0, 8, 1).unwrap();
+        write(&leaf, ROOT_SECTORS + 80, 8, 7).unwrap();
+        mem.state().fail_punch = Some(libc::EOPNOTSUPP);
+        match shrink {
+            true => leaf.shrink(ROOT_SECTORS * 512).unwrap(),
+            false => leaf.reset().unwrap(),
+        }
+        for _ in 0..2 {
+            leaf.write_zeroes(range(80, 8)).unwrap();
+            write(&leaf, 81, 1, 9).unwrap();
+            write(&leaf, 105, 1, 9).unwrap();
+            assert!(is_all(&read(&leaf, 80, 1), 0) && is_all(&read(&leaf, 82, 6), 0));
+            assert_eq!(leaf.place(range(104, 8)).0, Some(leaf.slot_offset(1 + u64::from(shrink))));
+            leaf.flush().unwrap();
+            drop(leaf);
+            leaf = reopen(&mem);
+        }
+    }
+}
+
+#[test]
 fn a_table_that_names_what_is_past_the_files_end_refuses_the_leaf() {
     let (leaf, mem) = in_memory();
     let slots = SIZE.div_ceil(SLOT_LEN);
