@@ -71,6 +71,10 @@ impl CachedRoot {
     }
 }
 
+/// Sectors whose place is looked for at a time, 1 MiB: each block of a packed leaf
+/// may have its own.
+const PLACE_SECTORS: u64 = 2048;
+
 /// Sectors that come from one place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Piece {
@@ -178,7 +182,7 @@ impl Disk {
         };
         let (run, _) = range.split_at(count);
         if present && let Some(leaf) = &self.leaf {
-            let (place, count) = leaf.place(run);
+            let (place, count) = leaf.place(run.split_at(PLACE_SECTORS).0);
             let run = run.split_at(count).0;
             return if place.is_some() { Piece::Leaf(run) } else { Piece::Zero(run) };
         }

@@ -18,6 +18,10 @@ const GROWTH_MIN: u64 = 1 << 40;
 /// Data begins at a multiple of a large page: 2 MiB.
 const DATA_ALIGN: u64 = 2 << 20;
 
+/// The largest disk of a packed leaf: a slot for each block, and some that a loss of
+/// power left unused.
+const PACKED_MAX: u64 = 15 << 40;
+
 /// Where a leaf has the data of a block.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Layout {
@@ -28,7 +32,8 @@ pub enum Layout {
     Packed,
 }
 
-/// Makes an empty leaf of `virtual_size` bytes at `path`, which must not exist.
+/// Makes an empty leaf of `virtual_size` bytes, packed up to 15 TiB, at `path`, which
+/// must not exist.
 /// It gets its name when it is whole and durable.
 ///
 /// # Errors
@@ -74,7 +79,10 @@ fn new_header(layout: Layout, virtual_size: u64, root: &RootIdentity) -> Result<
     if !super::is_possible(virtual_size) {
         return Err(bad_size());
     }
-    let most = virtual_size.saturating_mul(8).clamp(GROWTH_MIN, super::SIZE_MAX);
+    // Slots have numbers of 32 bits.
+    let layout = if virtual_size > PACKED_MAX { Layout::Direct } else { layout };
+    let limit = if layout == Layout::Packed { PACKED_MAX } else { super::SIZE_MAX };
+    let most = virtual_size.saturating_mul(8).clamp(GROWTH_MIN, limit);
     let map_end = MAP_OFFSET + map_len_bytes(most);
     let (table_offset, end) = match layout {
         Layout::Direct => (None, map_end),

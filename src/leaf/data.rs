@@ -27,10 +27,15 @@ impl<'a> Pending<'a> {
         Self { first: GuestBuf::new(std::ptr::null_mut(), 0), rest }
     }
 
-    /// The next `most` bytes, or as many as there are, for one call: a sector that
+    /// The next `most` bytes after `done`, or as many as there are, for one call: a sector that
     /// came in two would be torn by a kill in between. In `room` where the list
     /// must be cut; of more buffers than that has room for, the next ones.
-    fn next<'b>(&'b self, most: usize, room: &'b mut [GuestBuf; GATHER]) -> &'b [GuestBuf] {
+    fn next<'b>(
+        &'b self,
+        done: u64,
+        most: usize,
+        room: &'b mut [GuestBuf; GATHER],
+    ) -> &'b [GuestBuf] {
         if self.first.len() == 0 {
             let mut len = 0;
             let fits = |buf: &&GuestBuf| {
@@ -52,6 +57,21 @@ impl<'a> Pending<'a> {
             room[count] = buf.take(left);
             left -= room[count].len();
             count += 1;
+        }
+        if left > 0 && count == GATHER {
+            // More will follow: up to a sector's end, if there is one.
+            let len = (most - left) as u64;
+            let mut excess = (done + len) % 512;
+            while excess < len && excess > 0 {
+                let last = &mut room[count - 1];
+                let cut = last.len().min(usize::try_from(excess).unwrap_or(0));
+                *last = last.take(last.len() - cut);
+                excess -= cut as u64;
+                count -= usize::from(last.len() == 0);
+                if excess == 0 {
+                    break;
+                }
+            }
         }
         &room[..count]
     }
@@ -103,7 +123,8 @@ impl Leaf {
         while done < range.byte_len() {
             let (offset, most) = self.step_at(range, done)?;
             // SAFETY: by this function's contract.
-            let count = unsafe { self.storage.write_from(pending.next(most, &mut room), offset) };
+            let count =
+                unsafe { self.storage.write_from(pending.next(done, most, &mut room), offset) };
             let count = match count {
                 Ok(0) => return Err(self.unfinished("write", io::ErrorKind::WriteZero.into())),
                 Ok(count) => count,

@@ -37,6 +37,10 @@ pub(super) fn load(storage: &dyn Storage, header: &Header, map: &LiveMap) -> io:
             let table = &mut table[..count * TABLE_LEN];
             read_exact(storage, table, offset + (first * TABLE_LEN) as u64)?;
         }
+        let table_len = if header.table_offset.is_some() { count * TABLE_LEN } else { 0 };
+        if is_zero(bits) && is_zero(&table[..table_len]) {
+            continue;
+        }
         for i in 0..count {
             let page = first + i;
             let bits = &mut bits[i * PAGE_LEN..][..PAGE_LEN];
@@ -45,7 +49,7 @@ pub(super) fn load(storage: &dyn Storage, header: &Header, map: &LiveMap) -> io:
                 let table = &mut table[i * TABLE_LEN..][..TABLE_LEN];
                 half_written |= load_table(header, map, page, bits, table)?;
             }
-            if bits.iter().any(|byte| *byte != 0) {
+            if !is_zero(bits) {
                 map.load_page(page, bits)?;
             }
         }
@@ -90,7 +94,7 @@ fn load_table(
     }
     let first = map.table_pages().start + page * TABLE_PAGES;
     for (i, bytes) in table.chunks_exact(PAGE_LEN).enumerate() {
-        if bytes.iter().any(|byte| *byte != 0) {
+        if !is_zero(bytes) {
             map.load_page(first + i, bytes)?;
         }
         if of_table[i] {
@@ -103,6 +107,13 @@ fn load_table(
         map.mark_changed(page);
     }
     Ok(of_bits || of_table.contains(&true))
+}
+
+/// Whether all bytes are zero; most of a large disk's map is.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<64>();
+    let is_zero = |word: &[u8; 64]| word.iter().fold(0, |all, byte| all | byte) == 0;
+    words.iter().all(is_zero) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Sectors that the disk has from a map page's first one on.

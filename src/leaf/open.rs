@@ -119,6 +119,13 @@ impl Leaf {
         let (map, origin) = match found {
             Some(found) => found,
             None => {
+                if !options.read_only && !header.clean {
+                    // A sync may have failed before: what the page cache shows then
+                    // is not on the disk, and would be gone later. So before the map
+                    // is read.
+                    storage.sync_data().map_err(io_error("sync"))?;
+                    storage.drop_cached();
+                }
                 let (map, half_written) = map::next(path, &*storage, header, options)?;
                 (map, Origin::Durable { half_written })
             }
@@ -174,10 +181,11 @@ impl Leaf {
         match origin {
             // The header says so already; writing it would sync whatever the killed
             // daemon left unwritten, while the guest waits.
-            Origin::TakenOver => {}
-            Origin::TakenOverUnsynced => {
+            Origin::TakenOver { half_set } => self.forget_unflushed(half_set)?,
+            Origin::TakenOverUnsynced { half_set } => {
                 self.sync()?;
                 self.own_map().map_err(map_error)?;
+                self.forget_unflushed(half_set)?;
             }
             Origin::Ahead(generation) => {
                 // Nothing is dropped from the page cache: what was acknowledged
@@ -191,15 +199,13 @@ impl Leaf {
                 })?;
             }
             Origin::Durable { half_written } => {
-                // The header may be a killed daemon's, and not durable yet.
-                self.sync()?;
-                if !self.header().clean {
-                    // A sync may have failed before: what the page cache shows then
-                    // is not on the disk, and would be gone later.
-                    self.storage.drop_cached();
+                if self.header().clean {
+                    // It may be a killed daemon's, and not durable yet.
+                    self.sync()?;
+                } else {
                     self.clear_unnamed()?;
-                    self.forget_unflushed(half_written)?;
                 }
+                self.forget_unflushed(half_written)?;
                 self.set_write_cache(write_cache).map_err(map_error)?;
                 self.write_header(|header| {
                     header.generation += 1;
@@ -260,7 +266,10 @@ impl Leaf {
         if self.read_only {
             return Ok(());
         }
-        self.drop_filled().map_err(|source| self.io("punch", source))?;
+        if let Err(error) = self.drop_filled() {
+            // It is zeros, and only space.
+            log::warn!("leaf {}: can't give space back: {error}", self.path.display());
+        }
         self.flush()?;
         self.write_header(|header| {
             header.generation += 1;

@@ -27,7 +27,7 @@ impl Leaf {
         let completed = self.complete_reset();
         self.settled(completed)?;
         if self.map.is_packed() {
-            return self.clear_unnamed();
+            return self.settled(self.clear_unnamed());
         }
         let header = self.header();
         match self.storage.punch_hole(header.data_offset, header.virtual_size) {

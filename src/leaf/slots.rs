@@ -83,8 +83,8 @@ impl Slots {
 
 /// The blocks that a range touches.
 fn blocks(range: SectorRange) -> std::ops::Range<u64> {
-    let end = if range.is_empty() { range.start().0 } else { range.end().0 };
-    range.start().0 / BLOCK_SECTORS..end.div_ceil(BLOCK_SECTORS)
+    let first = range.start().0 / BLOCK_SECTORS;
+    first..if range.is_empty() { first } else { range.end().0.div_ceil(BLOCK_SECTORS) }
 }
 
 /// The range's sectors before its first whole block, its whole blocks, the rest.
@@ -154,10 +154,10 @@ impl Leaf {
         if blocks.clone().all(|block| has_slot(&block)) {
             return Ok(());
         }
-        let mut slots = self.lock_whole(&self.slots)?;
         let mut block = blocks.start;
         while block < blocks.end {
-            // In steps of a table page: others set and mark too.
+            // In steps of a table page: others want the lock too.
+            let mut slots = self.lock_whole(&self.slots)?;
             let step = blocks.end.min((block / PAGE_ENTRIES + 1) * PAGE_ENTRIES);
             let count = (block..step).take_while(|block| !has_slot(block)).count() as u64;
             if count == 0 {
@@ -240,7 +240,7 @@ impl Leaf {
     }
 
     /// Whole blocks that had no entry a moment ago.
-    fn zero_empty(&self, range: SectorRange) -> Result<(), LeafError> {
+    pub(super) fn zero_empty(&self, range: SectorRange) -> Result<(), LeafError> {
         // Past the root's end they read as zeros as they are. A guest that trims
         // a large disk would have an entry for each block otherwise.
         let over_root = self.over_root(range);
@@ -248,10 +248,15 @@ impl Leaf {
             return Ok(());
         }
         {
-            // Entries change under this lock only.
+            // Entries change under this lock only. A write may have come first.
             let _slots = self.lock_whole(&self.slots)?;
-            if blocks(over_root).all(|block| self.map.entry(block) == Entry::Empty) {
-                self.set_entries(blocks(over_root), |_| Entry::Zeros)?;
+            // Zeros that never got their bits would be the next write's old content.
+            self.map.prepare(over_root).map_err(|e| self.io("extend the live map", e))?;
+            let mut rest = blocks(over_root);
+            while let Some(first) = rest.find(|block| self.map.entry(*block) == Entry::Empty) {
+                let is_taken = |block: &u64| self.map.entry(*block) != Entry::Empty;
+                let end = rest.find(is_taken).unwrap_or(rest.end);
+                self.set_entries(first..end, |_| Entry::Zeros)?;
             }
         }
         // Where a write came first, its slots are zeroed.

@@ -101,7 +101,12 @@ impl Runner {
                 device.backlog.put_back_task(id);
                 return (cost > 0).then_some(cost);
             }
-            let part = self.new_part(id)?;
+            let piece = device.disk.piece(task.rest);
+            if let Piece::Zero(_) = piece {
+                // Zeroed since it was looked at.
+                continue;
+            }
+            let part = self.new_part(id, piece)?;
             match self.start_part(part) {
                 Some(more) => cost += more,
                 // It is tried again, and the task goes on when it is done.
@@ -117,10 +122,10 @@ impl Runner {
     }
 
     /// Makes a part of what a task must wait for next.
-    fn new_part(&mut self, id: u32) -> Option<u32> {
+    fn new_part(&mut self, id: u32, piece: Piece) -> Option<u32> {
         let task = self.tasks.get(id);
         let device = self.devices[task.slot].as_deref_mut()?;
-        let (range, kind) = match device.disk.piece(task.rest) {
+        let (range, kind) = match piece {
             Piece::Root(range) | Piece::Zero(range) => {
                 device.disk.counters().cache_misses.add(1);
                 (range.split_at(BLOCK_READ_SECTORS).0, PartKind::Block(None, 0))

@@ -99,6 +99,8 @@ impl From<io::Error> for OpenError {
 fn cannot_be_joined(file: &File, wanted: &Wanted) -> io::Result<Option<&'static str>> {
     Ok(if !wanted.alone {
         Some("the leaf's file is an older copy of itself, or its disk has lost a write")
+    } else if file.metadata()?.len() < wanted.shape.file_len()? {
+        Some("the live map is cut short")
     } else if wanted.void
         || Owner::is_being_replaced(file)?
         || Owner::sectors(file)? != wanted.shape.sectors

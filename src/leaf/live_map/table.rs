@@ -123,6 +123,51 @@ impl LiveMap {
         Ok(())
     }
 
+    /// Allocates the presence map's pages for a range: setting its bits can't fail
+    /// then.
+    ///
+    /// # Errors
+    /// ENOSPC where the tmpfs is full.
+    pub(in crate::leaf) fn prepare(&self, range: crate::units::SectorRange) -> io::Result<()> {
+        let pages = range.start().0 / PAGE_SECTORS..range.end().0.div_ceil(PAGE_SECTORS);
+        for page in pages {
+            let page = usize::try_from(page).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            if !self.summary.is_set(page) {
+                allocate(&self.file, (page + 1) as u64 * PAGE_LEN as u64)?;
+                self.summary.set(page);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes blocks of zeros without all of their bits empty: their bits were about
+    /// to be set when a daemon was killed. Whether there were any.
+    fn forget_half_set(&self) -> io::Result<bool> {
+        let mut any = false;
+        let pages = self.table_pages();
+        for (first, page) in (0..).step_by(PAGE_ENTRIES as usize).zip(pages) {
+            if !self.summary.is_set(page) {
+                continue;
+            }
+            for block in first..first + PAGE_ENTRIES {
+                if self.entry(block) == Entry::Zeros && self.bits_of(block) != 0xff {
+                    self.set_entry(block, Entry::Empty)?;
+                    any = true;
+                }
+            }
+        }
+        Ok(any)
+    }
+
+    /// The bits of a block's sectors.
+    fn bits_of(&self, block: u64) -> u64 {
+        let sector = block * BLOCK_SECTORS;
+        if !self.summary.is_set(Self::page_of(sector)) {
+            return 0;
+        }
+        (self.word_of(sector).load(Ordering::Relaxed) >> (sector % 64)) & 0xff
+    }
+
     /// One more than the last slot that any entry names.
     pub(in crate::leaf) fn slots_end(&self) -> u64 {
         let in_page = |page: usize| {
@@ -138,8 +183,8 @@ impl LiveMap {
     }
 
     /// Puts the table pages that an earlier daemon left into the summary, as
-    /// changed.
-    pub(super) fn adopt_table(&self) -> io::Result<()> {
+    /// changed; whether some of it was half set, and is no more.
+    pub(super) fn adopt_table(&self) -> io::Result<bool> {
         let pages = self.table_pages();
         let mut page = pages.start;
         while page < pages.end {
@@ -158,6 +203,6 @@ impl LiveMap {
             }
             page += 1;
         }
-        Ok(())
+        self.forget_half_set()
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(super) fail_writes: Option<(u64, i32)>,
     /// Errno of the writes after so many.
     pub(super) fail_writes_after: Option<(u32, i32)>,
+    /// Syncs that succeed before `fail_sync` counts.
+    pub(super) syncs_before_failure: u32,
     pub(super) fail_punch: Option<i32>,
     pub(super) fail_set_len: Option<i32>,
     pub(super) fail_sync: Option<i32>,
@@ -181,10 +183,12 @@ impl Storage for Mem {
         let panics = self.state().panic_in_sync;
         assert!(!panics, "a sync that panics, as the test wants it");
         let mut state = self.state();
-        let State { now, durable, lost, fail_sync, .. } = &mut *state;
+        let State { now, durable, lost, fail_sync, syncs_before_failure, .. } = &mut *state;
         let dirty = now.keys().chain(durable.keys()).filter(|at| now.get(at) != durable.get(at));
         let dirty: Vec<u64> = dirty.filter(|at| !lost.contains(at)).copied().collect();
-        if let Some(errno) = *fail_sync {
+        if *syncs_before_failure > 0 {
+            *syncs_before_failure -= 1;
+        } else if let Some(errno) = *fail_sync {
             lost.extend(dirty);
             return fail(errno);
         }

@@ -183,6 +183,54 @@ fn slots_that_a_reset_or_a_shrinking_set_free_are_zeros_also_without_holes_and_a
 }
 
 #[test]
+fn zeros_of_many_blocks_are_kept_though_one_of_them_was_written_meanwhile() {
+    let (leaf, mem) = in_memory();
+    write(&leaf, 400, 8, 7).unwrap();
+    // What found all of them empty before that write.
+    leaf.zero_empty(range(0, 800)).unwrap();
+    leaf.close().unwrap();
+    drop(leaf);
+    let leaf = reopen(&mem);
+    assert_eq!(leaf.present_sectors(), 800);
+    assert!(is_all(&read(&leaf, 0, 800), 0));
+}
+
+#[test]
+fn what_a_failed_sync_of_the_map_left_in_the_page_cache_is_flushed_again() {
+    let (leaf, mem) = in_memory();
+    write(&leaf, 80, 8, 7).unwrap();
+    {
+        let mut state = mem.state();
+        (state.syncs_before_failure, state.fail_sync) = (1, Some(libc::EIO));
+    }
+    leaf.flush().unwrap_err();
+    mem.state().fail_sync = None;
+    drop(leaf);
+    let leaf = reopen(&mem);
+    assert!(leaf.is_absent(range(0, SECTORS)), "neither map nor table got to the disk");
+    write(&leaf, 80, 8, 8).unwrap();
+    leaf.flush().unwrap();
+    drop(leaf);
+    mem.lose_power(|| false);
+    assert!(is_all(&read(&reopen(&mem), 80, 8), 8));
+}
+
+#[test]
+fn disks_that_slots_have_no_numbers_for_are_direct() {
+    let mem = Mem::default();
+    create_storage(Path::new("vm.leaf"), &mem, Layout::Packed, 16 << 40, &root(1)).unwrap();
+    let mem_15 = Mem::default();
+    create_storage(Path::new("vm.leaf"), &mem_15, Layout::Packed, 15 << 40, &root(1)).unwrap();
+    let header = |mem: &Mem| {
+        let mut bytes = [0; header::LEN];
+        crate::io::storage::read_exact(mem, &mut bytes, 0).unwrap();
+        Header::decode(&bytes).unwrap()
+    };
+    assert_eq!(header(&mem).table_offset, None);
+    assert!(header(&mem_15).table_offset.is_some());
+}
+
+#[test]
 fn a_table_that_names_what_is_past_the_files_end_refuses_the_leaf() {
     let (leaf, mem) = in_memory();
     let slots = SIZE.div_ceil(SLOT_LEN);
