@@ -145,11 +145,11 @@ impl LiveMap {
     fn forget_half_set(&self) -> io::Result<bool> {
         let mut any = false;
         let pages = self.table_pages();
-        for (first, page) in (0..).step_by(PAGE_ENTRIES as usize).zip(pages) {
+        for (i, page) in (0..).zip(pages) {
             if !self.summary.is_set(page) {
                 continue;
             }
-            for block in first..first + PAGE_ENTRIES {
+            for block in i * PAGE_ENTRIES..(i + 1) * PAGE_ENTRIES {
                 if self.entry(block) == Entry::Zeros && self.bits_of(block) != 0xff {
                     self.set_entry(block, Entry::Empty)?;
                     any = true;
