@@ -90,9 +90,7 @@ impl Leaf {
         let header = &copies.header;
         let io_error =
             |operation| move |source| LeafError::Io { path: path.to_owned(), operation, source };
-        // Of a packed leaf what its table names, below.
-        let disk = if header.table_offset.is_some() { 0 } else { header.virtual_size };
-        let need = header.data_offset + disk;
+        let need = header.data_offset + header.virtual_size;
         let have = storage.len_bytes().map_err(io_error("stat"))?;
         if have < need {
             return Err(LeafError::CutShort { path: path.to_owned(), have, need });

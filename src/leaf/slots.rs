@@ -307,22 +307,19 @@ impl Leaf {
         if !self.map.is_packed() {
             return Ok(());
         }
-        let from = self.slots_end_offset();
-        self.clear_from(from).map_err(|source| self.unfinished("punch", source))
-    }
-
-    fn clear_from(&self, from: u64) -> io::Result<()> {
-        let len = self.storage.len_bytes()?;
+        let mut slots = self.lock_whole(&self.slots)?;
+        let from = self.slot_offset(slots.next);
+        let len = self.storage.len_bytes().map_err(|source| self.io("stat", source))?;
         if len <= from {
             return Ok(());
         }
         match self.storage.punch_hole(from, (len - from).next_multiple_of(512)) {
-            // Where there are no holes: zeros would take the whole disk's space.
+            // Where there are no holes, what is past the file's end is zeros.
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                self.storage.set_len(from)?;
-                self.storage.set_len(len)
+                *slots = Slots::from((len - self.data_offset).div_ceil(SLOT_LEN));
+                Ok(())
             }
-            result => result,
+            result => result.map_err(|source| self.unfinished("punch", source)),
         }
     }
 

@@ -27,6 +27,7 @@ pub struct Info {
 struct Report {
     path: String,
     format_version: u32,
+    layout: &'static str,
     uuid: String,
     created: String,
     virtual_size: u64,
@@ -69,6 +70,7 @@ pub fn run(what: &Info, out: &mut dyn Write) -> Result<(), ToolError> {
     let rows = [
         ("leaf", report.path),
         ("format version", report.format_version.to_string()),
+        ("layout", report.layout.to_owned()),
         ("uuid", report.uuid),
         ("created", report.created),
         ("virtual size", exact(report.virtual_size)),
@@ -98,6 +100,7 @@ fn report(view: &View) -> Result<Report, ToolError> {
     Ok(Report {
         path: view.locked.path.display().to_string(),
         format_version: VERSION,
+        layout: if header.table_offset.is_some() { "packed" } else { "direct" },
         uuid: uuid::Uuid::from_bytes(header.uuid).to_string(),
         created,
         virtual_size: header.virtual_size,

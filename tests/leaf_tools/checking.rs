@@ -142,6 +142,22 @@ fn data_that_no_bit_names_is_given_back() {
 }
 
 #[test]
+fn two_blocks_in_one_slot_are_told_and_left_alone() {
+    let scene = Scene::new();
+    scene.leaf("a.leaf");
+    let mut table = [0; 8];
+    raw(&scene).read_exact_at(&mut table, 384).unwrap();
+    // Of two blocks in the middle of a long write.
+    let mut entry = [0; 4];
+    let place = |block: u64| u64::from_le_bytes(table) + block * 4;
+    raw(&scene).read_exact_at(&mut entry, place(20)).unwrap();
+    raw(&scene).write_all_at(&entry, place(21)).unwrap();
+    check(&scene, &[], 1, &[("block table", false), ("leftover data", false)]);
+    check(&scene, &["--repair"], 1, &[("block table", false), ("leftover data", true)]);
+    check(&scene, &[], 1, &[("block table", false)]);
+}
+
+#[test]
 fn all_findings_are_told_at_once_and_mended_together() {
     let scene = Scene::new();
     let content = scene.leaf("a.leaf");

@@ -9,6 +9,7 @@ fn info_tells_what_a_leaf_is_and_holds() {
     let said = scene.say(&["info", "a.leaf"]);
     for part in [
         "format version:   1\n",
+        "layout:           packed\n",
         "virtual size:     2.6MiB (2675200 bytes)\n",
         "root:             root, 2.1MiB (2163200 bytes)\n",
         "changed:          510 sectors, 255KiB (261120 bytes)\n",
@@ -18,6 +19,7 @@ fn info_tells_what_a_leaf_is_and_holds() {
     }
     let info = scene.json(&["info", "a.leaf", "--json", "--root", "root.raw"]);
     assert_eq!(info["virtual_size"], LEAF_SECTORS * 512);
+    assert_eq!(info["layout"], "packed");
     assert_eq!(info["changed_sectors"], 510);
     assert_eq!(info["changed_bytes"], 510 * 512);
     assert_eq!(info["state"], "clean");
