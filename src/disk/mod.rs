@@ -181,10 +181,8 @@ impl Disk {
             None => (false, range.count()),
         };
         let (run, _) = range.split_at(count);
-        if present && let Some(leaf) = &self.leaf {
-            let (place, count) = leaf.place(run.split_at(PLACE_SECTORS).0);
-            let run = run.split_at(count).0;
-            return if place.is_some() { Piece::Leaf(run) } else { Piece::Zero(run) };
+        if present {
+            return self.held_piece(run);
         }
         let root_sectors = self.root.root.sectors();
         let start = run.start();
@@ -193,6 +191,20 @@ impl Disk {
         }
         let block_end = self.root.block_start(self.root.block_of(start) + 1);
         Piece::Root(run.split_at(block_end.0.min(root_sectors) - start.0).0)
+    }
+}
+
+impl Disk {
+    /// Where the first of held sectors come from. Not inlined: the root's sectors,
+    /// which come from the cache, are the shorter way.
+    #[inline(never)]
+    fn held_piece(&self, run: SectorRange) -> Piece {
+        let Some(leaf) = &self.leaf else {
+            return Piece::Zero(run);
+        };
+        let (place, count) = leaf.place(run.split_at(PLACE_SECTORS).0);
+        let run = run.split_at(count).0;
+        if place.is_some() { Piece::Leaf(run) } else { Piece::Zero(run) }
     }
 }
 

@@ -98,7 +98,6 @@ fn split(range: SectorRange) -> [SectorRange; 3] {
 impl Leaf {
     /// Where held sectors at the start of the (non-empty) range are in the file,
     /// and how many follow there; no place: they are zeros.
-    #[inline]
     pub fn place(&self, range: SectorRange) -> (Option<u64>, u64) {
         if !self.map.is_packed() {
             return (Some(self.data_offset + range.start().to_bytes()), range.count());
