@@ -20,7 +20,7 @@ const DATA_ALIGN: u64 = 2 << 20;
 
 /// The largest disk of a packed leaf: a slot for each block, and some that a loss of
 /// power left unused.
-const PACKED_MAX: u64 = 15 << 40;
+pub(super) const PACKED_MAX: u64 = 15 << 40;
 
 /// Where a leaf has the data of a block.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

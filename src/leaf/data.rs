@@ -160,7 +160,8 @@ impl Leaf {
         let (rest, within) = (range.split_at(done / 512).1, done % 512);
         let (place, sectors) = self.place(rest);
         let most = usize::try_from(sectors * 512 - within).unwrap_or(usize::MAX);
-        Ok((self.taken(place)? + within, most.min(STEP_BYTES)))
+        let step = STEP_BYTES - usize::try_from(within).unwrap_or(0);
+        Ok((self.taken(place)? + within, most.min(step)))
     }
 
     /// An error after part of the range may have changed. Sectors that were

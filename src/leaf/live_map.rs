@@ -112,16 +112,6 @@ impl Shape {
     }
 }
 
-/// A map that an earlier daemon left.
-#[derive(Debug)]
-pub(super) struct TakenOver {
-    pub(super) map: LiveMap,
-    /// The generation of its header, where that is newer than the one that counts.
-    pub(super) ahead: Option<u64>,
-    /// Blocks were half set, and are empty now.
-    pub(super) half_set: bool,
-}
-
 /// The map of one open leaf.
 #[derive(Debug)]
 pub(super) struct LiveMap {
@@ -161,13 +151,14 @@ impl LiveMap {
         Self::map(file, shape)
     }
 
-    /// The map that an earlier daemon left, in the directory of `path`. It is at
-    /// `path` then, unless it is only to be read.
+    /// The map that an earlier daemon left, in the directory of `path`, and the
+    /// generation of its header where that is newer than the one that counts. It
+    /// is at `path` then, unless it is only to be read.
     pub(super) fn take_over(
         path: &Path,
         wanted: &place::Wanted,
         read_only: bool,
-    ) -> Result<Option<TakenOver>, place::OpenError> {
+    ) -> Result<Option<(Self, Option<u64>)>, place::OpenError> {
         let (file, ahead) = match place::open(path, wanted, read_only)? {
             place::Found::Nothing => return Ok(None),
             place::Found::Fits(file) => (file, None),
@@ -181,8 +172,8 @@ impl LiveMap {
             // SEEK_DATA would skip more cleverly; a take-over is rare.
             map.adopt_page(page)?;
         }
-        let half_set = map.adopt_table()?;
-        Ok(Some(TakenOver { map, ahead, half_set }))
+        map.adopt_table()?;
+        Ok(Some((map, ahead)))
     }
 
     /// A map in anonymous memory with the same bits and places.

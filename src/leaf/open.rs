@@ -179,11 +179,10 @@ impl Leaf {
         match origin {
             // The header says so already; writing it would sync whatever the killed
             // daemon left unwritten, while the guest waits.
-            Origin::TakenOver { half_set } => self.forget_unflushed(half_set)?,
-            Origin::TakenOverUnsynced { half_set } => {
+            Origin::TakenOver => {}
+            Origin::TakenOverUnsynced => {
                 self.sync()?;
                 self.own_map().map_err(map_error)?;
-                self.forget_unflushed(half_set)?;
             }
             Origin::Ahead(generation) => {
                 // Nothing is dropped from the page cache: what was acknowledged
@@ -200,9 +199,10 @@ impl Leaf {
                 if self.header().clean {
                     // It may be a killed daemon's, and not durable yet.
                     self.sync()?;
-                } else {
-                    self.clear_unnamed()?;
                 }
+                // Also of a leaf that was closed: the clearing after a reset may not be
+                // durable, or not have been possible.
+                self.clear_unnamed()?;
                 self.forget_unflushed(half_written)?;
                 self.set_write_cache(write_cache).map_err(map_error)?;
                 self.write_header(|header| {

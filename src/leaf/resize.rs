@@ -7,6 +7,7 @@
 //!   that shrank may have left bits there); sync; header.
 //! - Shrinking: header; then what lies beyond is cut off.
 
+use super::create::PACKED_MAX;
 use super::live_map::table::TABLE_PAGES;
 use super::live_map::{Owner, PAGE_LEN, PAGE_SECTORS};
 use super::{Leaf, LeafError, SIZE_MAX, durable_map};
@@ -19,6 +20,7 @@ impl Leaf {
         let mut pages = (header.map_room_end() - self.map_offset) / PAGE_LEN as u64;
         if let Some(table) = header.table_offset {
             pages = pages.min((self.data_offset - table) / PAGE_LEN as u64 / TABLE_PAGES as u64);
+            pages = pages.min(PACKED_MAX / (PAGE_SECTORS * 512));
         }
         let offsets = (i64::MAX.unsigned_abs() - self.data_offset) / 512 * 512;
         pages.saturating_mul(PAGE_SECTORS * 512).min(SIZE_MAX).min(offsets)

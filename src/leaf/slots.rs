@@ -258,16 +258,32 @@ impl Leaf {
                 self.set_entries(first..end, |_| Entry::Zeros)?;
             }
         }
+        // First those without a slot, which can't fail: zeros without their bits
+        // must not stay.
+        self.each_place(over_root, |place, run| match place {
+            None => self.mark(run),
+            Some(_) => Ok(()),
+        })?;
         // Where a write came first, its slots are zeroed.
-        let mut rest = over_root;
+        self.each_place(over_root, |place, run| match place {
+            None => Ok(()),
+            Some(_) => self.zero_at(place, run.count()).and_then(|()| self.mark(run)),
+        })
+    }
+
+    fn each_place(
+        &self,
+        range: SectorRange,
+        each: impl Fn(Option<u64>, SectorRange) -> Result<(), LeafError>,
+    ) -> Result<(), LeafError> {
+        let mut rest = range;
         while !rest.is_empty() {
-            let (offset, count) = self.place(rest);
-            if offset.is_some() {
-                self.zero_at(offset, count)?;
-            }
-            rest = rest.split_at(count).1;
+            let (place, count) = self.place(rest);
+            let (run, more) = rest.split_at(count);
+            each(place, run)?;
+            rest = more;
         }
-        self.mark(over_root)
+        Ok(())
     }
 
     /// Fewer sectors than a block.
@@ -313,12 +329,14 @@ impl Leaf {
             return Ok(());
         }
         match self.storage.punch_hole(from, (len - from).next_multiple_of(512)) {
-            // Where there are no holes, what is past the file's end is zeros.
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            // Where there are no holes, or no space for the note of one, what is past
+            // the file's end is zeros.
+            Err(error) => {
+                log::debug!("leaf {}: no hole could be made: {error}", self.path.display());
                 *slots = Slots::from((len - self.data_offset).div_ceil(SLOT_LEN));
                 Ok(())
             }
-            result => result.map_err(|source| self.unfinished("punch", source)),
+            Ok(()) => Ok(()),
         }
     }
 

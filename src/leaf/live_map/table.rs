@@ -10,6 +10,7 @@ use std::io;
 
 use super::{LiveMap, PAGE_LEN, PAGE_SECTORS, allocate, pages_of};
 use crate::sync::atomic::Ordering;
+use crate::units::{Sector, SectorRange};
 
 /// Sectors of a block.
 pub(in crate::leaf) const BLOCK_SECTORS: u64 = 8;
@@ -128,7 +129,7 @@ impl LiveMap {
     ///
     /// # Errors
     /// ENOSPC where the tmpfs is full.
-    pub(in crate::leaf) fn prepare(&self, range: crate::units::SectorRange) -> io::Result<()> {
+    pub(in crate::leaf) fn prepare(&self, range: SectorRange) -> io::Result<()> {
         let pages = range.start().0 / PAGE_SECTORS..range.end().0.div_ceil(PAGE_SECTORS);
         for page in pages {
             let page = usize::try_from(page).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -140,23 +141,22 @@ impl LiveMap {
         Ok(())
     }
 
-    /// Makes blocks of zeros without all of their bits empty: their bits were about
-    /// to be set when a daemon was killed. Whether there were any.
-    fn forget_half_set(&self) -> io::Result<bool> {
-        let mut any = false;
-        let pages = self.table_pages();
-        for (i, page) in (0..).zip(pages) {
+    /// Gives blocks of zeros all of their bits: a daemon was killed that was about to
+    /// set them. Its request was in flight, and may have been carried out.
+    fn complete_zeros(&self) -> io::Result<()> {
+        for (i, page) in (0..).zip(self.table_pages()) {
             if !self.summary.is_set(page) {
                 continue;
             }
             for block in i * PAGE_ENTRIES..(i + 1) * PAGE_ENTRIES {
                 if self.entry(block) == Entry::Zeros && self.bits_of(block) != 0xff {
-                    self.set_entry(block, Entry::Empty)?;
-                    any = true;
+                    let sector = Sector(block * BLOCK_SECTORS);
+                    let block = SectorRange::new(sector, BLOCK_SECTORS).unwrap_or_default();
+                    self.set(block).1?;
                 }
             }
         }
-        Ok(any)
+        Ok(())
     }
 
     /// The bits of a block's sectors.
@@ -183,8 +183,8 @@ impl LiveMap {
     }
 
     /// Puts the table pages that an earlier daemon left into the summary, as
-    /// changed; whether some of it was half set, and is no more.
-    pub(super) fn adopt_table(&self) -> io::Result<bool> {
+    /// changed.
+    pub(super) fn adopt_table(&self) -> io::Result<()> {
         let pages = self.table_pages();
         let mut page = pages.start;
         while page < pages.end {
@@ -203,6 +203,6 @@ impl LiveMap {
             }
             page += 1;
         }
-        self.forget_half_set()
+        self.complete_zeros()
     }
 }

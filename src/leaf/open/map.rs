@@ -16,10 +16,10 @@ pub(super) enum Origin {
     /// From the durable map, parts of which may be half written.
     Durable { half_written: bool },
     /// An earlier daemon's, with its header.
-    TakenOver { half_set: bool },
+    TakenOver,
     /// The same, and the daemon was killed while it replaced the header: what
     /// that says, such as the disk's size, may not be durable.
-    TakenOverUnsynced { half_set: bool },
+    TakenOverUnsynced,
     /// An earlier daemon's, whose header of this generation is damaged: joined to
     /// the durable map.
     Ahead(u64),
@@ -65,7 +65,7 @@ pub(super) fn find(
     let map_error = |source| LeafError::LiveMap { path: live_path.to_owned(), source };
     let taken = LiveMap::take_over(live_path, wanted, options.read_only);
     let (leaf, live) = (path.display(), live_path.display());
-    let crate::leaf::live_map::TakenOver { map, ahead, half_set } = match taken {
+    let (map, ahead) = match taken {
         Ok(Some(taken)) => taken,
         Ok(None) => {
             if wanted.unclosed {
@@ -106,10 +106,7 @@ pub(super) fn find(
     if !options.read_only && !replaced {
         map.own(&wanted.owner, wanted.shape.sectors).map_err(map_error)?;
     }
-    let origin = match replaced {
-        true => Origin::TakenOverUnsynced { half_set },
-        false => Origin::TakenOver { half_set },
-    };
+    let origin = if replaced { Origin::TakenOverUnsynced } else { Origin::TakenOver };
     Ok(Some((map, origin)))
 }
 

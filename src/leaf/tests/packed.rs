@@ -160,7 +160,8 @@ fn a_disk_of_no_whole_number_of_blocks_opens_again_when_all_of_it_was_written() 
 
 #[test]
 fn slots_that_a_reset_or_a_shrinking_set_free_are_zeros_also_without_holes_and_after_a_kill() {
-    for shrink in [false, true] {
+    let all = [false, true].map(|shrink| [false, true].map(|close| (shrink, close)));
+    for (shrink, close) in all.into_iter().flatten() {
         let (mut leaf, mem) = in_memory();
         write(&leaf, 0, 8, 1).unwrap();
         write(&leaf, ROOT_SECTORS + 80, 8, 7).unwrap();
@@ -168,6 +169,11 @@ fn slots_that_a_reset_or_a_shrinking_set_free_are_zeros_also_without_holes_and_a
         match shrink {
             true => leaf.shrink(ROOT_SECTORS * 512).unwrap(),
             false => leaf.reset().unwrap(),
+        }
+        if close {
+            leaf.close().unwrap();
+            drop(leaf);
+            leaf = reopen(&mem);
         }
         for _ in 0..2 {
             leaf.write_zeroes(range(80, 8)).unwrap();
@@ -229,6 +235,38 @@ fn disks_that_slots_have_no_numbers_for_are_direct() {
     };
     assert_eq!(header(&mem).table_offset, None);
     assert!(header(&mem_15).table_offset.is_some());
+}
+
+#[test]
+fn zeros_whose_daemon_was_killed_before_it_set_their_bits_are_complete() {
+    let home = Home::packed();
+    let leaf = home.open();
+    write(&leaf, 0, 8, 1).unwrap();
+    leaf.map.prepare(range(8, 8)).unwrap();
+    leaf.map.set_entry(1, Entry::Zeros).unwrap();
+    drop(leaf);
+    let leaf = home.open();
+    assert_eq!(leaf.present_sectors(), 16);
+    assert!(is_all(&read(&leaf, 0, 8), 1) && is_all(&read(&leaf, 8, 8), 0));
+}
+
+#[test]
+fn a_reset_whose_clearing_was_not_durable_when_the_leaf_was_closed_leaves_nothing() {
+    let (mut leaf, mem) = in_memory();
+    write(&leaf, 0, 8, 7).unwrap();
+    leaf.reset().unwrap();
+    leaf.close().unwrap();
+    drop(leaf);
+    // The power failed after the header: the hole was not made.
+    let data = reopen(&mem).data_offset;
+    let leaf = reopen(&mem);
+    leaf.close().unwrap();
+    drop(leaf);
+    write_all_durable(&mem, &[7; 4096], data);
+    let leaf = reopen(&mem);
+    leaf.write_zeroes(range(80, 8)).unwrap();
+    write(&leaf, 81, 1, 9).unwrap();
+    assert!(is_all(&read(&leaf, 80, 1), 0) && is_all(&read(&leaf, 82, 6), 0));
 }
 
 #[test]
