@@ -109,8 +109,10 @@ fn examine(locked: &Locked, repair: bool, findings: &mut Vec<Finding>) -> Result
         let detail = format!("{count} bits are set past the disk's end");
         findings.push(Finding { what: "map", detail, repaired: repair });
     }
+    let mut found = leftovers(&locked.file, header, &locked.read()?).map_err(read_error)?;
     if repair {
-        // Writes a damaged copy of the header anew, and takes a live map over.
+        // Writes a damaged copy of the header anew, and takes a live map over; that
+        // also clears slots of a packed leaf that are nobody's.
         locked.change(|_| Ok(()))?;
         let whole =
             offline::header_copies(&locked.file).map_err(read_error)?.iter().all(Result::is_ok);
@@ -129,8 +131,11 @@ fn examine(locked: &Locked, repair: bool, findings: &mut Vec<Finding>) -> Result
         }),
     }
     let leftovers = leftovers(&locked.file, header, &leaf).map_err(read_error)?;
+    if !leftovers.is_empty() {
+        found.clone_from(&leftovers);
+    }
     // Without the live map, what looks left over may be acknowledged data.
-    if let Some(detail) = describe(&leftovers) {
+    if let Some(detail) = describe(&found) {
         let known = !matches!(locked.state, State::FlushedOnly(_)) || repair;
         if repair {
             punch(&locked.file, &leftovers).map_err(write_error)?;
