@@ -5,6 +5,8 @@ mod map;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use uuid::Uuid;
+
 use self::map::Origin;
 use super::copies::read_header;
 use super::header::Header;
@@ -13,6 +15,7 @@ use super::live_map::leftovers::{self, Leftovers};
 use super::live_map::place::Wanted;
 use super::slots::{SLOT_LEN, Slots};
 use super::{Leaf, LeafError, WriteCache, durable_map, offline};
+use crate::boot;
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
@@ -28,26 +31,21 @@ pub struct OpenOptions {
     pub read_only: bool,
 }
 
-/// The kernel's id of this boot: read once, it doesn't change.
+/// The kernel's id of this boot.
 fn boot_id() -> [u8; 16] {
-    static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
     // Without one, a random id: then no other daemon takes anything over.
-    *BOOT_ID.get_or_init(|| kernels_boot_id().unwrap_or_else(|| *uuid::Uuid::new_v4().as_bytes()))
-}
-
-fn kernels_boot_id() -> Option<[u8; 16]> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(*uuid::Uuid::parse_str(text.trim()).ok()?.as_bytes())
+    static SUBSTITUTE: OnceLock<Uuid> = OnceLock::new();
+    let id = boot::id().unwrap_or_else(|_| *SUBSTITUTE.get_or_init(Uuid::new_v4));
+    *id.as_bytes()
 }
 
 /// Removes the live maps from the directory that no leaf can need, and says which
 /// of those that stay are of no leaf of `in_use`.
 ///
 /// # Errors
-/// As [`leftovers::clear`]; NotFound where the kernel's boot id can't be read.
+/// As [`leftovers::clear`], and those of reading the kernel's boot id.
 pub fn clear_leftovers(directory: &Path, in_use: &[[u8; 16]]) -> std::io::Result<Leftovers> {
-    let boot_id = kernels_boot_id().ok_or(std::io::ErrorKind::NotFound)?;
-    leftovers::clear(directory, &boot_id, in_use)
+    leftovers::clear(directory, boot::id()?.as_bytes(), in_use)
 }
 
 impl Owner {
