@@ -68,9 +68,6 @@ impl<'a> Pending<'a> {
                 *last = last.take(last.len() - cut);
                 excess -= cut as u64;
                 count -= usize::from(last.len() == 0);
-                if excess == 0 {
-                    break;
-                }
             }
         }
         &room[..count]
@@ -91,8 +88,8 @@ impl<'a> Pending<'a> {
 }
 
 impl Leaf {
-    /// Reads held sectors that lie together ([`Self::place`]). May be short; with `nowait`, `WouldBlock` where the
-    /// data isn't in the page cache.
+    /// Reads held sectors that lie together ([`Self::place`]). May be short; with
+    /// `nowait`, `WouldBlock` where the data isn't in the page cache.
     ///
     /// # Errors
     /// As preadv2(2).

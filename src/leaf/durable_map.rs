@@ -70,13 +70,9 @@ fn load_table(
     let blocks = sectors_from(header, page as u64).div_ceil(BLOCK_SECTORS);
     let entries = table.as_chunks_mut::<4>().0.iter_mut().zip(bits.iter_mut());
     for (i, (raw, held)) in entries.enumerate() {
-        if i as u64 >= blocks {
-            // Beyond the disk's end.
-            *raw = [0; 4];
-            continue;
-        }
-        if map.entry(page as u64 * BLOCKS + i as u64) != Entry::Empty {
-            // An earlier daemon's map, which has it since then.
+        let is_beyond = i as u64 >= blocks;
+        // An earlier daemon's map has it since then.
+        if is_beyond || map.entry(page as u64 * BLOCKS + i as u64) != Entry::Empty {
             *raw = [0; 4];
             continue;
         }
@@ -94,11 +90,10 @@ fn load_table(
     }
     let first = map.table_pages().start + page * TABLE_PAGES;
     for (i, bytes) in table.chunks_exact(PAGE_LEN).enumerate() {
-        if !is_zero(bytes) {
+        if of_table[i] || !is_zero(bytes) {
             map.load_page(first + i, bytes)?;
         }
         if of_table[i] {
-            map.load_page(first + i, bytes)?;
             map.mark_changed(first + i);
         }
     }
@@ -160,7 +155,7 @@ pub(super) fn clear_beyond(
     clear_from(storage, table, kept, table + table_len_bytes(virtual_size), |bytes| {
         let within = usize::try_from(kept % PAGE_LEN as u64).unwrap_or(0);
         let beyond = &mut bytes[within..];
-        let any = beyond.iter().any(|byte| *byte != 0);
+        let any = !is_zero(beyond);
         beyond.fill(0);
         any
     })

@@ -336,12 +336,8 @@ impl LiveMap {
         let mut added = 0;
         while sector < end {
             let page = Self::page_of(sector);
-            if !self.summary.is_set(page) {
-                let offset = (page + 1) as u64 * PAGE_LEN as u64;
-                if let Err(error) = allocate(&self.file, offset) {
-                    return (added, Err(error));
-                }
-                self.summary.set(page);
+            if let Err(error) = self.allocate_page(page) {
+                return (added, Err(error));
             }
             let page_end = end.min((sector / PAGE_SECTORS + 1) * PAGE_SECTORS);
             let before = added;
@@ -360,6 +356,16 @@ impl LiveMap {
             }
         }
         (added, Ok(()))
+    }
+
+    /// Allocates a page of map or table, unless it has been, so that touching it
+    /// can't fail.
+    fn allocate_page(&self, page: usize) -> io::Result<()> {
+        if !self.summary.is_set(page) {
+            allocate(&self.file, (page + 1) as u64 * PAGE_LEN as u64)?;
+            self.summary.set(page);
+        }
+        Ok(())
     }
 
     /// Map pages in all.

@@ -348,14 +348,9 @@ impl Leaf {
     /// Tells of each block that has a slot: its first sector, and where in the
     /// file the slot is.
     pub fn each_slot(&self, mut each: impl FnMut(Sector, u64)) {
-        for (i, page) in (0..).zip(self.map.table_pages()) {
-            if !self.map.has_bits(page) {
-                continue;
-            }
-            for block in i * PAGE_ENTRIES..(i + 1) * PAGE_ENTRIES {
-                if let Entry::Slot(slot) = self.map.entry(block) {
-                    each(Sector(block * BLOCK_SECTORS), self.slot_offset(u64::from(slot)));
-                }
+        for (block, entry) in self.map.entries() {
+            if let Entry::Slot(slot) = entry {
+                each(Sector(block * BLOCK_SECTORS), self.slot_offset(u64::from(slot)));
             }
         }
     }

@@ -20,7 +20,7 @@ use super::view::check_root;
 use super::{LeafPlace, State, ToolError, human, open_root};
 use crate::config::RootEntry;
 use crate::leaf::header::{Header, HeaderError};
-use crate::leaf::{Leaf, offline};
+use crate::leaf::{Leaf, map_len_bytes, offline, table_len_bytes};
 use crate::units::{Sector, SectorRange};
 
 /// What is to be checked.
@@ -38,8 +38,6 @@ pub struct Check {
 
 /// File systems give space back in blocks; smaller leftovers can't be.
 const BLOCK: u64 = 4096;
-/// Bytes of the block table for each of the presence map.
-const TABLE_TO_MAP: u64 = 4;
 /// Leftover ranges that one run finds and mends; the next one finds more.
 const LEFTOVERS_MAX: usize = 1 << 20;
 
@@ -153,7 +151,7 @@ fn examine(locked: &Locked, repair: bool, findings: &mut Vec<Finding>) -> Result
 fn bits_past_end(file: &File, header: &Header, clear: bool) -> io::Result<Option<u64>> {
     let sectors = header.virtual_size / 512;
     let last = sectors / 8;
-    let map_len = sectors.div_ceil(BLOCK * 8) * BLOCK;
+    let map_len = map_len_bytes(header.virtual_size);
     let mut tail = vec![0; usize::try_from(map_len - last).unwrap_or(0)];
     file.read_exact_at(&mut tail, header.map_offset + last)?;
     let mut count = 0;
@@ -174,13 +172,12 @@ fn bits_past_end(file: &File, header: &Header, clear: bool) -> io::Result<Option
 fn leftovers(file: &File, header: &Header, leaf: &Leaf) -> io::Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
     let mut extents = Extents::new(file);
-    let map_len = header.virtual_size.div_ceil(BLOCK * 8 * 512) * BLOCK;
-    let map_end = header.map_offset + map_len;
+    let map_end = header.map_offset + map_len_bytes(header.virtual_size);
     let data_end = header.data_offset + header.virtual_size;
     // The room for a longer map, and what lies behind the disk.
     if let Some(table) = header.table_offset {
         each_data(&mut extents, map_end..table, |data| add(&mut found, data))?;
-        let table_end = table + map_len * TABLE_TO_MAP;
+        let table_end = table + table_len_bytes(header.virtual_size);
         each_data(&mut extents, table_end..header.data_offset, |data| add(&mut found, data))?;
         leftover_slots(&mut extents, header.data_offset..file.metadata()?.len(), leaf, &mut found)?;
         return Ok(found);

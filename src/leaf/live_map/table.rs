@@ -8,7 +8,7 @@
 
 use std::io;
 
-use super::{LiveMap, PAGE_LEN, PAGE_SECTORS, allocate, pages_of};
+use super::{LiveMap, PAGE_LEN, PAGE_SECTORS, pages_of};
 use crate::sync::atomic::Ordering;
 use crate::units::{Sector, SectorRange};
 
@@ -113,10 +113,7 @@ impl LiveMap {
     /// ENOSPC where the tmpfs is full; nothing is set then.
     pub(in crate::leaf) fn set_entry(&self, block: u64, entry: Entry) -> io::Result<()> {
         let page = self.page_of_block(block);
-        if !self.summary.is_set(page) {
-            allocate(&self.file, (page + 1) as u64 * PAGE_LEN as u64)?;
-            self.summary.set(page);
-        }
+        self.allocate_page(page)?;
         let (word, shift) = (self.word_of_block(block), 32 * (block % 2));
         let other = word.load(Ordering::Relaxed) & !(u64::from(u32::MAX) << shift);
         word.store(other | u64::from(entry.encode()) << shift, Ordering::Release);
@@ -133,10 +130,7 @@ impl LiveMap {
         let pages = range.start().0 / PAGE_SECTORS..range.end().0.div_ceil(PAGE_SECTORS);
         for page in pages {
             let page = usize::try_from(page).map_err(|_| io::ErrorKind::FileTooLarge)?;
-            if !self.summary.is_set(page) {
-                allocate(&self.file, (page + 1) as u64 * PAGE_LEN as u64)?;
-                self.summary.set(page);
-            }
+            self.allocate_page(page)?;
         }
         Ok(())
     }
@@ -144,19 +138,21 @@ impl LiveMap {
     /// Gives blocks of zeros all of their bits: a daemon was killed that was about to
     /// set them. Its request was in flight, and may have been carried out.
     fn complete_zeros(&self) -> io::Result<()> {
-        for (i, page) in (0..).zip(self.table_pages()) {
-            if !self.summary.is_set(page) {
-                continue;
-            }
-            for block in i * PAGE_ENTRIES..(i + 1) * PAGE_ENTRIES {
-                if self.entry(block) == Entry::Zeros && self.bits_of(block) != 0xff {
-                    let sector = Sector(block * BLOCK_SECTORS);
-                    let block = SectorRange::new(sector, BLOCK_SECTORS).unwrap_or_default();
-                    self.set(block).1?;
-                }
+        for (block, entry) in self.entries() {
+            if entry == Entry::Zeros && self.bits_of(block) != 0xff {
+                let sector = Sector(block * BLOCK_SECTORS);
+                let block = SectorRange::new(sector, BLOCK_SECTORS).unwrap_or_default();
+                self.set(block).1?;
             }
         }
         Ok(())
+    }
+
+    /// All blocks of table pages that have anything in them, and their entries.
+    pub(in crate::leaf) fn entries(&self) -> impl Iterator<Item = (u64, Entry)> {
+        let pages = (0..).zip(self.table_pages()).filter(|(_, page)| self.summary.is_set(*page));
+        let blocks = pages.flat_map(|(i, _)| i * PAGE_ENTRIES..(i + 1) * PAGE_ENTRIES);
+        blocks.map(|block| (block, self.entry(block)))
     }
 
     /// The bits of a block's sectors.
@@ -170,16 +166,11 @@ impl LiveMap {
 
     /// One more than the last slot that any entry names.
     pub(in crate::leaf) fn slots_end(&self) -> u64 {
-        let in_page = |page: usize| {
-            let words = page * super::PAGE_WORDS..(page + 1) * super::PAGE_WORDS;
-            words.map(|i| {
-                let word = self.word(i).load(Ordering::Relaxed);
-                let end = |raw: u64| if raw == u64::from(ZEROS) { 0 } else { raw };
-                end(word & u64::from(u32::MAX)).max(end(word >> 32))
-            })
+        let end = |(_, entry)| match entry {
+            Entry::Slot(slot) => u64::from(slot) + 1,
+            Entry::Empty | Entry::Zeros => 0,
         };
-        let used = self.table_pages().filter(|page| self.summary.is_set(*page));
-        used.flat_map(in_page).max().unwrap_or(0)
+        self.entries().map(end).max().unwrap_or(0)
     }
 
     /// Puts the table pages that an earlier daemon left into the summary, as
