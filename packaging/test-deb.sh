@@ -35,7 +35,7 @@ no_errors() {
   return "$status"
 }
 check "lintian finds no errors" no_errors
-contains() { dpkg-deb --contents "$DEB" | awk '{print $6}' | grep -qx "$1"; }
+contains() { grep -qx "$1" < <(dpkg-deb --contents "$DEB" | awk '{print $6}' || true); }
 for file in ./usr/bin/leafblk ./etc/leafblk/leafblk.toml ./usr/share/man/man1/leafblk.1.gz \
   ./usr/share/man/man1/leafblk-serve.1.gz ./usr/share/bash-completion/completions/leafblk \
   ./usr/share/zsh/vendor-completions/_leafblk ./usr/share/fish/vendor_completions.d/leafblk.fish \

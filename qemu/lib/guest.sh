@@ -196,8 +196,9 @@ guest_wait() {
 # guest_run …: guest_start and guest_wait.
 guest_run() { guest_start "$@" && guest_wait "$GUEST_PID" "$GUEST_LOG"; }
 
-# guest_said LOG TEXT: the guest has reported exactly this line.
-guest_said() { tr -d '\r' <"$1" | grep -qx "LEAFBLK-GUEST: $2"; }
+# guest_said LOG TEXT: the guest has reported exactly this line. No pipe: grep -q
+# stops reading at its match, and a `tr` that dies of SIGPIPE fails a whole pipe.
+guest_said() { grep -qx "LEAFBLK-GUEST: $2" < <(tr -d '\r' <"$1" || true); }
 
 # guest_value LOG KEY: what follows KEY in the guest's last such line.
 guest_value() { tr -d '\r' <"$1" | sed -n "s/^LEAFBLK-GUEST: $2 //p" | tail -n 1; }

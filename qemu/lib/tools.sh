@@ -113,7 +113,7 @@ unpack_package() {
 }
 
 # is_static PROGRAM
-is_static() { ! ldd "$1" 2>/dev/null | grep -q /; }
+is_static() { ! grep -q / < <(ldd "$1" 2>/dev/null || true); }
 
 # ensure_busybox: BUSYBOX, a static one. A Debian desktop or server has the other one
 # (initramfs-tools recommends it), which busybox-static conflicts with.
