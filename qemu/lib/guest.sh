@@ -168,8 +168,10 @@ guest_start() {
 }
 
 # qemu_start SECONDS NAME LOG: starts QEMU as qemu_command and others have set it.
+# What QEMU itself has to say goes to LOG.qemu: within a line of the guest's it would
+# hide that line.
 qemu_start() {
-  timeout "$1" "${QEMU[@]}" -name "$2" </dev/null >"$3" 2>&1 &
+  timeout "$1" "${QEMU[@]}" -name "$2" </dev/null >"$3" 2>"$3.qemu" &
   GUEST_PID=$! GUEST_LOG=$3
   RUNNING[$GUEST_PID]=$2
 }
@@ -189,7 +191,7 @@ guest_wait() {
   else
     echo "# $name: QEMU's status $status; the end of its console:"
   fi
-  tail -n 15 "$log" | tr -d '\r' | sed 's/^/#   /'
+  tail -q -n 15 "$log.qemu" "$log" | tr -d '\r' | sed 's/^/#   /'
   return 1
 }
 
