@@ -41,7 +41,7 @@ pub use write_cache::WriteCache;
 
 use crate::io::storage::Storage;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use crate::units::{Sector, SectorRange};
 use live_map::LiveMap;
 
@@ -85,6 +85,9 @@ pub struct Leaf {
     /// Counts completed writes; what a flush has covered follows it.
     written: AtomicU64,
     flushed: AtomicU64,
+    /// A flush writes the map and the table, for which it has the file's lock again
+    /// and again.
+    writing_map: AtomicBool,
     /// Bytes written since write-back was last asked for, or a flush began.
     unsynced_bytes: AtomicU64,
     fitness: fitness::State,
@@ -193,6 +196,13 @@ impl Leaf {
     pub fn is_flushed(&self) -> bool {
         !self.is_poisoned()
             && self.flushed.load(Ordering::Acquire) == self.written.load(Ordering::Acquire)
+    }
+
+    /// Whether a flush has reached the map and the table: a write beside it would
+    /// likely wait for the file's lock.
+    #[inline]
+    pub fn is_writing_map(&self) -> bool {
+        self.writing_map.load(Ordering::Relaxed)
     }
 
     /// Bytes written since write-back was last asked for, or a flush began.

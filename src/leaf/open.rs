@@ -19,7 +19,7 @@ use crate::boot;
 use crate::io::storage::{FileStorage, Storage};
 use crate::root::RootIdentity;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// How a leaf is opened.
 #[derive(Clone, Debug, Default)]
@@ -152,6 +152,7 @@ impl Leaf {
             // What was taken over has not been flushed.
             written: AtomicU64::new(u64::from(taken_over)),
             flushed: AtomicU64::new(0),
+            writing_map: AtomicBool::new(false),
             unsynced_bytes: AtomicU64::new(0),
             fitness: Default::default(),
             write_cache: AtomicU8::new(write_cache as u8),

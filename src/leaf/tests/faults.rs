@@ -40,11 +40,34 @@ fn a_flush_syncs_the_data_before_it_writes_the_map_and_syncs_that_too() {
             Op::Write(data, 512),
             Op::Write(data + live_map::PAGE_SECTORS * 512, 1024),
             Op::Sync,
-            Op::Write(MAP, 4096),
-            Op::Write(MAP + 4096, 4096),
+            Op::Write(MAP, 8192),
             Op::Sync,
         ]
     );
+}
+
+#[test]
+fn a_flush_writes_few_unchanged_pages_in_use_between_two_changed_ones_along() {
+    let (path, mem) = (Path::new("vm.leaf"), Mem::default());
+    create_storage(path, &mem, Layout::Direct, 1 << 28, &root(1)).unwrap();
+    let leaf = reopen(&mem);
+    let page = |page: u64| page * live_map::PAGE_SECTORS;
+    let map_writes = |changed: &[u64]| {
+        changed.iter().for_each(|i| write(&leaf, page(*i) + leaf.present_sectors(), 1, 1).unwrap());
+        mem.state().ops.clear();
+        leaf.flush().unwrap();
+        let ops = mem.state().ops.clone();
+        let of_map = |op: &Op| match op {
+            Op::Write(offset, len) => Some(((offset - MAP) / 4096, len / 4096)),
+            _ => None,
+        };
+        ops.iter().filter_map(of_map).collect::<Vec<_>>()
+    };
+    assert_eq!(map_writes(&[0, 2, 3, 4, 10]), [(0, 1), (2, 3), (10, 1)], "1 is not in use");
+    assert_eq!(map_writes(&[2, 4]), [(2, 3)]);
+    map_writes(&[5, 6, 7, 8, 9]);
+    assert_eq!(map_writes(&[2, 6, 10]), [(2, 9)]);
+    assert_eq!(map_writes(&[2, 7]), [(2, 1), (7, 1)], "too many in between");
 }
 
 #[test]
