@@ -28,6 +28,7 @@ mod heat;
 mod idle;
 mod interrupt;
 mod mailbox;
+mod manners;
 mod pace;
 mod parts;
 mod run;

@@ -13,6 +13,7 @@ use super::counters::{DEVICES_PER_CLOCK, ReactorCounters, TurnClock};
 use super::device::Device;
 use super::idle::IdleWindow;
 use super::mailbox::Mail;
+use super::manners::Manners;
 use super::pace::Waits;
 use super::task::{Answered, Part, Slab, Task};
 use crate::cache::{Cache, Reader, Waiter};
@@ -64,6 +65,7 @@ pub(super) struct Runner {
     window: IdleWindow,
     pub(super) turns: u64,
     pub(super) waits: Waits,
+    pub(super) manners: Manners,
     pub(super) stop: bool,
 }
 
@@ -93,6 +95,8 @@ impl Runner {
         let counters = Arc::clone(mailbox.counters());
         let thread = rustix::thread::gettid().as_raw_nonzero().get();
         counters.thread_id.set(u64::from(thread.unsigned_abs()));
+        let clock = TurnClock::new();
+        let manners = Manners::new(clock.begun());
         Ok(Self {
             index,
             reader: cache.reader().map_err(io::Error::other)?,
@@ -108,7 +112,7 @@ impl Runner {
             unpublished: Vec::new(),
             answered: Vec::new(),
             tally: Tally::default(),
-            clock: TurnClock::new(),
+            clock,
             counters,
             waiters: Vec::new(),
             batch: Some(Box::default()),
@@ -116,6 +120,7 @@ impl Runner {
             window: IdleWindow::new(poll_us),
             turns: 0,
             waits: Waits::default(),
+            manners,
             stop: false,
         })
     }
@@ -145,6 +150,7 @@ impl Runner {
             }
             if worked {
                 idle_turns = 0;
+                self.mind_others();
                 if self.turns.is_multiple_of(TURNS_PER_LOOK) {
                     self.look(0);
                 }
@@ -196,6 +202,7 @@ impl Runner {
         self.mailbox().pulse.woke();
         self.reader.online();
         self.window.woke(self.clock.woke());
+        self.note_rest();
         self.waits.look();
     }
 
