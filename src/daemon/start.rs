@@ -250,6 +250,7 @@ fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Engine, Error> 
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?
         .into();
+    crate::disk::courtesy::start();
     let watchdog = Watchdog::start(Arc::clone(&mailboxes)).map_err(failed)?;
     let reactors = (0..u16::try_from(config.reactors).unwrap_or(u16::MAX))
         .map(|index| {

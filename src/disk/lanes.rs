@@ -17,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::courtesy::give_way;
 use crate::leaf::{Leaf, LeafError};
 use crate::units::{Ranges, SectorRange};
 use crate::virtqueue::GuestBuf;
@@ -34,7 +35,10 @@ pub enum Work {
     /// Zero the ranges.
     Zero(Box<Ranges>),
     /// Make everything durable.
-    Flush,
+    Flush {
+        /// At first only with what CPU time others leave.
+        gives_way: bool,
+    },
     /// Begin write-back, and wait until what was under way is done.
     WriteBack,
 }
@@ -104,7 +108,7 @@ impl Lanes {
     pub unsafe fn submit(&self, work: Work, then_flush: bool, token: u32) {
         let lane = match &work {
             Work::Write(..) | Work::Zero(_) => &self.write,
-            Work::Flush => &self.flush,
+            Work::Flush { .. } => &self.flush,
             Work::WriteBack => &self.write_back,
         };
         let mut queue = lane.queue.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,7 +162,8 @@ impl Job {
             Work::Zero(ranges) => {
                 ranges.as_slice().iter().try_for_each(|range| leaf.write_zeroes(*range))
             }
-            Work::Flush => leaf.flush(),
+            Work::Flush { gives_way: true } => give_way(|| leaf.flush()),
+            Work::Flush { gives_way: false } => leaf.flush(),
             Work::WriteBack => leaf.start_write_back().map_err(|source| {
                 let (path, operation) = (leaf.path().to_owned(), "write back");
                 LeafError::Io { path, operation, source }
@@ -241,7 +246,7 @@ mod tests {
     fn work(bytes: &mut [u8]) -> [Work; 3] {
         let range = SectorRange::whole(bytes.len() as u64 / 512).unwrap();
         let buf = GuestBuf::new(bytes.as_mut_ptr(), bytes.len());
-        [Work::Write(range, vec![buf]), Work::Flush, Work::WriteBack]
+        [Work::Write(range, vec![buf]), Work::Flush { gives_way: true }, Work::WriteBack]
     }
 
     /// Each thread holds the leaf; idle ones would for seconds.

@@ -8,6 +8,7 @@
 mod buffers;
 mod copy;
 mod counters;
+pub mod courtesy;
 pub mod lanes;
 mod map;
 mod transfer;

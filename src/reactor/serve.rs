@@ -147,8 +147,9 @@ impl Runner {
             }
             Ok(Command::Flush) => match device.disk.leaf() {
                 Some(leaf) if !device.disk.is_read_only() && !leaf.is_flushed() => {
+                    let gives_way = !self.is_alone() && WritePace::is_long(leaf.unsynced_bytes());
                     device.pace.flush_began();
-                    return self.hand_over(device, slot, completion, Work::Flush);
+                    return self.hand_over(device, slot, completion, Work::Flush { gives_way });
                 }
                 _ => Status::Ok,
             },
@@ -199,9 +200,11 @@ impl Runner {
         if range.is_empty() {
             return self.answer(device, completion, Status::Ok);
         }
-        let unsynced = device.disk.leaf().map_or(0, |leaf| leaf.unsynced_bytes());
-        let alone = self.hot.len() == 1;
-        if !device.pace.is_inline(range.start().0, range.count(), unsynced, alone) {
+        let leaf = device.disk.leaf();
+        let unsynced = leaf.map_or(0, |leaf| leaf.unsynced_bytes());
+        let alone = self.is_alone();
+        let would_wait = !alone && leaf.is_some_and(|leaf| leaf.is_writing_map());
+        if would_wait || !device.pace.is_inline(range.start().0, range.count(), unsynced, alone) {
             let bufs = std::mem::take(&mut chain.readable);
             return self.hand_over(device, slot, completion, Work::Write(range, bufs));
         }
@@ -215,7 +218,9 @@ impl Runner {
                 self.pace_write_back(device, slot);
                 self.answer(device, completion, Status::Ok);
             }
-            Ok(()) => self.hand_over(device, slot, completion, Work::Flush),
+            Ok(()) => {
+                self.hand_over(device, slot, completion, Work::Flush { gives_way: false });
+            }
             Err(error) => {
                 if let Some(error) = error {
                     note_error(device, &error);
@@ -223,6 +228,11 @@ impl Runner {
                 self.answer(device, completion, Status::IoError);
             }
         }
+    }
+
+    /// Whether the device that is served is the only busy one.
+    fn is_alone(&self) -> bool {
+        self.hot.len() == 1
     }
 
     /// Asks for write-back when enough has been written.
@@ -271,7 +281,7 @@ impl Runner {
         let kind = match &work {
             Work::Write(range, _) => TaskKind::Change { large: WritePace::is_large(range.count()) },
             Work::Zero(_) => TaskKind::Change { large: true },
-            Work::Flush | Work::WriteBack => TaskKind::Flush,
+            Work::Flush { .. } | Work::WriteBack => TaskKind::Flush,
         };
         if let TaskKind::Change { large } = kind {
             device.pace.lane_began(large);
