@@ -4,20 +4,23 @@
 //! A flush takes a millisecond or more of CPU in system calls. Where a guest's
 //! thread wakes on the CPU that does it, the guest waits; and the scheduler
 //! lets a thread that has begun its slice end it. So a lane that flushes beside
-//! other busy VMs is `SCHED_IDLE` meanwhile (sched(7)): any other thread has the CPU at
-//! once, and one that wakes takes the CPU of a lane for a free one. Figures:
-//! docs/BENCHMARKS.md, noisy neighbour.
+//! other busy VMs is `SCHED_IDLE` meanwhile (sched(7)): another thread has the
+//! CPU at once, and one that wakes takes the CPU of such a lane for a free one.
+//! That holds between threads of one CPU cgroup; what it does between several is
+//! not known. Figures: docs/BENCHMARKS.md, noisy neighbour.
 //!
 //! On a busy host such a thread might get no CPU for seconds, perhaps while it
 //! holds a lock of the file system. Therefore the *lifter*, a thread of the
 //! process, gives it its own policy back after [`PATIENCE`]. That needs
 //! `CAP_SYS_NICE` or an `RLIMIT_NICE` of 20: where neither is to be had, as the
 //! lifter finds out when it starts, nobody gives way.
+//!
+//! Nobody who gives way holds the list of those who do, or waits for it.
 #![expect(unsafe_code, reason = "sched_setscheduler(2) has no safe form in the crates here")]
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -26,20 +29,24 @@ const PATIENCE: Duration = Duration::from_millis(8);
 /// After so long without a lane that gives way the lifter stops ticking.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// A lane that gives way.
+/// A lane that gives way, or is about to.
 struct Low {
     thread: i32,
     /// What it is to be again.
     policy: i32,
     until: Instant,
+    /// It does: it will not begin to once it has been lifted.
+    lowered: AtomicBool,
 }
 
 #[derive(Default)]
 struct Lifter {
-    low: Mutex<Vec<Low>>,
+    low: Mutex<Vec<Arc<Low>>>,
     /// Its thread, once it knows that it may lift.
     thread: OnceLock<Thread>,
     dozing: AtomicBool,
+    /// It may no longer: nobody else is to give way.
+    broken: AtomicBool,
 }
 
 static LIFTER: OnceLock<&'static Lifter> = OnceLock::new();
@@ -56,20 +63,21 @@ pub(super) fn give_way<T>(work: impl FnOnce() -> T) -> T {
     let Some(lifter) = LIFTER.get() else {
         return work();
     };
-    let thread = rustix::thread::gettid().as_raw_nonzero().get();
-    let _lowered = lifter.lower(thread, Instant::now() + PATIENCE);
+    let _lowered = lifter.lower(own_id(), Instant::now() + PATIENCE);
     work()
 }
 
 /// A thread's own policy comes back at the end.
 struct Lowered {
     lifter: &'static Lifter,
-    thread: i32,
+    low: Arc<Low>,
 }
 
 impl Drop for Lowered {
     fn drop(&mut self) {
-        self.lifter.lift(|low| low.thread == self.thread);
+        // Before the list is waited for.
+        self.lifter.raise(&self.low);
+        self.lifter.lock().retain(|low| !Arc::ptr_eq(low, &self.low));
     }
 }
 
@@ -84,41 +92,61 @@ impl Lifter {
         lifter
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Low>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Low>>> {
         self.low.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a thread give way until then; nothing if it may not, or has a
+    /// Makes the current thread give way until then; nothing if it may not, or has a
     /// policy of its own.
     fn lower(&'static self, thread: i32, until: Instant) -> Option<Lowered> {
         let lifter_thread = self.thread.get()?;
-        let mut low = self.lock();
-        let policy =
-            policy(thread).filter(|p| [libc::SCHED_OTHER, libc::SCHED_BATCH].contains(p))?;
-        set_policy(thread, libc::SCHED_IDLE).ok()?;
-        low.push(Low { thread, policy, until });
-        drop(low);
+        if self.broken.load(Ordering::Relaxed) {
+            return None;
+        }
+        let usual = [libc::SCHED_OTHER, libc::SCHED_BATCH];
+        let policy = policy(thread).filter(|policy| usual.contains(policy))?;
+        let low = Arc::new(Low { thread, policy, until, lowered: AtomicBool::new(false) });
+        self.lock().push(Arc::clone(&low));
         if self.dozing.load(Ordering::SeqCst) {
             lifter_thread.unpark();
         }
-        Some(Lowered { lifter: self, thread })
+        let lowered = Lowered { lifter: self, low };
+        // From here on the lifter knows, however long the rest may take.
+        set_policy(thread, libc::SCHED_IDLE).ok()?;
+        lowered.low.lowered.store(true, Ordering::SeqCst);
+        Some(lowered)
     }
 
-    /// Gives those back what they had of whom `which` says so.
-    fn lift(&self, which: impl Fn(&Low) -> bool) {
-        self.lock().retain(|low| {
-            let stays = !which(low);
-            if !stays && let Err(error) = set_policy(low.thread, low.policy) {
-                log::error!("can't give a flush its priority back, it may take long: {error}");
-            }
-            stays
-        });
+    /// Gives a thread back what it had.
+    fn raise(&self, low: &Low) {
+        if let Err(error) = set_policy(low.thread, low.policy)
+            && !self.broken.swap(true, Ordering::Relaxed)
+        {
+            log::error!(
+                "can't give a flush its priority back ({error}): it may take long; from now on \
+                 flushes don't give way to other VMs"
+            );
+        }
+    }
+
+    /// Lifts those whose time is over; whether there are any others.
+    fn lift(&self, overdue: &mut Vec<Arc<Low>>) -> bool {
+        let now = Instant::now();
+        let any = {
+            let mut low = self.lock();
+            overdue.extend(low.iter().filter(|low| low.until <= now).cloned());
+            // One that is about to give way is lifted again at the next tick.
+            low.retain(|low| low.until > now || !low.lowered.load(Ordering::SeqCst));
+            !low.is_empty()
+        };
+        overdue.drain(..).for_each(|low| self.raise(&low));
+        any
     }
 
     fn run(&self) {
-        let own = rustix::thread::gettid().as_raw_nonzero().get();
-        let back =
-            set_policy(own, libc::SCHED_IDLE).and_then(|()| set_policy(own, libc::SCHED_OTHER));
+        let own = own_id();
+        let usual = policy(own).unwrap_or(libc::SCHED_OTHER);
+        let back = set_policy(own, libc::SCHED_IDLE).and_then(|()| set_policy(own, usual));
         if let Err(error) = back {
             log::info!(
                 "flushes will not give way to other VMs ({error}): that needs CAP_SYS_NICE or \
@@ -127,14 +155,12 @@ impl Lifter {
             return;
         }
         let _ = self.thread.set(std::thread::current());
-        let mut busy_until = Instant::now();
+        let (mut overdue, mut busy_until) = (Vec::new(), Instant::now());
         loop {
-            let now = Instant::now();
-            self.lift(|low| low.until <= now);
-            if !self.lock().is_empty() {
-                busy_until = now + LINGER;
+            if self.lift(&mut overdue) {
+                busy_until = Instant::now() + LINGER;
             }
-            if now < busy_until {
+            if Instant::now() < busy_until {
                 std::thread::park_timeout(PATIENCE / 2);
                 continue;
             }
@@ -148,6 +174,11 @@ impl Lifter {
             busy_until = Instant::now() + LINGER;
         }
     }
+}
+
+/// The current thread, as the kernel numbers it.
+fn own_id() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
 }
 
 fn policy(thread: i32) -> Option<i32> {
@@ -177,19 +208,14 @@ mod tests {
     fn lifter() -> (&'static Lifter, bool) {
         let lifter = Lifter::start();
         let may_lift = std::thread::spawn(|| {
-            let own = own();
-            set_policy(own, libc::SCHED_IDLE).unwrap();
-            set_policy(own, libc::SCHED_OTHER).is_ok()
+            set_policy(own_id(), libc::SCHED_IDLE).unwrap();
+            set_policy(own_id(), libc::SCHED_OTHER).is_ok()
         });
         let may_lift = may_lift.join().unwrap();
         if may_lift {
             wait_until(|| lifter.thread.get().is_some());
         }
         (lifter, may_lift)
-    }
-
-    fn own() -> i32 {
-        rustix::thread::gettid().as_raw_nonzero().get()
     }
 
     fn wait_until(is_so: impl Fn() -> bool) {
@@ -201,7 +227,7 @@ mod tests {
     }
 
     fn own_is(wanted: i32) -> bool {
-        policy(own()) == Some(wanted)
+        policy(own_id()) == Some(wanted)
     }
 
     #[test]
@@ -209,13 +235,13 @@ mod tests {
         let (lifter, may_lift) = lifter();
         for wanted in [libc::SCHED_OTHER, libc::SCHED_BATCH] {
             std::thread::spawn(move || {
-                set_policy(own(), wanted).unwrap();
-                let lowered = lifter.lower(own(), Instant::now() + SOON);
+                set_policy(own_id(), wanted).unwrap();
+                let lowered = lifter.lower(own_id(), Instant::now() + SOON);
                 assert_eq!(lowered.is_some(), may_lift);
                 assert!(own_is(if may_lift { libc::SCHED_IDLE } else { wanted }));
                 drop(lowered);
                 assert!(own_is(wanted));
-                assert!(lifter.lock().iter().all(|low| low.thread != own()));
+                assert!(lifter.lock().iter().all(|low| low.thread != own_id()));
             })
             .join()
             .unwrap();
@@ -228,19 +254,47 @@ mod tests {
         for _ in 0..3 {
             wait_until(|| !may_lift || lifter.dozing.load(Ordering::SeqCst));
             let worker: JoinHandle<()> = std::thread::spawn(|| {
-                let _lowered = lifter.lower(own(), Instant::now() + PATIENCE);
+                let lowered = lifter.lower(own_id(), Instant::now() + PATIENCE);
                 wait_until(|| own_is(libc::SCHED_OTHER));
+                wait_until(|| lifter.lock().iter().all(|low| low.thread != own_id()));
+                drop(lowered);
+                assert!(own_is(libc::SCHED_OTHER), "also after it was lifted");
             });
             worker.join().unwrap();
         }
     }
 
     #[test]
+    fn who_is_late_to_give_way_is_lifted_all_the_same() {
+        let (lifter, may_lift) = lifter();
+        std::thread::spawn(move || {
+            let low = Low {
+                thread: own_id(),
+                policy: libc::SCHED_OTHER,
+                until: Instant::now(),
+                lowered: AtomicBool::new(false),
+            };
+            lifter.lock().push(Arc::new(low));
+            let mut overdue = Vec::new();
+            assert!(lifter.lift(&mut overdue), "it stays in the list");
+            if may_lift {
+                set_policy(own_id(), libc::SCHED_IDLE).unwrap();
+            }
+            let mine = |low: &Arc<Low>| low.thread == own_id();
+            let low = lifter.lock().iter().find(|low| mine(low)).cloned().unwrap();
+            low.lowered.store(true, Ordering::SeqCst);
+            assert!(!lifter.lift(&mut overdue) && own_is(libc::SCHED_OTHER));
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
     fn who_is_idle_by_itself_stays_so() {
         let (lifter, _) = lifter();
         let worker = std::thread::spawn(|| {
-            set_policy(own(), libc::SCHED_IDLE).unwrap();
-            assert!(lifter.lower(own(), Instant::now()).is_none());
+            set_policy(own_id(), libc::SCHED_IDLE).unwrap();
+            assert!(lifter.lower(own_id(), Instant::now()).is_none());
             assert!(own_is(libc::SCHED_IDLE));
         });
         worker.join().unwrap();

@@ -162,7 +162,7 @@ impl Job {
             Work::Zero(ranges) => {
                 ranges.as_slice().iter().try_for_each(|range| leaf.write_zeroes(*range))
             }
-            Work::Flush { gives_way: true } => give_way(|| leaf.flush()),
+            Work::Flush { gives_way: true } => leaf.flush_by(&|work| give_way(work)),
             Work::Flush { gives_way: false } => leaf.flush(),
             Work::WriteBack => leaf.start_write_back().map_err(|source| {
                 let (path, operation) = (leaf.path().to_owned(), "write back");

@@ -7,13 +7,13 @@ use super::{Leaf, LeafError};
 use crate::io::storage::write_all;
 use crate::sync::atomic::Ordering;
 
-/// Pages of map and table that one round copies: 4 MiB, 3 GiB of disk or more. A flush that has
-/// more goes several rounds.
+/// Changed pages of map and table that one round takes: 4 MiB, 3 GiB of disk or
+/// more. A flush that has more goes several rounds.
 const ROUND_PAGES: usize = 1024;
 
-/// Unchanged pages that are written with those on both sides of them. To write one more costs
-/// less than another request to the disk; a neighbour felt a third less of
-/// flushes that had 200 of them (docs/BENCHMARKS.md).
+/// So many unchanged pages are written along between two changed ones: one more
+/// page costs less than another request to the disk, of which a flush had 200 and
+/// more (docs/BENCHMARKS.md, noisy neighbour).
 const GAP_PAGES: usize = 3;
 
 /// Room for the copies, allocated at the first flush that needs it.
@@ -33,6 +33,15 @@ impl Leaf {
     /// The disk's. A failed sync poisons the leaf; a failed write of the map
     /// (ENOSPC) does not, and the next flush tries again.
     pub fn flush(&self) -> Result<(), LeafError> {
+        self.flush_by(&|work| work())
+    }
+
+    /// As [`Self::flush`]; what takes long in the kernel is done by `run`, which must
+    /// call what it is given once. No lock is held there that a write takes.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub fn flush_by(&self, run: &dyn Fn(&mut dyn FnMut())) -> Result<(), LeafError> {
         self.check_not_poisoned()?;
         if self.read_only {
             return Ok(());
@@ -50,14 +59,19 @@ impl Leaf {
         // writes that came after this call, and could otherwise keep it for ever.
         let mut place = Some(0);
         while let Some(from) = place {
-            place = self.flush_round(from, &mut buffers)?;
+            place = self.flush_round(from, &mut buffers, run)?;
         }
         self.flushed.store(covers, Ordering::Release);
         Ok(())
     }
 
     /// One round from a place in the map on; the next one's place.
-    fn flush_round(&self, from: usize, buffers: &mut Buffers) -> Result<Option<usize>, LeafError> {
+    fn flush_round(
+        &self,
+        from: usize,
+        buffers: &mut Buffers,
+        run: &dyn Fn(&mut dyn FnMut()),
+    ) -> Result<Option<usize>, LeafError> {
         let Buffers { changed, pages, copies } = buffers;
         changed.clear();
         copies.clear();
@@ -75,22 +89,30 @@ impl Leaf {
         for page in pages.iter() {
             self.map.copy_page(*page, copies);
         }
-        let result = self.sync().and_then(|()| {
-            self.writing_map.store(true, Ordering::Relaxed);
-            let written = self.write_pages(pages, copies);
-            self.writing_map.store(false, Ordering::Relaxed);
-            written.map_err(|source| self.io("write the presence map", source))?;
-            if pages.is_empty() { Ok(()) } else { self.sync() }
-        });
+        let mut result = Ok(());
+        run(&mut || result = self.sync_with_map(pages, copies));
         if result.is_err() {
             pages.iter().for_each(|page| self.map.mark_changed(*page));
         }
         result.map(|()| next)
     }
 
-    /// What is written for the pages that changed: those, and pages in use that are few between
-    /// two of them. Copies are made of all alike, before the sync, so that the same
-    /// is true of what is in them.
+    /// Makes the data durable, then these pages.
+    fn sync_with_map(&self, pages: &[usize], copies: &[u8]) -> Result<(), LeafError> {
+        self.sync()?;
+        if pages.is_empty() {
+            return Ok(());
+        }
+        self.writing_map.store(true, Ordering::Relaxed);
+        let written = self.write_pages(pages, copies);
+        self.writing_map.store(false, Ordering::Relaxed);
+        written.map_err(|source| self.io("write the presence map", source))?;
+        self.sync()
+    }
+
+    /// What is written for the pages that changed: those, and pages in use that are
+    /// few between two of them. Copies are made of all alike, before the sync, so
+    /// that the same is true of what is in them.
     fn fill_gaps(&self, changed: &[usize], pages: &mut Vec<usize>) {
         pages.clear();
         for &page in changed {
@@ -104,8 +126,8 @@ impl Leaf {
         }
     }
 
-    /// Writes copies of pages to their places, those that follow each other in the file in one
-    /// call: it took half of a flush's time in calls of 4 KiB.
+    /// Writes copies of pages to their places, those that follow each other in the
+    /// file in one call: in calls of 4 KiB this took a third of a flush's time.
     fn write_pages(&self, pages: &[usize], copies: &[u8]) -> io::Result<()> {
         let mut copies = copies;
         let follows =

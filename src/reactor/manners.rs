@@ -6,8 +6,9 @@
 //! serves several devices yields (sched_yield(2)) after some time without sleep
 //! in which it called somebody. Whom it called soon sleeps again.
 //!
-//! Somebody who doesn't keeps the CPU for a slice. Then it is not yielded again
-//! for many times as long.
+//! Somebody who doesn't keeps the CPU for a slice. Then the reactor doesn't yield
+//! for many times as long. What a request waited in the ring meanwhile is in no
+//! metric: its time begins when the reactor is back.
 
 use super::run::Runner;
 use crate::metrics::clock::Stamp;
@@ -17,8 +18,10 @@ use crate::metrics::clock::Stamp;
 const STINT_NS: u64 = 30_000;
 /// A yield that took longer than this met somebody who doesn't sleep.
 const LONG_NS: u64 = 200_000;
-/// For so many times as long as it took there is no other one then.
+/// For so many times as long as it took there is no other one then,
 const PENALTY: u64 = 50;
+/// or for so long: it says nothing of a second later.
+const PENALTY_MAX_NS: u64 = 300_000_000;
 
 /// What a reactor remembers of it.
 #[derive(Debug)]
@@ -26,24 +29,31 @@ pub(super) struct Manners {
     /// The last yield or sleep, and the calls made until then.
     since: Stamp,
     calls: u64,
-    /// Nanoseconds from then on in which it doesn't yield.
-    stint_ns: u64,
+    /// The last yield, and for how many nanoseconds there is no other one.
+    yielded: Stamp,
+    penalty_ns: u64,
 }
 
 impl Manners {
     pub(super) fn new(now: Stamp) -> Self {
-        Self { since: now, calls: 0, stint_ns: STINT_NS }
+        Self { since: now, calls: 0, yielded: now, penalty_ns: 0 }
     }
 
-    /// Whether it is time to yield, after `worked_ns` and so many calls in all.
+    /// Whether somebody is to be let in, `worked_ns` after the last rest and after
+    /// so many calls in all.
     #[inline]
     fn is_due(&self, worked_ns: u64, calls: u64) -> bool {
-        worked_ns >= self.stint_ns && calls != self.calls
+        worked_ns >= STINT_NS && calls != self.calls
     }
 
-    /// A yield took so long.
-    fn yielded(&mut self, took_ns: u64) {
-        self.stint_ns = if took_ns > LONG_NS { took_ns.saturating_mul(PENALTY) } else { STINT_NS };
+    /// A yield took so long, until `now`.
+    fn yielded(&mut self, took_ns: u64, now: Stamp) {
+        self.yielded = now;
+        self.penalty_ns = if took_ns > LONG_NS {
+            (took_ns.saturating_mul(PENALTY)).min(PENALTY_MAX_NS)
+        } else {
+            0
+        };
     }
 
     /// Others have had the CPU until `now`.
@@ -53,16 +63,26 @@ impl Manners {
 }
 
 impl Runner {
-    /// Lets others have the CPU if it is time; after work whose end was noted.
+    /// Lets others have the CPU if it is time; after work.
     #[inline]
     pub(super) fn mind_others(&mut self) {
         let calls = self.counters.calls.get();
-        if self.hot.len() > 1 && self.manners.is_due(self.clock.since(self.manners.since), calls) {
-            std::thread::yield_now();
-            let took_ns = self.clock.idle();
-            self.manners.yielded(took_ns);
-            self.note_rest();
+        if self.hot.len() > 1
+            && self.manners.is_due(self.clock.since(self.manners.since), calls)
+            && self.clock.since(self.manners.yielded) >= self.manners.penalty_ns
+        {
+            self.yield_cpu();
         }
+    }
+
+    fn yield_cpu(&mut self) {
+        // What was published or submitted is work still.
+        self.lap();
+        let begun = self.clock.begun();
+        std::thread::yield_now();
+        self.clock.idle();
+        self.manners.yielded(self.clock.since(begun), self.clock.begun());
+        self.note_rest();
     }
 
     /// Others have had the CPU.
@@ -88,12 +108,15 @@ mod tests {
 
     #[test]
     fn whoever_keeps_the_cpu_for_a_slice_gets_little_of_the_reactors_time() {
-        let mut manners = Manners::new(Clock::shared().now());
+        let now = Clock::shared().now();
+        let mut manners = Manners::new(now);
         let slice_ns = 3_000_000;
-        manners.yielded(slice_ns);
-        assert!(!manners.is_due(slice_ns * (PENALTY - 1), 1));
-        assert!(manners.is_due(slice_ns * PENALTY, 1), "but is asked again");
-        manners.yielded(LONG_NS);
-        assert!(manners.is_due(STINT_NS, 1), "and is forgiven");
+        manners.yielded(slice_ns, now);
+        manners.rested(now, 0);
+        assert_eq!(manners.penalty_ns, slice_ns * PENALTY, "also after a rest");
+        manners.yielded(slice_ns * 1000, now);
+        assert_eq!(manners.penalty_ns, PENALTY_MAX_NS);
+        manners.yielded(LONG_NS, now);
+        assert_eq!(manners.penalty_ns, 0, "and is forgiven");
     }
 }
