@@ -63,7 +63,7 @@ pub(super) fn give_way<T>(work: impl FnOnce() -> T) -> T {
     let Some(lifter) = LIFTER.get() else {
         return work();
     };
-    let _lowered = lifter.lower(own_id(), Instant::now() + PATIENCE);
+    let _lowered = lifter.lower(Instant::now() + PATIENCE);
     work()
 }
 
@@ -98,11 +98,12 @@ impl Lifter {
 
     /// Makes the current thread give way until then; nothing if it may not, or has a
     /// policy of its own.
-    fn lower(&'static self, thread: i32, until: Instant) -> Option<Lowered> {
+    fn lower(&'static self, until: Instant) -> Option<Lowered> {
         let lifter_thread = self.thread.get()?;
         if self.broken.load(Ordering::Relaxed) {
             return None;
         }
+        let thread = own_id();
         let usual = [libc::SCHED_OTHER, libc::SCHED_BATCH];
         let policy = policy(thread).filter(|policy| usual.contains(policy))?;
         let low = Arc::new(Low { thread, policy, until, lowered: AtomicBool::new(false) });
@@ -236,7 +237,7 @@ mod tests {
         for wanted in [libc::SCHED_OTHER, libc::SCHED_BATCH] {
             std::thread::spawn(move || {
                 set_policy(own_id(), wanted).unwrap();
-                let lowered = lifter.lower(own_id(), Instant::now() + SOON);
+                let lowered = lifter.lower(Instant::now() + SOON);
                 assert_eq!(lowered.is_some(), may_lift);
                 assert!(own_is(if may_lift { libc::SCHED_IDLE } else { wanted }));
                 drop(lowered);
@@ -254,7 +255,7 @@ mod tests {
         for _ in 0..3 {
             wait_until(|| !may_lift || lifter.dozing.load(Ordering::SeqCst));
             let worker: JoinHandle<()> = std::thread::spawn(|| {
-                let lowered = lifter.lower(own_id(), Instant::now() + PATIENCE);
+                let lowered = lifter.lower(Instant::now() + PATIENCE);
                 wait_until(|| own_is(libc::SCHED_OTHER));
                 wait_until(|| lifter.lock().iter().all(|low| low.thread != own_id()));
                 drop(lowered);
@@ -294,7 +295,7 @@ mod tests {
         let (lifter, _) = lifter();
         let worker = std::thread::spawn(|| {
             set_policy(own_id(), libc::SCHED_IDLE).unwrap();
-            assert!(lifter.lower(own_id(), Instant::now()).is_none());
+            assert!(lifter.lower(Instant::now()).is_none());
             assert!(own_is(libc::SCHED_IDLE));
         });
         worker.join().unwrap();

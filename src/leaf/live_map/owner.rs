@@ -4,9 +4,10 @@
 //! The second is there while the leaf's header is being replaced: it names the
 //! generation and the size that are about to be. A new map, too, is that of the
 //! header that is about to be, and says so when it is whole. So at every instant one
-//! of the two fits the header, and a daemon that is killed in between loses nothing that it acknowledged. The second has the
-//! size, as another run may come to the same generation, but not with that
-//! size: whoever changes the size raises the generation once more.
+//! of the two fits the header, and a daemon that is killed in between loses nothing
+//! that it acknowledged. The second has the size, as another run may come to the same
+//! generation, but not with that size: whoever changes the size raises the generation
+//! once more.
 
 use std::fs::File;
 use std::io;
