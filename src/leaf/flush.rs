@@ -16,6 +16,10 @@ const ROUND_PAGES: usize = 1024;
 /// more (docs/BENCHMARKS.md, noisy neighbour).
 const GAP_PAGES: usize = 3;
 
+/// Pages that one call writes at most. For so long, some 20 µs, it holds the file's
+/// lock, and a write that wants it spins on its CPU (docs/BENCHMARKS.md).
+const CALL_PAGES: usize = 16;
+
 /// Room for the copies, allocated at the first flush that needs it.
 #[derive(Debug, Default)]
 pub(super) struct Buffers {
@@ -36,7 +40,7 @@ impl Leaf {
         self.flush_by(&|work| work())
     }
 
-    /// As [`Self::flush`]; what takes long in the kernel is done by `run`, which must
+    /// As [`Self::flush`]; what takes long is done by `run`, which must
     /// call what it is given once. No lock is held there that a write takes.
     ///
     /// # Errors
@@ -84,13 +88,15 @@ impl Leaf {
             return Ok(next);
         }
         self.fill_gaps(changed, pages);
-        // The copies first: a bit that is set while the data syncs belongs to
-        // data that this sync may not cover.
-        for page in pages.iter() {
-            self.map.copy_page(*page, copies);
-        }
         let mut result = Ok(());
-        run(&mut || result = self.sync_with_map(pages, copies));
+        run(&mut || {
+            // The copies first: a bit that is set while the data syncs belongs to
+            // data that this sync may not cover.
+            for page in pages.iter() {
+                self.map.copy_page(*page, copies);
+            }
+            result = self.sync_with_map(pages, copies);
+        });
         if result.is_err() {
             pages.iter().for_each(|page| self.map.mark_changed(*page));
         }
@@ -127,12 +133,13 @@ impl Leaf {
     }
 
     /// Writes copies of pages to their places, those that follow each other in the
-    /// file in one call: in calls of 4 KiB this took a third of a flush's time.
+    /// file in one call, up to [`CALL_PAGES`]: in calls of 4 KiB this took a third of a
+    /// flush's time.
     fn write_pages(&self, pages: &[usize], copies: &[u8]) -> io::Result<()> {
         let mut copies = copies;
         let follows =
             |a: &usize, b: &usize| self.page_offset(*b) == self.page_offset(*a) + PAGE_LEN as u64;
-        for run in pages.chunk_by(follows) {
+        for run in pages.chunk_by(follows).flat_map(|run| run.chunks(CALL_PAGES)) {
             let (these, rest) = copies.split_at(run.len() * PAGE_LEN);
             write_all(&*self.storage, these, self.page_offset(run[0]))?;
             copies = rest;

@@ -49,7 +49,7 @@ fn a_flush_syncs_the_data_before_it_writes_the_map_and_syncs_that_too() {
 #[test]
 fn a_flush_writes_few_unchanged_pages_in_use_between_two_changed_ones_along() {
     let (path, mem) = (Path::new("vm.leaf"), Mem::default());
-    create_storage(path, &mem, Layout::Direct, 1 << 28, &root(1)).unwrap();
+    create_storage(path, &mem, Layout::Direct, 1 << 29, &root(1)).unwrap();
     let leaf = reopen(&mem);
     let page = |page: u64| page * live_map::PAGE_SECTORS;
     let map_writes = |changed: &[u64]| {
@@ -68,6 +68,8 @@ fn a_flush_writes_few_unchanged_pages_in_use_between_two_changed_ones_along() {
     map_writes(&[5, 6, 7, 8, 9]);
     assert_eq!(map_writes(&[2, 6, 10]), [(2, 9)]);
     assert_eq!(map_writes(&[2, 7]), [(2, 1), (7, 1)], "too many in between");
+    let many: Vec<u64> = (11..30).collect();
+    assert_eq!(map_writes(&many), [(11, 16), (27, 3)], "the lock is let go in between");
 }
 
 #[test]
