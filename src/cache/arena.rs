@@ -11,6 +11,7 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -99,6 +100,23 @@ impl Arena {
     /// What its pages are.
     pub(super) const fn pages(&self) -> ArenaPages {
         self.pages
+    }
+
+    /// Has the kernel make the pages of a part of the arena, whole huge pages, as a
+    /// first write to each would (madvise(2), MADV_POPULATE_WRITE). Content is left as
+    /// it is.
+    ///
+    /// # Errors
+    /// As madvise(2): the system has no such pages, although they were reserved.
+    pub(super) fn populate(&self, part: Range<usize>) -> io::Result<()> {
+        if part.start > part.end || part.end > self.len {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let start = self.as_ptr().wrapping_add(part.start);
+        // SAFETY: the part lies in the mapping, whose content the advice leaves alone,
+        // also where somebody reads or writes it meanwhile.
+        unsafe { madvise(start.cast(), part.len(), Advice::LinuxPopulateWrite) }?;
+        Ok(())
     }
 
     /// The mapping reserves its pages (no MAP_NORESERVE), so a shortage shows
@@ -217,8 +235,32 @@ fn unmap(start: *mut u8, len: usize) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
+
+    /// Whether there is a page behind the address (proc_pid_pagemap(5), bit 63).
+    pub(in crate::cache) fn is_present(address: *const u8) -> bool {
+        let mut entry = [0; 8];
+        let offset = (address.addr() / rustix::param::page_size() * entry.len()) as u64;
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        pagemap.read_exact_at(&mut entry, offset).unwrap();
+        u64::from_le_bytes(entry) >> 63 == 1
+    }
+
+    #[test]
+    fn a_part_that_is_populated_has_pages_and_keeps_its_content() {
+        let (arena, _) = Arena::map(4 << 20, Hugepages::Off).unwrap();
+        let (first, last) = (arena.as_ptr(), arena.as_ptr().wrapping_add((4 << 20) - 1));
+        // SAFETY: the arena's first byte, which nobody else uses.
+        unsafe { first.write(7) };
+        assert!(is_present(first) && !is_present(last));
+        arena.populate(0..4 << 20).unwrap();
+        // SAFETY: as above.
+        assert!(is_present(last) && unsafe { first.read() } == 7);
+        assert!(arena.populate(2 << 20..6 << 20).is_err());
+    }
 
     #[test]
     fn an_arena_is_aligned_and_rounded_up_to_huge_pages() {

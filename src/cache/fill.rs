@@ -167,6 +167,7 @@ impl RootCache {
             core.counters.refused_fills += 1;
             return FillStart::NoSlot;
         };
+        self.cache.note_use(slot);
         core.counters.fills += 1;
         let returning = core.policy.remembers(ghost);
         let record = core.slots.get_mut(slot);

@@ -41,6 +41,7 @@ mod hugepages;
 mod kept;
 mod lookups;
 mod policy;
+mod prefault;
 mod slots;
 mod stats;
 mod table;
@@ -58,6 +59,7 @@ use self::core::Core;
 use self::directory::Directory;
 use self::entry::{BlockState, SlotIndex};
 use self::epoch::Epochs;
+use self::prefault::Prefault;
 use self::table::RootTable;
 use crate::sync::{Mutex, MutexGuard};
 
@@ -84,6 +86,7 @@ pub struct Cache {
     readers_max: usize,
     lifetime_fd: Option<RawFd>,
     lookups: Lookups,
+    prefault: Prefault,
 }
 
 /// A root's part of the cache. Dropping it evicts the root's blocks.
@@ -149,6 +152,7 @@ impl Cache {
             epochs: Epochs::new(config.readers_max),
             lifetime_fd: directory.as_ref().map(Directory::raw_fd),
             lookups: Lookups::default(),
+            prefault: Prefault::new(),
             core: Mutex::new(Core::new(slots, directory)),
             readers_max: config.readers_max,
         })

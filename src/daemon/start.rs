@@ -235,6 +235,7 @@ fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
     if let Some(warning) = warning {
         log::warn!("{warning}");
     }
+    cache.prefault();
     Ok(cache)
 }
 
