@@ -40,7 +40,8 @@ pub enum LeafError {
     )]
     NoRoom { path: PathBuf, asked: u64, most: u64 },
     #[error(
-        "leaf {} has {have} bytes and can't grow to {asked}; what lies beyond would be lost",
+        "leaf {} has {have} bytes and can't grow to {asked}: what lies beyond would be lost; if it \
+         may be, detach the VM and run leafblk leaf resize with --shrink",
         path.display()
     )]
     WouldShrink { path: PathBuf, have: u64, asked: u64 },
@@ -58,7 +59,11 @@ pub enum LeafError {
         map.display()
     )]
     LiveMapAhead { path: PathBuf, map: PathBuf, why: &'static str },
-    #[error("leaf {}: {operation} failed: {source}", path.display())]
+    #[error(
+        "leaf {}: {operation} failed: {source}; look at its disk and the runtime directory (free space, \
+         errors in dmesg)",
+        path.display()
+    )]
     Io { path: PathBuf, operation: &'static str, source: io::Error },
     #[error("leaf {} takes no more writes, because a sync failed; detach the VM and attach it again once the disk works", path.display())]
     Poisoned { path: PathBuf },

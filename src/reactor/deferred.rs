@@ -101,12 +101,17 @@ impl Runner {
                 device.backlog.put_back_task(id);
                 return (cost > 0).then_some(cost);
             }
-            let piece = device.disk.piece(task.rest);
-            if let Piece::Zero(_) = piece {
+            let (range, kind) = match device.disk.piece(task.rest) {
                 // Zeroed since it was looked at.
-                continue;
-            }
-            let part = self.new_part(id, piece)?;
+                Piece::Zero(_) => continue,
+                Piece::Root(range) => {
+                    device.disk.counters().cache_misses.add(1);
+                    (range.split_at(BLOCK_READ_SECTORS).0, PartKind::Block(None, 0))
+                }
+                Piece::Leaf(range) => (range.split_at(LEAF_READ_SECTORS).0, PartKind::Leaf),
+            };
+            device.backlog.part_began();
+            let part = self.new_part(id, range, kind);
             match self.start_part(part) {
                 Some(more) => cost += more,
                 // It is tried again, and the task goes on when it is done.
@@ -122,16 +127,8 @@ impl Runner {
     }
 
     /// Makes a part of what a task must wait for next.
-    fn new_part(&mut self, id: u32, piece: Piece) -> Option<u32> {
+    fn new_part(&mut self, id: u32, range: SectorRange, kind: PartKind) -> u32 {
         let task = self.tasks.get(id);
-        let device = self.devices[task.slot].as_deref_mut()?;
-        let (range, kind) = match piece {
-            Piece::Root(range) | Piece::Zero(range) => {
-                device.disk.counters().cache_misses.add(1);
-                (range.split_at(BLOCK_READ_SECTORS).0, PartKind::Block(None, 0))
-            }
-            Piece::Leaf(range) => (range.split_at(LEAF_READ_SECTORS).0, PartKind::Leaf),
-        };
         let part_id = self.parts.take();
         let part = self.parts.get(part_id);
         (part.task, part.range, part.cursor) = (id, range, task.cursor);
@@ -144,7 +141,6 @@ impl Runner {
         part.kind = kind;
         task.rest = task.rest.split_at(range.count()).1;
         task.pending += 1;
-        device.backlog.part_began();
-        Some(part_id)
+        part_id
     }
 }
