@@ -104,11 +104,18 @@ impl Shape {
 
     /// Length of the file.
     fn file_len(&self) -> io::Result<u64> {
-        let pages = match self.packed {
-            false => pages_of(self.sectors)?,
-            true => self.pages_max()?.next_multiple_of(64) + LiveMap::table_pages_of(self.sectors)?,
-        };
+        let pages = self.pages_in_all(pages_of(self.sectors)?)?;
         Ok((pages as u64 + 1) * PAGE_LEN as u64)
+    }
+
+    /// Where the pages end of a presence map of so many, and of its table.
+    fn pages_in_all(&self, pages: usize) -> io::Result<usize> {
+        if !self.packed {
+            return Ok(pages);
+        }
+        let table = table::pages_for(pages)?;
+        let all = table::base_after(self.pages_max()?).checked_add(table);
+        all.ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 }
 
@@ -202,13 +209,7 @@ impl LiveMap {
 
     fn map(file: File, shape: &Shape) -> io::Result<Self> {
         let (pages, pages_max) = (pages_of(shape.sectors)?, shape.pages_max()?);
-        let pages_in_all = match shape.packed {
-            false => Some(pages_max),
-            true => pages_max
-                .checked_mul(table::TABLE_PAGES)
-                .and_then(|table| table.checked_add(pages_max.next_multiple_of(64))),
-        };
-        let pages_in_all = pages_in_all.ok_or(io::ErrorKind::OutOfMemory)?;
+        let pages_in_all = shape.pages_in_all(pages_max)?;
         let words = pages_in_all.checked_mul(PAGE_WORDS).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self {
             words: Words::of_file(&file, PAGE_LEN as u64, words)?,
@@ -291,13 +292,6 @@ impl LiveMap {
     #[inline]
     fn word_of(&self, sector: u64) -> &AtomicU64 {
         self.word((sector / 64) as usize)
-    }
-
-    /// Whether the leaf holds no sector of the range.
-    #[inline]
-    pub(super) fn is_absent(&self, range: SectorRange) -> bool {
-        let (present, count) = self.next_run(range);
-        !present && count == range.count()
     }
 
     /// The longest run of sectors at the start of the range that are all

@@ -137,9 +137,9 @@ impl Leaf {
     }
 
     /// Whether the leaf holds no sector of the range.
-    #[inline]
     pub fn is_absent(&self, range: SectorRange) -> bool {
-        self.map.is_absent(range)
+        let (present, count) = self.next_run(range);
+        !present && count == range.count()
     }
 
     /// Whether the sectors at the start of the (non-empty) range are held, and

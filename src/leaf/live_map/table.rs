@@ -8,7 +8,7 @@
 
 use std::io;
 
-use super::{LiveMap, PAGE_LEN, PAGE_SECTORS, pages_of};
+use super::{LiveMap, PAGE_LEN, PAGE_SECTORS};
 use crate::sync::atomic::Ordering;
 use crate::units::{Sector, SectorRange};
 
@@ -55,6 +55,17 @@ impl Entry {
     }
 }
 
+/// Number of the first table page, after all that the presence map may have.
+/// A multiple of 64: the marks of both share no word.
+pub(super) const fn base_after(pages_max: usize) -> usize {
+    pages_max.next_multiple_of(64)
+}
+
+/// Table pages beside so many of the presence map.
+pub(super) fn pages_for(map_pages: usize) -> io::Result<usize> {
+    map_pages.checked_mul(TABLE_PAGES).ok_or_else(|| io::ErrorKind::FileTooLarge.into())
+}
+
 impl LiveMap {
     /// Whether the leaf is packed.
     #[inline]
@@ -62,17 +73,9 @@ impl LiveMap {
         self.packed
     }
 
-    /// Number of the first table page, after all that the presence map may have.
-    /// A multiple of 64: the marks of both share no word.
+    /// Number of the first table page.
     pub(super) fn table_base(&self) -> usize {
-        self.pages_max.next_multiple_of(64)
-    }
-
-    /// Table pages for so many sectors.
-    pub(super) fn table_pages_of(sectors: u64) -> io::Result<usize> {
-        pages_of(sectors)?
-            .checked_mul(TABLE_PAGES)
-            .ok_or_else(|| io::ErrorKind::FileTooLarge.into())
+        base_after(self.pages_max)
     }
 
     /// Numbers of the table's pages.
