@@ -42,6 +42,7 @@ impl Scene {
             readers_max: 2,
             lifetime_fd: None,
             lookups: Lookups::default(),
+            prefault: Prefault::new(),
         });
         let root = cache.add_root(4 * u64::from(SMALL) / 512).unwrap();
         let scene = Arc::new(Self { cache, root, shadow: [0, 0].map(UnsafeCell::new) });
