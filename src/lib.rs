@@ -37,6 +37,7 @@ pub mod request;
 pub mod root;
 pub mod stats;
 mod sync;
+mod thread;
 pub mod tools;
 pub mod top;
 pub mod units;

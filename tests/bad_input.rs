@@ -1,6 +1,5 @@
 //! Bad input, as a person meets it: one clear sentence, status 1 (2 for a
-//! mistake in the flags), and nothing made or changed. And a disk that is full
-//! while guests run.
+//! mistake in the flags), and nothing made or changed.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
@@ -19,8 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::frontend::{IOERR, OK, T_FLUSH, T_OUT, Vmm};
-use common::scene::{ROOT_SECTORS, Scene, root_content};
+use common::scene::{ROOT_SECTORS, root_content};
 use common::small_disk::SmallDisk;
 use common::{Client, Daemon, make_root};
 
@@ -572,36 +570,4 @@ fn a_full_disk_while_a_leaf_is_created_leaves_no_leaf() {
     fails(serve(temp.path(), &["--root", text(&root), "--vm", &vm]), 1, &parts);
     assert_eq!(inventory(disk.path()), before);
     assert!(!temp.path().join("run/web1.sock").exists());
-}
-
-#[test]
-fn a_full_disk_reaches_that_guest_and_goes_away_with_its_cause() {
-    let disk = SmallDisk::mount("4M");
-    let leaf = disk.path().join("victim.leaf");
-    let mut scene = Scene::with_victim(&format!("victim,leaf={}", leaf.display()));
-    let mut vmm = Vmm::running(&scene.victim);
-    vmm.write_sectors(0, &[0x11; 4096]);
-    let filler = disk.fill();
-    // At once, and through the lane.
-    assert_eq!(vmm.request(T_OUT, 1024, 8192).0, IOERR);
-    assert_eq!(vmm.request(T_OUT, 2049, 512).0, IOERR);
-    assert_eq!(vmm.request(T_OUT, 2048, 1 << 19).0, IOERR);
-    scene.log.wait_for(&["victim", "No space left"]);
-    scene.neighbour.goes_on(20);
-    // What was written before is there, and so is the root.
-    assert!(vmm.read_sectors(0, 8) == [0x11; 4096]);
-    assert!(vmm.read_sectors(1024, 16) == root_content(1024, 16));
-    // A flush that finds no room for the map says so, or finds some.
-    let flushed = vmm.request(T_FLUSH, 0, 0).0;
-    assert!(matches!(flushed, OK | IOERR));
-    disk.make_room(&filler);
-    vmm.write_sectors(1024, &[0x22; 8192]);
-    vmm.write_sectors(2049, &[0x33; 512]);
-    assert_eq!(vmm.request(T_FLUSH, 0, 0).0, OK);
-    assert!(vmm.read_sectors(1024, 16) == [0x22; 8192]);
-    assert!(vmm.read_sectors(2049, 1) == [0x33; 512]);
-    drop(vmm);
-    scene.neighbour.goes_on(20);
-    scene.neighbour.stop();
-    scene.daemon.stop();
 }

@@ -24,6 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use crate::thread::own_id;
+
 /// For so long a lane gives way.
 const PATIENCE: Duration = Duration::from_millis(8);
 /// After so long without a lane that gives way the lifter stops ticking.
@@ -175,11 +177,6 @@ impl Lifter {
             busy_until = Instant::now() + LINGER;
         }
     }
-}
-
-/// The current thread, as the kernel numbers it.
-fn own_id() -> i32 {
-    rustix::thread::gettid().as_raw_nonzero().get()
 }
 
 fn policy(thread: i32) -> Option<i32> {

@@ -19,6 +19,7 @@ use super::task::{Answered, Part, Slab, Task};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
 use crate::metrics::Tally;
+use crate::thread::own_id;
 
 /// Busy turns between looks at epoll. A turn may copy 1 MiB, and a neighbour
 /// whose notifications are on is only seen by a look.
@@ -93,8 +94,7 @@ impl Runner {
             epoll::ctl(raw, epoll::ControlOptions::EPOLL_CTL_ADD, fd, event)?;
         }
         let counters = Arc::clone(mailbox.counters());
-        let thread = rustix::thread::gettid().as_raw_nonzero().get();
-        counters.thread_id.set(u64::from(thread.unsigned_abs()));
+        counters.thread_id.set(u64::from(own_id().unsigned_abs()));
         let clock = TurnClock::new();
         let manners = Manners::new(clock.begun());
         Ok(Self {

@@ -13,6 +13,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use super::{Mailbox, interrupt};
+use crate::thread::own_id;
 
 /// Between two looks. A call that waits is interrupted after one to two.
 const TICK: Duration = Duration::from_millis(25);
@@ -40,7 +41,7 @@ struct Watch {
 impl Pulse {
     /// The current thread is the reactor from now on.
     pub(super) fn begin(&self) {
-        self.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
+        self.thread.store(own_id(), Ordering::Release);
         self.woke();
     }
 

@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_threads_cpu_time_is_read_and_grows() {
-        let thread = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+        let thread = crate::thread::own_id().unsigned_abs();
         let before = thread_cpu_ns(u64::from(thread)).unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while thread_cpu_ns(u64::from(thread)).unwrap() <= before {
