@@ -98,12 +98,21 @@ impl Ahead {
         Self { address: bytes.as_ptr().addr(), len: bytes.len().min(Self::MOST) }
     }
 
+    /// Asks the CPU for its first line, and with it for the translation of its
+    /// address: what [`Self::fetch`] asks for waits for that, and several
+    /// translations can be under way at once (docs/BENCHMARKS.md).
+    #[inline]
+    pub fn touch(self) {
+        prefetch::line(std::ptr::without_provenance(self.address));
+    }
+
     /// Asks the CPU for it: random blocks of a large arena miss every cache,
     /// and the copies of the requests before hide the wait.
     #[inline]
     pub fn fetch(self) {
         for offset in (0..self.len).step_by(64) {
-            prefetch::line(std::ptr::without_provenance(self.address.wrapping_add(offset)));
+            let line = std::ptr::without_provenance(self.address.wrapping_add(offset));
+            prefetch::line_for_later(line);
         }
     }
 }

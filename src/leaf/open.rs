@@ -71,7 +71,9 @@ impl Leaf {
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
         let file = offline::lock(path, !options.read_only)?;
-        Self::open_storage(path, Box::new(FileStorage::new(file)), root, options)
+        let storage = FileStorage::new(file);
+        storage.keep_no_access_times();
+        Self::open_storage(path, Box::new(storage), root, options)
     }
 
     /// As [`Self::open`], on storage that is locked already.

@@ -92,6 +92,7 @@ impl Batch {
                 Ok(Command::Read(range)) => device.disk.ahead(reader, *range),
                 _ => Ahead::default(),
             };
+            popped.data.touch();
             popped.request = Some(parsed);
         }
         self.list[..self.count.min(AHEAD)].iter().for_each(|popped| popped.data.fetch());

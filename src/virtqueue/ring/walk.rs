@@ -41,15 +41,16 @@ impl SplitQueue {
         }
     }
 
-    /// Puts the chain that begins with descriptor `head` into `chain`. Ends after
-    /// at most [`SEGMENTS_MAX`] buffers, whatever the guest writes.
+    /// Puts the chain that begins with descriptor `head` into `chain`; the table
+    /// that its buffers stand in. Ends after at most [`SEGMENTS_MAX`] buffers,
+    /// whatever the guest writes.
     #[inline]
     pub(super) fn walk(
         &self,
         head: u16,
         memory: &GuestMemory,
         chain: &mut Chain,
-    ) -> Result<(), QueueError> {
+    ) -> Result<*const Descriptor, QueueError> {
         chain.clear(head);
         let mut table = self.desc;
         let mut table_len = u32::from(self.config.size);
@@ -75,7 +76,7 @@ impl SplitQueue {
             }
             Self::add_buffer(&desc, memory, chain)?;
             if desc.flags & DESC_NEXT == 0 {
-                return Ok(());
+                return Ok(table);
             }
             index = desc.next;
         }
