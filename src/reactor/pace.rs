@@ -64,6 +64,17 @@ impl Waits {
     }
 }
 
+/// What a write meets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Surroundings {
+    /// Bytes written since the last flush or write-back.
+    pub(super) unsynced: u64,
+    /// The reactor has no other device to serve.
+    pub(super) alone: bool,
+    /// A flush is writing the leaf's map, and holds the file's lock for that.
+    pub(super) writing_map: bool,
+}
+
 /// Decides which writes of one device are done at once.
 #[derive(Debug, Default)]
 pub(super) struct WritePace {
@@ -80,22 +91,19 @@ pub(super) struct WritePace {
 }
 
 impl WritePace {
-    /// Whether a write of `sectors` from `start` may be done at once; `alone` if the
-    /// reactor has no other device to serve. Only
+    /// Whether a write of `sectors` from `start` may be done at once. Only
     /// whole pages: for a part of one the kernel may have to read the rest.
-    pub(super) fn is_inline(
-        &mut self,
-        start: u64,
-        sectors: u64,
-        unsynced: u64,
-        alone: bool,
-    ) -> bool {
+    pub(super) fn is_inline(&mut self, start: u64, sectors: u64, around: Surroundings) -> bool {
         let pages = start.is_multiple_of(8) && sectors.is_multiple_of(8);
-        let most = if alone { INLINE_SECTORS } else { INLINE_SHARED_SECTORS };
+        let most = if around.alone { INLINE_SECTORS } else { INLINE_SHARED_SECTORS };
         if !pages || sectors > most {
             return false;
         }
-        if self.write_back_running && unsynced > BEHIND_BYTES {
+        // Who has nobody else to serve may wait for the lock as well as the lane.
+        if around.writing_map && !around.alone {
+            return false;
+        }
+        if self.write_back_running && around.unsynced > BEHIND_BYTES {
             return false;
         }
         if self.large > 0 || self.small > 0 && self.lane_stands_still() {
@@ -182,6 +190,9 @@ impl WritePace {
 mod tests {
     use super::*;
 
+    const ALONE: Surroundings = Surroundings { unsynced: 0, alone: true, writing_map: false };
+    const SHARED: Surroundings = Surroundings { alone: false, ..ALONE };
+
     #[test]
     fn a_burst_is_left_alone_and_what_follows_is_written_back_in_steps_until_a_flush() {
         let mut pace = WritePace::default();
@@ -198,13 +209,20 @@ mod tests {
     #[test]
     fn only_whole_pages_of_a_disk_that_keeps_up_are_written_at_once() {
         let mut pace = WritePace::default();
-        assert!(pace.is_inline(8, 8, 0, true));
-        assert!(!pace.is_inline(4, 8, 0, true) && !pace.is_inline(8, 4, 0, true));
-        assert!(!pace.is_inline(8, INLINE_SECTORS + 8, 0, true));
+        assert!(pace.is_inline(8, 8, ALONE));
+        assert!(!pace.is_inline(4, 8, ALONE) && !pace.is_inline(8, 4, ALONE));
+        assert!(!pace.is_inline(8, INLINE_SECTORS + 8, ALONE));
         let longer = INLINE_SHARED_SECTORS + 8;
-        assert!(pace.is_inline(8, longer, 0, true) && !pace.is_inline(8, longer, 0, false));
+        assert!(pace.is_inline(8, longer, ALONE) && !pace.is_inline(8, longer, SHARED));
         pace.write_back_began();
-        assert!(!pace.is_inline(8, 8, BEHIND_BYTES + 1, true));
+        assert!(!pace.is_inline(8, 8, Surroundings { unsynced: BEHIND_BYTES + 1, ..ALONE }));
+    }
+
+    #[test]
+    fn beside_others_nothing_is_written_at_once_while_a_flush_holds_the_files_lock() {
+        let mut pace = WritePace::default();
+        assert!(!pace.is_inline(8, 8, Surroundings { writing_map: true, ..SHARED }));
+        assert!(pace.is_inline(8, 8, Surroundings { writing_map: true, ..ALONE }));
     }
 
     #[test]
@@ -212,19 +230,19 @@ mod tests {
         let mut pace = WritePace::default();
         pace.lane_began(true);
         pace.lane_began(true);
-        assert!(!pace.is_inline(8, 8, 0, true));
+        assert!(!pace.is_inline(8, 8, ALONE));
         pace.lane_ended(true);
-        assert!(!pace.is_inline(8, 8, 0, true));
+        assert!(!pace.is_inline(8, 8, ALONE));
         pace.lane_ended(true);
-        assert!(pace.is_inline(8, 8, 0, true));
+        assert!(pace.is_inline(8, 8, ALONE));
         // Small ones, as long as they are done quickly: else a queue that is
         // never empty would never get out of its lane.
         pace.lane_began(false);
-        assert!(pace.is_inline(8, 8, 0, true));
+        assert!(pace.is_inline(8, 8, ALONE));
         pace.lane_moved = Instant::now().checked_sub(SLOW * 2);
-        assert!(!pace.is_inline(8, 8, 0, true));
+        assert!(!pace.is_inline(8, 8, ALONE));
         pace.lane_ended(false);
-        assert!(pace.is_inline(8, 8, 0, true));
+        assert!(pace.is_inline(8, 8, ALONE));
     }
 
     #[test]
@@ -247,9 +265,9 @@ mod tests {
         let (mut pace, mut waits) = (WritePace::default(), Waits::default());
         wait(&mut waits);
         pace.wrote(ago(SLOW * 2), true, &mut waits);
-        assert!(pace.is_inline(8, 8, 0, true), "alone it harms nobody");
+        assert!(pace.is_inline(8, 8, ALONE), "alone it harms nobody");
         wait(&mut waits);
         pace.wrote(ago(SLOW * 2), false, &mut waits);
-        assert!(!pace.is_inline(8, 8, 0, true));
+        assert!(!pace.is_inline(8, 8, ALONE));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::completion::Completion;
 use super::device::Device;
-use super::pace::WritePace;
+use super::pace::{Surroundings, WritePace};
 use super::run::Runner;
 use super::task::{Answered, TaskKind};
 use crate::disk::BufCursor;
@@ -200,11 +200,14 @@ impl Runner {
         if range.is_empty() {
             return self.answer(device, completion, Status::Ok);
         }
-        let leaf = device.disk.leaf();
-        let unsynced = leaf.map_or(0, |leaf| leaf.unsynced_bytes());
         let alone = self.is_alone();
-        let would_wait = !alone && leaf.is_some_and(|leaf| leaf.is_writing_map());
-        if would_wait || !device.pace.is_inline(range.start().0, range.count(), unsynced, alone) {
+        let leaf = device.disk.leaf();
+        let around = Surroundings {
+            unsynced: leaf.map_or(0, |leaf| leaf.unsynced_bytes()),
+            alone,
+            writing_map: leaf.is_some_and(|leaf| leaf.is_writing_map()),
+        };
+        if !device.pace.is_inline(range.start().0, range.count(), around) {
             let bufs = std::mem::take(&mut chain.readable);
             return self.hand_over(device, slot, completion, Work::Write(range, bufs));
         }
