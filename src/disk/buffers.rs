@@ -100,10 +100,13 @@ impl Ahead {
 
     /// Asks the CPU for its first line, and with it for the translation of its
     /// address: what [`Self::fetch`] asks for waits for that, and several
-    /// translations can be under way at once (docs/BENCHMARKS.md).
+    /// translations can be under way at once (docs/BENCHMARKS.md). Nothing where
+    /// there is no data: a translation of address 0 is never found, nor remembered.
     #[inline]
     pub fn touch(self) {
-        prefetch::line(std::ptr::without_provenance(self.address));
+        if self.len > 0 {
+            prefetch::line(std::ptr::without_provenance(self.address));
+        }
     }
 
     /// Asks the CPU for it: random blocks of a large arena miss every cache,

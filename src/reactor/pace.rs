@@ -67,7 +67,7 @@ impl Waits {
 /// What a write meets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Surroundings {
-    /// Bytes written since the last flush or write-back.
+    /// Bytes written since write-back was last asked for, or a flush began.
     pub(super) unsynced: u64,
     /// The reactor has no other device to serve.
     pub(super) alone: bool,
