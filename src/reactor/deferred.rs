@@ -61,11 +61,27 @@ impl Runner {
         worked
     }
 
-    /// A step of one device; what it cost, or `None` if it could not go on.
+    /// Goes on with a device's reads in what is `left` of its turn, and asks the disk
+    /// for what they lack: it reads while others have their turns, which may take
+    /// longer than the disk does (docs/BENCHMARKS.md, 64 boots at once).
+    pub(super) fn use_up_turn(&mut self, slot: usize, mut left: u64) {
+        while left > 0
+            && let Some(cost) = self.step(slot)
+        {
+            left = left.saturating_sub(cost);
+        }
+        self.submit();
+    }
+
+    /// A turn of one device; what it cost, or `None` if it could not go on.
     fn go_on(&mut self, slot: usize) -> Option<u64> {
-        let device = self.devices[slot].as_deref_mut()?;
-        device.backlog.turn_began();
-        match device.backlog.take()? {
+        self.devices[slot].as_deref_mut()?.backlog.turn_began();
+        self.step(slot)
+    }
+
+    /// A step of one device; the result is as for [`Self::go_on`].
+    fn step(&mut self, slot: usize) -> Option<u64> {
+        match self.devices[slot].as_deref_mut()?.backlog.take()? {
             Next::Part(id) => self.start_part(id),
             Next::Task(id) => self.advance(id),
         }

@@ -34,6 +34,8 @@ mod parts;
 mod run;
 mod serve;
 mod task;
+#[cfg(test)]
+mod tests;
 mod watchdog;
 
 use std::io;

@@ -173,11 +173,16 @@ impl Runner {
         }
     }
 
-    /// What a turn collected: hands reads to the kernel, shows used chains.
-    fn flush_turn(&mut self) {
+    /// Hands reads to the kernel.
+    pub(super) fn submit(&mut self) {
         if let Err(e) = self.engine.submit() {
             log::error!("io_uring takes no reads, trying again: {e}");
         }
+    }
+
+    /// What a turn collected: hands reads to the kernel, shows used chains.
+    fn flush_turn(&mut self) {
+        self.submit();
         while let Some((slot, queue)) = self.unpublished.pop() {
             let Some(device) = self.devices.get_mut(slot).and_then(Option::as_mut) else {
                 continue;

@@ -36,8 +36,8 @@ impl Runner {
             return false;
         };
         let mut worked = false;
+        let mut left = self.turn_cost();
         if device.is_served() {
-            let mut left = self.turn_cost();
             let count = device.queues.len();
             let mut queue = device.next_queue;
             for _ in 0..count {
@@ -58,6 +58,9 @@ impl Runner {
         }
         device.worked |= worked;
         self.devices[slot] = Some(device);
+        if worked {
+            self.use_up_turn(slot, left);
+        }
         worked
     }
 
