@@ -70,6 +70,9 @@ impl Runner {
         {
             left = left.saturating_sub(cost);
         }
+        if let Some(device) = self.devices[slot].as_deref_mut() {
+            self.rounds.add(slot, &mut device.backlog);
+        }
         self.submit();
     }
 
