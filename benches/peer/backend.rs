@@ -49,6 +49,7 @@ pub(crate) struct Backend {
     sockets: Vec<PathBuf>,
     /// Whether its exports are read-only.
     read_only: bool,
+    log: PathBuf,
     runtime_dir: tempfile::TempDir,
     // Dropped last: the files go once the process has gone.
     _dir: tempfile::TempDir,
@@ -87,6 +88,11 @@ impl Backend {
     /// Whether clients must ask for a read-only device.
     pub(crate) const fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// What it says on stderr.
+    pub(crate) fn log(&self) -> &Path {
+        &self.log
     }
 
     /// Its figures in /proc.
@@ -170,6 +176,7 @@ fn start_leafblk(program: &Path, cli: &Cli, dirs: Dirs, setup: &Setup) -> Result
         child,
         sockets,
         read_only: false,
+        log: log.clone(),
         runtime_dir: dirs.runtime,
         _dir: dirs.files,
     };
@@ -289,6 +296,7 @@ fn start_qsd(dirs: Dirs, setup: &Setup) -> Result<Backend> {
         child,
         sockets,
         read_only: setup.export == Export::RawReadOnly,
+        log: log.clone(),
         runtime_dir: dirs.runtime,
         _dir: dirs.files,
     };

@@ -9,11 +9,12 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use blkio::{Blkio, Blkioq, Completion, ReqFlags};
 
+use crate::data;
 use crate::util::{Context, Error, Result, check_signals, to_u64};
 
 /// How long a request may take before the run is given up.
@@ -79,6 +80,8 @@ pub(crate) struct Client {
     queue: Blkioq,
     // Dropped after `queue`: closes the connection. Memory goes with the last of both.
     _device: Blkio,
+    /// The backend's log, to be shown where a request fails.
+    log: Option<PathBuf>,
     capacity_bytes: u64,
     base: usize,
     slot_bytes: usize,
@@ -126,12 +129,18 @@ impl Client {
         Ok(Self {
             queue,
             _device: device,
+            log: None,
             capacity_bytes,
             base,
             slot_bytes,
             in_flight: vec![None; slots],
             wait: Wait::Poll,
         })
+    }
+
+    /// Shows the end of `log` where a request fails.
+    pub(crate) fn with_log(self, log: &Path) -> Self {
+        Self { log: Some(log.to_path_buf()), ..self }
     }
 
     /// The disk's size.
@@ -202,7 +211,10 @@ impl Client {
         let count = self
             .queue
             .do_io(&mut completions, usize::from(block), block.then_some(&mut timeout), None)
-            .context(|| "waiting for the backend".to_owned())?;
+            .context(|| {
+                let log = self.log.as_deref().map(data::log_tail).unwrap_or_default();
+                format!("waiting for the backend, whose log ends with\n{log}\n")
+            })?;
         for completion in &completions[..count] {
             // SAFETY: do_io initialised the first `count` completions.
             let completion = unsafe { completion.assume_init_ref() };

@@ -124,11 +124,13 @@ pub(crate) fn connect(
     slots: usize,
     slot_bytes: usize,
 ) -> Result<Client> {
-    if backend.read_only() {
-        Client::connect_read_only(backend.socket(vm), slots, slot_bytes)
+    let socket = backend.socket(vm);
+    let client = if backend.read_only() {
+        Client::connect_read_only(socket, slots, slot_bytes)
     } else {
-        Client::connect(backend.socket(vm), slots, slot_bytes)
-    }
+        Client::connect(socket, slots, slot_bytes)
+    };
+    Ok(client?.with_log(backend.log()))
 }
 
 /// Says on stderr what happens now: a run takes minutes.
