@@ -134,6 +134,12 @@ impl Engine {
         }
     }
 
+    /// Whether the kernel has not taken all that is queued: then nothing of it wakes
+    /// the caller.
+    pub(crate) fn must_submit(&self) -> bool {
+        self.unsubmitted > 0
+    }
+
     /// The next completion: token and result (bytes read, or an error).
     pub(crate) fn reap(&mut self) -> Option<(u64, io::Result<u32>)> {
         let entry = self.ring.completion().next()?;

@@ -101,6 +101,19 @@ pub struct QueueSetup {
     pub inflight: Option<Arc<InflightRegion>>,
 }
 
+/// Ends the process where the thread that has it panics: without its reactor a VM
+/// would hang for ever, while the next process takes up what is in flight
+/// (docs/durability.md).
+struct EndOfAll;
+
+impl Drop for EndOfAll {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
 /// A running reactor.
 #[derive(Debug)]
 pub struct Reactor {
@@ -126,6 +139,7 @@ impl Reactor {
         // The io_uring belongs to the thread that makes it.
         let thread =
             std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || {
+                let _end = EndOfAll;
                 match run::Runner::new(index, &cache, peers, poll_us) {
                     Ok(mut runner) => {
                         let _ = ready.send(Ok(()));

@@ -199,7 +199,7 @@ impl Runner {
     }
 
     fn sleep(&mut self) {
-        let retry = !self.rounds.is_empty() || !self.hot.is_empty();
+        let retry = !self.rounds.is_empty() || !self.hot.is_empty() || self.engine.must_submit();
         self.counters.sleeps.add(1);
         self.reader.offline();
         self.mailbox().pulse.sleeps();

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Command as Program;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -10,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::run::Runner;
-use super::{Command, Mailbox, QueueSetup};
+use super::{Command, EndOfAll, Mailbox, QueueSetup};
 use crate::cache::{Cache, CacheConfig, Hugepages};
 use crate::disk::{CachedRoot, Disk};
 use crate::guest_memory::{Account, GuestMemory, RegionSpec};
@@ -145,4 +147,25 @@ fn the_disk_is_asked_in_a_devices_own_turn_for_what_its_read_lacks() {
     assert_eq!(guest.get(STATUS), [0xff]);
     assert!(runner.reap());
     assert_eq!((guest.get(STATUS), guest.get(DATA)), ([0], [3; 4096]));
+}
+
+#[test]
+fn a_reactor_that_panics_ends_the_process() {
+    const NAME: &str = "reactor::tests::a_reactor_that_panics_ends_the_process";
+    const IN_CHILD: &str = "LEAFBLK_TEST_PANICS";
+    if std::env::var_os(IN_CHILD).is_some() {
+        let reactor = std::thread::spawn(|| {
+            let _end = EndOfAll;
+            panic!("as a reactor might");
+        });
+        // Not reached, or the parent sees that this ends well.
+        let _ = reactor.join();
+        return;
+    }
+    let child = Program::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME])
+        .env(IN_CHILD, "1")
+        .output()
+        .unwrap();
+    assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{child:?}");
 }
