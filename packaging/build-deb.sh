@@ -22,7 +22,9 @@ if [ -z "${LEAFBLK:-}" ]; then
 fi
 PATH=$PWD/target/tools/bin:$PATH
 [ "$(cargo-deb --version 2>/dev/null)" = "cargo-deb $CARGO_DEB" ] ||
-    cargo install --quiet --locked --root target/tools "cargo-deb@$CARGO_DEB" >&2
+    # Optimised it would take three times as long to build.
+    cargo install --quiet --locked --debug --config profile.dev.debug=false \
+        --root target/tools "cargo-deb@$CARGO_DEB" >&2
 
 rm -rf "$stage"
 mkdir -p "$stage/release" "$stage/man" "$stage/completions" "$stage/doc" "$stage/docs"

@@ -83,12 +83,9 @@ backend_start "$ROOT" "${VMS[@]}"
 say "a guest under at least $KILLS kills"
 under_fire kills "$KILLS" backend_kill
 resubmitted=$(sed -n 's|.*resubmitting \([0-9]*\) .*|\1|p' "$BACKEND_LOG.err" | awk '{n += $1} END {print n + 0}')
-# An emulated guest seldom has one in flight: 3 in 45 kills were seen.
-if [ "$resubmitted" -gt 0 ]; then
-  ok "kills: $resubmitted requests in flight were taken up"
-else
-  skipped "kills: requests in flight are taken up" "no kill met one; cargo test --test kills always does"
-fi
+# By chance, and seldom here: 3 in 45 kills were seen. cargo test --test kills always has
+# some, and checks them.
+say "kills: $resubmitted requests in flight were taken up"
 
 say "a guest under at least $RESTARTS planned restarts"
 under_fire restarts "$RESTARTS" backend_stop

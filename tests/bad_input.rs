@@ -507,7 +507,7 @@ fn flags_that_make_no_sense_are_refused_with_status_2() {
     refuses(dir, &["--vm", "web1"], 2, &["web1", "no root"]);
     refuses(dir, &["--root", root, "--vm", "web1", "--vm", "web1"], 2, &["web1", "twice"]);
     let slash = format!("a/b=/{root}");
-    refuses(dir, &["--root", &slash, "--vm", "web1"], 1, &["No such file"]);
+    refuses(dir, &["--root", &slash, "--vm", "web1"], 2, &["a/b", "has a slash"]);
     let long = format!("web1,socket=/tmp/{}", "x".repeat(120));
     refuses(dir, &["--root", root, "--vm", &long], 2, &["107"]);
 }

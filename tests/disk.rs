@@ -11,6 +11,9 @@ mod common;
 use std::collections::HashMap;
 use std::process::Stdio;
 
+use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
+
 use common::scene::Log;
 use common::{Client, Daemon, Op, make_root, root_sector};
 
@@ -144,5 +147,36 @@ fn the_first_disk_error_of_each_vm_is_in_the_log() {
             assert_eq!(client.run(Op::Read, start, 4096), -5, "{vm} at {start}");
         }
         log.wait_for(&[vm, "root.raw can't be read: it ends early"]);
+    }
+}
+
+/// Size and locked part of the code of process `pid`, KiB (proc(5), smaps).
+fn code_kib(pid: i32) -> (u64, u64) {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut lines = smaps.lines();
+    lines.find(|line| line.contains(" r-xp ") && line.ends_with("/leafblk")).unwrap();
+    let mut kib = |field| {
+        let line = lines.find(|line| line.starts_with(field)).unwrap();
+        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    (kib("Size:"), kib("Locked:"))
+}
+
+#[test]
+fn the_daemons_own_code_stays_in_memory_where_the_system_allows_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let root_arg = format!("base={}", root.display());
+    let daemon = Daemon::start(dir.path(), &["--root", &root_arg, "--vm", "web1"]);
+    let (size, locked) = code_kib(daemon.pid().as_raw_pid());
+    assert!(size > 0);
+    // Root in a container may have less than all capabilities.
+    let limit = getrlimit(Resource::Memlock).current;
+    let may_lock_all =
+        capabilities(None).unwrap().effective.contains(CapabilitySet::IPC_LOCK) || limit.is_none();
+    if may_lock_all {
+        assert_eq!(locked, size);
+    } else {
+        assert!([0, size].contains(&locked), "{locked} of {size} KiB");
     }
 }

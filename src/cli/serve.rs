@@ -20,7 +20,7 @@ pub struct ServeArgs {
     /// Bytes that are read and evicted at a time, 4KiB to 2MiB [default: 64KiB]
     #[arg(long, value_name = "SIZE")]
     pub cache_block: Option<String>,
-    /// Cache in hugepages: auto falls back to ordinary memory, on does not,
+    /// Cache in hugepages: auto falls back to transparent huge pages, on does not,
     /// off takes none [default: auto]
     #[arg(long, value_name = "auto|on|off")]
     pub hugepages: Option<String>,

@@ -114,14 +114,15 @@ impl RootEntry {
 
     /// Parses the value of `--root`: `NAME=PATH` or `PATH`.
     ///
-    /// What stands before the first `=` is a name unless it has a slash, so
-    /// `--root ./a=b.raw` is a path.
+    /// What stands before the first `=` is a name, unless it begins as a path does:
+    /// `--root ./a=b.raw` is one, as are `/a=b.raw` and `../a=b.raw`.
     ///
     /// # Errors
     /// [`UsageError`] as [`RootEntry::new`], or for an empty path.
     pub fn parse(text: &str) -> Result<Self, UsageError> {
+        let is_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
         let (name, path) = match text.split_once('=') {
-            Some((name, path)) if !name.contains('/') => (Some(name.to_owned()), path),
+            Some((name, path)) if !is_path => (Some(name.to_owned()), path),
             _ => (None, text),
         };
         if path.is_empty() {

@@ -54,6 +54,7 @@ pub use vm::Vm;
 /// stopped. Nothing has been created where a start fails on its arguments.
 pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Result<(), Error> {
     raise_descriptor_limit();
+    lock_own_code();
     // Blocks the signals' default action before anything can be left half done.
     let wishes = signals::watch()?;
     let start::Started { host, engine, control_socket, http } = start::start(config)?;
@@ -114,6 +115,16 @@ fn raise_descriptor_limit() {
     limit.current = limit.maximum;
     if let Err(e) = setrlimit(Resource::Nofile, limit) {
         log::debug!("the limit of open files stays as it is: {e}");
+    }
+}
+
+/// Keeps in memory what is mapped up to here, the code above all: a host short of memory
+/// drops it as any page of a file, and a reactor that ran into it would wait for a disk.
+/// What is mapped later (cache, guests' memory) stays as it is (mlockall(2)).
+fn lock_own_code() {
+    use rustix::mm::{MlockAllFlags, mlockall};
+    if let Err(e) = mlockall(MlockAllFlags::CURRENT) {
+        log::debug!("the system may drop leafblk's own code from memory: {e}");
     }
 }
 

@@ -50,4 +50,6 @@ pub enum QueueError {
 }
 
 #[cfg(test)]
+pub(crate) mod rig;
+#[cfg(test)]
 mod tests;

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Installs, fetches and builds what the scripts that boot guests need besides leafblk
+# itself: packages, a kernel, fio, fsx, a Debian root. Each of them does that for
+# itself, too; after this they may run side by side.
+set -euo pipefail
+# shellcheck source=lib/debian.sh
+. "$(dirname "$0")/lib/debian.sh"
+
+need mke2fs e2fsck mkfs.xfs mkfs.btrfs stress-ng lintian dpkg-shlibdeps
+ensure_guests
+ensure_fsx
+ensure_debian
+choose_accel
