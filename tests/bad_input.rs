@@ -332,9 +332,27 @@ fn a_leaf_that_is_larger_than_asked_for_or_cannot_grow_is_refused() {
     refuses(temp.path(), &args("web1,size=3MiB"), 1, &["web1.leaf", "leave size out"]);
     let read_only = "web1,size=8MiB,readonly";
     refuses(temp.path(), &args(read_only), 1, &["web1.leaf", "leave size out"]);
-    refuses(temp.path(), &args("web1,size=1048576TiB"), 1, &["web1.leaf", "can't grow to"]);
+    refuses(temp.path(), &args("web1,size=1024TiB"), 1, &["web1.leaf", "can't grow to"]);
     let args = ["--root", text(&root), "--vm", "web2,size=1MiB"];
     refuses(temp.path(), &args, 1, &["web2", "less than"]);
+}
+
+#[test]
+fn a_disk_that_no_leaf_can_have_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = make_root(temp.path(), ROOT_SECTORS);
+    let args = ["--root", text(&root), "--vm", "web1,size=2048TiB"];
+    let parts = ["VM web1: size is 2048TiB", "up to 1024TiB"];
+    refuses(temp.path(), &args, 2, &parts);
+    refuses(temp.path(), &[&args[..], &["--check"]].concat(), 2, &parts);
+    // A root of that size; few file systems have such files.
+    let disk = SmallDisk::mount("1M");
+    let root = disk.path().join("large.raw");
+    fs::File::create(&root).unwrap().set_len((1 << 50) + 512).unwrap();
+    let args = ["--root", text(&root), "--vm", "web1"];
+    let parts = ["VM web1", "root large has 1125899906843136 bytes", "at most 1024TiB"];
+    refuses(temp.path(), &args, 1, &parts);
+    refuses(temp.path(), &[&args[..], &["--check"]].concat(), 1, &parts);
 }
 
 #[test]
@@ -478,6 +496,7 @@ fn flags_that_make_no_sense_are_refused_with_status_2() {
         ("web1,size=1.5GiB", ["1.5GiB", "1536MiB"]),
         ("web1,size=99999999999GiB", ["99999999999GiB", "64 bits"]),
         ("web1,size=", ["size", "no value"]),
+        ("web1,size=1125899906843136", ["web1", "up to 1024TiB"]),
         ("web1,size=1GiB,size=2GiB", ["size", "twice"]),
         ("web1,queues=0", ["queues", "0"]),
         ("web1,queues=x", ["queues", "x"]),

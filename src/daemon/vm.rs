@@ -15,7 +15,7 @@ use crate::config::size::format_size;
 use crate::config::{Endpoint, VmConfig};
 use crate::disk::{CachedRoot, Disk};
 use crate::error::Error;
-use crate::leaf::{self, Leaf, LeafError, OpenOptions};
+use crate::leaf::{self, Leaf, LeafError, OpenOptions, SIZE_MAX};
 use crate::reactor::Mailbox;
 use crate::root::Root;
 use crate::units::SECTOR_SIZE;
@@ -55,6 +55,15 @@ impl PlannedVm {
                 config.name,
                 root.len_bytes(),
                 config.root
+            )));
+        }
+        if size_bytes > SIZE_MAX {
+            return Err(Error::failure(format!(
+                "VM {}: its root {} has {size_bytes} bytes, and a disk has at most {}; give a \
+                 smaller root",
+                config.name,
+                config.root,
+                format_size(SIZE_MAX)
             )));
         }
         match super::sockets::is_stale(&config.socket) {
