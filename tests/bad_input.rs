@@ -338,6 +338,22 @@ fn a_leaf_that_is_larger_than_asked_for_or_cannot_grow_is_refused() {
 }
 
 #[test]
+fn a_read_only_vm_without_a_leaf_has_its_roots_size_and_no_other() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = make_root(temp.path(), ROOT_SECTORS);
+    let args = |vm| ["--root", text(&root), "--vm", vm];
+    let parts = ["VM web1", "readonly and has no leaf", "2097152 bytes", "leave size out"];
+    refuses(temp.path(), &args("web1,readonly,size=8GiB"), 1, &parts);
+    let check = [&args("web1,readonly,size=8GiB")[..], &["--check"]].concat();
+    refuses(temp.path(), &check, 1, &parts);
+    let daemon = Daemon::start(temp.path(), &args("web1,readonly,size=2MiB"));
+    let client = Client::open(&daemon.socket("web1"), true).unwrap();
+    assert_eq!(client.capacity, ROOT_SECTORS * 512);
+    drop(client);
+    daemon.stop();
+}
+
+#[test]
 fn a_disk_that_no_leaf_can_have_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     let root = make_root(temp.path(), ROOT_SECTORS);

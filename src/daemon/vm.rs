@@ -79,6 +79,15 @@ impl PlannedVm {
                 Err(LeafError::InUse { .. }) if in_use == InUse::Fine => {}
                 other => other.map_err(Error::failure)?,
             }
+        } else if config.readonly && size_bytes != root.len_bytes() {
+            return Err(Error::failure(format!(
+                "VM {}: it is readonly and has no leaf ({} does not exist), so its disk has the {} \
+                 bytes of root {}, not the {size_bytes} asked for; leave size out",
+                config.name,
+                config.leaf.display(),
+                root.len_bytes(),
+                config.root
+            )));
         }
         Ok(Self { config, size_bytes })
     }

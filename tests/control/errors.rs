@@ -43,6 +43,12 @@ fn a_vm_that_makes_no_sense_is_refused_with_the_sentence_of_the_flags() {
         (json!({"name": "x", "size": -1}), 422, "invalid", &["a size such as"]),
         (json!({"name": "x", "size": 512}), 422, "unfit", &["is less than the"]),
         (json!({"name": "x", "size": "2048TiB"}), 422, "invalid", &["up to 1024TiB"]),
+        (
+            json!({"name": "x", "readonly": true, "size": "8GiB"}),
+            422,
+            "unfit",
+            &["has no leaf", "leave size out"],
+        ),
         (json!({"name": "x", "queues": 65}), 422, "invalid", &["from 1 to 64"]),
         (json!({"name": "x", "leaf": "x.leaf"}), 422, "invalid", &["is not absolute"]),
         (json!({"name": "x", "socket": long}), 422, "invalid", &["at most 107"]),
