@@ -178,3 +178,26 @@ fn the_first_disk_error_of_each_vm_is_in_the_log_and_all_are_counted() {
     }
     assert!(!last_line(&report, "web3").contains("errors"), "{report}");
 }
+
+#[test]
+fn a_leaf_that_somebody_has_cut_short_is_an_error_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let args = ["--root", root.to_str().unwrap(), "--vm", "web1", "--vm", "web2"];
+    let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
+    let mut log = Log::follow(daemon.child.stderr.take().unwrap());
+    // To nothing of its data, and to less than a sector of it.
+    for (vm, rest) in [("web1", 0), ("web2", 100)] {
+        let mut client = Client::connect(&daemon.socket(vm));
+        client.write(4096, &[0x11; 4096]);
+        client.flush();
+        let leaf = std::fs::File::options().write(true).open(daemon.leaf(vm)).unwrap();
+        // Its data begins a disk's length before its end (docs/leaf-format.md).
+        let data_offset = leaf.metadata().unwrap().len() - ROOT_SECTORS * 512;
+        leaf.set_len(data_offset + rest).unwrap();
+        assert_eq!(client.run(Op::Read, 4096, 4096), -5, "{vm}");
+        log.wait_for(&[vm, "its leaf can't be read: it ends early"]);
+        assert_eq!(failed_reads(&daemon, vm), 1);
+        assert!(client.read(65536, 4096) == expected(65536, 4096), "the root's are there");
+    }
+}
