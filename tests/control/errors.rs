@@ -100,6 +100,21 @@ fn files_that_cannot_be_used_are_named() {
 }
 
 #[test]
+fn an_attach_that_fails_leaves_no_leaf() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, control) = served(dir.path());
+    // In the place of the live map, which is found out when the leaf is opened.
+    let in_the_way = dir.path().join("run/x.map");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let attach = || control.post("/v1/vms", &json!({"name": "x"}));
+    refuses(&attach(), 500, "failed", &["x.map", "can't be made"]);
+    assert!(!daemon.leaf("x").exists() && !daemon.socket("x").exists());
+    std::fs::remove_dir(&in_the_way).unwrap();
+    attach().expect(201);
+    daemon.stop();
+}
+
+#[test]
 fn what_is_not_there_or_in_use_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let (daemon, control) = served(dir.path());
