@@ -9,6 +9,7 @@
 mod common;
 
 use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
 use rustix::process::{Resource, getrlimit};
@@ -131,22 +132,76 @@ fn many_requests_in_flight_each_get_their_own_data() {
     }
 }
 
+/// Reads of the VM that failed, as its metrics say.
+fn failed_reads(daemon: &Daemon, vm: &str) -> u64 {
+    let text = String::from_utf8(daemon.control().get("/metrics").body).unwrap();
+    let start = format!("leafblk_vm_request_errors_total{{vm=\"{vm}\",operation=\"read\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&start));
+    value.unwrap_or_else(|| panic!("no {start} in\n{text}")).parse().unwrap()
+}
+
+/// The line that a daemon printed of the VM at its end.
+fn last_line<'a>(report: &'a str, vm: &str) -> &'a str {
+    report.lines().find(|line| line.starts_with(&format!("{vm}: read"))).unwrap()
+}
+
 #[test]
-fn the_first_disk_error_of_each_vm_is_in_the_log() {
+fn the_first_disk_error_of_each_vm_is_in_the_log_and_all_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
+    let content = std::fs::read(&root).unwrap();
     let root_arg = format!("base={}", root.display());
-    let args = ["--root", &root_arg, "--vm", "web1", "--vm", "web2"];
+    let args = ["--root", &root_arg, "--vm", "web1", "--vm", "web2", "--vm", "web3"];
     let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
     let mut log = Log::follow(daemon.child.stderr.take().unwrap());
-    std::fs::File::options().write(true).open(&root).unwrap().set_len(0).unwrap();
-    for vm in ["web1", "web2"] {
+    let file = std::fs::File::options().write(true).open(&root).unwrap();
+    file.set_len(0).unwrap();
+    let clients = ["web1", "web2"].map(|vm| {
         let mut client = Client::connect(&daemon.socket(vm));
         // Others of the same VM are only counted.
         for start in [1 << 20, 8 << 20] {
             assert_eq!(client.run(Op::Read, start, 4096), -5, "{vm} at {start}");
         }
         log.wait_for(&[vm, "root.raw can't be read: it ends early"]);
+        assert_eq!(failed_reads(&daemon, vm), 2);
+        client
+    });
+    assert_eq!(failed_reads(&daemon, "web3"), 0);
+    // Once the root is whole again, so are the disks.
+    file.write_all_at(&content, 0).unwrap();
+    for mut client in clients {
+        for start in [1 << 20, 8 << 20, 0] {
+            assert!(client.read(start, 4096) == expected(start, 4096), "{start}");
+        }
+    }
+    assert_eq!(failed_reads(&daemon, "web1"), 2);
+    let report = daemon.stop();
+    for vm in ["web1", "web2"] {
+        assert!(last_line(&report, vm).ends_with("; 2 errors"), "{report}");
+    }
+    assert!(!last_line(&report, "web3").contains("errors"), "{report}");
+}
+
+#[test]
+fn a_leaf_that_somebody_has_cut_short_is_an_error_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let args = ["--root", root.to_str().unwrap(), "--vm", "web1", "--vm", "web2"];
+    let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
+    let mut log = Log::follow(daemon.child.stderr.take().unwrap());
+    // To nothing of its data, and to less than a sector of it.
+    for (vm, rest) in [("web1", 0), ("web2", 100)] {
+        let mut client = Client::connect(&daemon.socket(vm));
+        client.write(4096, &[0x11; 4096]);
+        client.flush();
+        let leaf = std::fs::File::options().write(true).open(daemon.leaf(vm)).unwrap();
+        // Its data begins a disk's length before its end (docs/leaf-format.md).
+        let data_offset = leaf.metadata().unwrap().len() - ROOT_SECTORS * 512;
+        leaf.set_len(data_offset + rest).unwrap();
+        assert_eq!(client.run(Op::Read, 4096, 4096), -5, "{vm}");
+        log.wait_for(&[vm, "its leaf can't be read: it ends early"]);
+        assert_eq!(failed_reads(&daemon, vm), 1);
+        assert!(client.read(65536, 4096) == expected(65536, 4096), "the root's are there");
     }
 }
 

@@ -14,13 +14,13 @@ mod common;
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use common::faulty_storage::{Faults, FaultyFile};
 use common::frontend::{
-    F_FLUSH, IOERR, OK, T_DISCARD, T_FLUSH, T_OUT, T_WRITE_ZEROES, VERSION_1, Vmm,
+    F_FLUSH, IOERR, OK, T_DISCARD, T_FLUSH, T_IN, T_OUT, T_WRITE_ZEROES, VERSION_1, Vmm,
 };
 use common::make_root;
 use common::scene::{ROOT_SECTORS, root_content};
@@ -28,6 +28,7 @@ use common::small_disk::SmallDisk;
 use leafblk::cache::{Cache, CacheConfig, Hugepages};
 use leafblk::disk::{CachedRoot, Disk};
 use leafblk::leaf::{Layout, Leaf, OpenOptions, create_as};
+use leafblk::metrics::Operation;
 use leafblk::reactor::{Mailbox, Reactor};
 use leafblk::root::Root;
 use leafblk::vhost_user::{self, FrontendLink};
@@ -48,6 +49,7 @@ struct Host {
 struct Attached {
     vmm: Vmm,
     leaf: Arc<Leaf>,
+    disk: Arc<Disk>,
     thread: JoinHandle<Result<(), String>>,
 }
 
@@ -95,13 +97,13 @@ impl Host {
         let leaf = Arc::new(leaf);
         let disk = Disk::new("vm".into(), Arc::clone(&self.root), Some(Arc::clone(&leaf)), false);
         let (disk, mailbox) = (Arc::new(disk), Arc::clone(self.reactor.mailbox()));
-        let listener = self.listener.try_clone().unwrap();
+        let (listener, served) = (self.listener.try_clone().unwrap(), Arc::clone(&disk));
         let thread = std::thread::spawn(move || {
             let (stream, _) = listener.accept().map_err(|e| e.to_string())?;
-            vhost_user::serve(stream, &disk, 1, &mailbox, &Arc::new(FrontendLink::default()))
+            vhost_user::serve(stream, &served, 1, &mailbox, &Arc::new(FrontendLink::default()))
         });
         let features = VERSION_1 | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
-        Attached { vmm: Vmm::running_with(&self.socket, features, 256), leaf, thread }
+        Attached { vmm: Vmm::running_with(&self.socket, features, 256), leaf, disk, thread }
     }
 }
 
@@ -223,6 +225,49 @@ fn a_file_system_that_went_read_only_fails_writes_and_not_reads() {
     let mut vm = host.attach();
     assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096]);
     vm.works();
+    assert!(vm.detach());
+}
+
+/// What was logged.
+static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LOGGED.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_leaf_that_cannot_be_read_reaches_the_guest_and_goes_away_with_its_cause() {
+    log::set_logger(&Logger).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let host = Host::new();
+    let mut vm = host.attach();
+    vm.vmm.write_sectors(0, &[0x11; 4096]);
+    assert_eq!(vm.flush(), OK);
+    host.faults.set(&host.faults.read, libc::EIO);
+    assert_eq!(vm.vmm.request(T_IN, 0, 4096).0, IOERR);
+    // Of which the leaf has a part only.
+    assert_eq!(vm.vmm.request(T_IN, 4, 8192).0, IOERR);
+    host.faults.was_met("read");
+    let said = LOGGED.lock().unwrap().clone();
+    let about = |line: &&String| line.starts_with("VM vm: its leaf can't be read: Bad file");
+    assert_eq!(said.iter().filter(about).count(), 1, "the others are rare: {said:?}");
+    assert_eq!(vm.disk.counters().errors(Operation::Read), 2);
+    assert!(vm.vmm.read_sectors(1000, 8) == root_content(1000, 8), "the root can be read");
+    vm.vmm.write_sectors(8, &[0x22; 4096]);
+    host.faults.set(&host.faults.read, 0);
+    assert!(vm.vmm.read_sectors(0, 16) == [[0x11; 4096], [0x22; 4096]].concat());
+    vm.works();
+    assert_eq!(vm.disk.counters().errors(Operation::Read), 2);
     assert!(vm.detach());
 }
 

@@ -67,6 +67,10 @@ impl Places {
             arenas: huge.chain([beside]).collect(),
         })
     }
+
+    fn names(&self) -> impl Iterator<Item = &PathBuf> + Clone {
+        self.arenas.iter().map(|place| &place.path).chain([&self.directory])
+    }
 }
 
 /// Mounts of hugetlbfs with pages of 2 MiB (proc_pid_mounts(5)): the size is an
@@ -143,7 +147,7 @@ pub fn discard(runtime_dir: &Path) -> u64 {
     let Ok(places) = Places::of(runtime_dir) else {
         return 0;
     };
-    let names = places.arenas.iter().map(|place| &place.path).chain([&places.directory]);
+    let names = places.names();
     let sizes = names.clone().filter_map(|path| Some(fs::symlink_metadata(path).ok()?.len()));
     let bytes = sizes.sum();
     if bytes == 0 || open_locked(&places.directory).is_err() {
@@ -151,6 +155,20 @@ pub fn discard(runtime_dir: &Path) -> u64 {
     }
     names.for_each(|path| remove_ours(path));
     bytes
+}
+
+/// Whether there are files of a cache for `runtime_dir`, whoever's.
+pub fn has_files(runtime_dir: &Path) -> bool {
+    Places::of(runtime_dir)
+        .is_ok_and(|places| places.names().any(|path| fs::symlink_metadata(path).is_ok()))
+}
+
+/// Removes the files of this process's own cache for `runtime_dir`; it goes on
+/// without them, and outlives nothing.
+pub fn remove_files(runtime_dir: &Path) {
+    if let Ok(places) = Places::of(runtime_dir) {
+        places.names().for_each(|path| remove_ours(path));
+    }
 }
 
 fn options() -> fs::OpenOptions {

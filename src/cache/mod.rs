@@ -70,7 +70,7 @@ pub use self::directory::RootKey;
 pub use self::error::CacheError;
 pub use self::fill::{FillOutcome, FillStart, FillTicket};
 pub use self::hugepages::Shortage;
-pub use self::kept::discard;
+pub use self::kept::{discard, has_files, remove_files};
 pub use self::lookups::Lookups;
 pub use self::stats::CacheStats;
 pub use self::waiters::Waiter;

@@ -66,9 +66,8 @@ pub const POLL_US_MAX: u32 = 10_000;
 /// How long a reactor polls after its last work where nothing is asked for.
 pub const POLL_US_DEFAULT: u32 = 50;
 
-/// The largest virtual disk: its end still fits a file offset behind the
-/// leaf's header and presence map.
-pub const DISK_SIZE_MAX_BYTES: u64 = 1 << 60;
+/// The largest virtual disk: what a leaf can have.
+pub const DISK_SIZE_MAX_BYTES: u64 = crate::leaf::SIZE_MAX;
 
 /// Bytes of a configuration file that are read; a larger one is a mistake.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 4 << 20;

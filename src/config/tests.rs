@@ -167,9 +167,9 @@ fn every_number_has_its_range_and_the_edges_are_inside() {
         (|s, v| s.vms[0].queues = Some(v), &[1, 64], &[0, 65, 65_537], "it must be from 1 to 64"),
         (
             |s, v| s.vms[0].size = Some(v),
-            &[512, 1 << 60],
-            &[0, 511, 513, (1 << 60) + 512],
-            "it must be a multiple of 512 bytes, up to 1048576TiB",
+            &[512, 1 << 50],
+            &[0, 511, 513, (1 << 50) + 512, 1 << 60],
+            "it must be a multiple of 512 bytes, up to 1024TiB",
         ),
     ];
     for (set, inside, outside, rule) in cases {

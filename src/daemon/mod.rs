@@ -11,6 +11,7 @@ mod error;
 mod group;
 mod host;
 mod leftovers;
+mod made;
 mod pulse;
 pub mod record;
 mod reload;
@@ -51,13 +52,14 @@ pub use vm::Vm;
 ///
 /// # Errors
 /// A sentence on what prevents it from starting, or what went wrong while it
-/// stopped. Nothing has been created where a start fails on its arguments.
+/// stopped. Where a start fails, what it has made is gone.
 pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Result<(), Error> {
     raise_descriptor_limit();
     lock_own_code();
     // Blocks the signals' default action before anything can be left half done.
     let wishes = signals::watch()?;
-    let start::Started { host, engine, control_socket, http } = start::start(config)?;
+    // `made` comes first to go last, when all that lies in its directories is gone.
+    let start::Started { made, host, engine, control_socket, http } = start::start(config)?;
     let socket = control_socket.map(|socket| (Listener::Unix(socket), Access::Full));
     let http = http.map(|listener| (Listener::Tcp(listener), Access::ReadOnly));
     let listeners = socket.into_iter().chain(http).collect();
@@ -77,6 +79,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
             return Err(Error::failure(format!("{what}: {source}; {CHECK_LIMITS}")));
         }
     };
+    made.keep();
     announce(&host);
     service.ready(&status(&host));
     while let Ok(Wish::Reload) = wishes.recv() {

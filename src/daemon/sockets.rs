@@ -25,6 +25,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use super::apart::drop_apart_or_never;
+use super::made::NewDirectories;
 use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
@@ -79,17 +80,26 @@ fn system(path: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> Soc
 /// left as it is.
 ///
 /// # Errors
-/// [`SocketError::NoDirectory`] or [`SocketError::System`].
-pub fn create_private_dir(path: &Path) -> Result<(), SocketError> {
-    let new: Vec<&Path> = path.ancestors().take_while(|path| !path.exists()).collect();
-    match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        // A leaf in it is durable only if its name and the directory's are.
-        Ok(()) => new.into_iter().try_for_each(sync_name).map_err(system(path, "made durable")),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(SocketError::NoDirectory(path.into()))
+/// [`SocketError::NoDirectory`] or [`SocketError::System`]; nothing is left
+/// behind then.
+pub(super) fn create_private_dir(path: &Path) -> Result<NewDirectories, SocketError> {
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+    let mut new = NewDirectories::default();
+    for directory in missing.iter().rev() {
+        match fs::DirBuilder::new().mode(0o700).create(directory) {
+            Ok(()) => new.add(directory),
+            // Another process makes the same one at this moment, or it is no directory.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(system(path, "created")(error)),
         }
-        Err(error) => Err(system(path, "created")(error)),
     }
+    if !path.is_dir() {
+        return Err(SocketError::NoDirectory(path.into()));
+    }
+    // A leaf in it is durable only if its name and the directory's are.
+    missing.into_iter().try_for_each(sync_name).map_err(system(path, "made durable"))?;
+    Ok(new)
 }
 
 fn sync_name(path: &Path) -> io::Result<()> {

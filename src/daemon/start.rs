@@ -11,11 +11,12 @@ use super::acceptor::Acceptor;
 use super::error::HostError;
 use super::group;
 use super::host::Host;
+use super::made::{Made, NewCache, NewLeaf};
 use super::side_by_side;
 use super::sockets::{self, OwnedSocket, SocketError};
 use super::state_file::{self, Attached, StateFile};
 use super::table::{Cause, Configured, Life, NewVm, Table};
-use super::vm::{BoundVm, InUse, PlannedVm};
+use super::vm::{BoundVm, InUse, ListeningVm, PlannedVm};
 use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
@@ -29,6 +30,8 @@ use crate::root::Root;
 
 /// What a start makes.
 pub(super) struct Started {
+    /// Gone when it is dropped.
+    pub(super) made: Made,
     pub(super) host: Host,
     pub(super) engine: Engine,
     pub(super) control_socket: Option<OwnedSocket>,
@@ -48,25 +51,19 @@ pub(super) struct Engine {
 ///
 /// # Errors
 /// What is wrong with the configuration's roots and VMs, with the state file,
-/// or with this machine. What came through the API and can't be had now is no
-/// error: it is in the log and stays known as failed.
+/// or with this machine; what it has made is gone then. What came through the API
+/// and can't be had now is no error: it is in the log and stays known as failed.
 pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let Looked { group, socket_group, directories, attached, roots, planned } =
         look(config, InUse::Refused)?;
     let http = config.http_port.map(bind_http).transpose()?;
+    // Before all that lies in its directories, so that it goes after that.
+    let mut made = Made::default();
     let runtime_dir_is_new = !config.runtime_dir.exists();
-    let mut new_directories = vec![&config.runtime_dir, &config.state_dir];
-    new_directories.retain(|directory| !directory.exists());
     for directory in [&config.runtime_dir, &config.state_dir] {
-        sockets::create_private_dir(directory).map_err(Error::failure)?;
+        let new = sockets::create_private_dir(directory).map_err(Error::failure)?;
+        made.directories.append(new);
     }
-    // A kept cache is found through the runtime directory; without memory for
-    // one, nothing is left behind.
-    let cache = make_cache(config).inspect_err(|_| {
-        for directory in new_directories {
-            let _ = std::fs::remove_dir(directory);
-        }
-    })?;
     // All sockets before any leaf: one that is in use creates nothing.
     let bound =
         planned.into_iter().map(|plan| plan.bind(socket_group)).collect::<Result<Vec<_>, _>>()?;
@@ -77,7 +74,12 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     if runtime_dir_is_new {
         let_groups_pass(&config.runtime_dir, group, socket_group).map_err(Error::failure)?;
     }
+    // All new leaves before any that there is, which opening changes.
+    let bound = side_by_side::map(bound, BoundVm::with_leaf);
+    let bound = bound.into_iter().collect::<Result<Vec<_>, _>>()?;
     warn_of_stops(config, group, socket_group);
+    // After all that other processes may have: an earlier start's cache goes here.
+    let cache = make_cache(config, &mut made)?;
     let engine = start_reactors(config, &cache)?;
     let mailboxes = engine.reactors.iter().map(|reactor| Arc::clone(reactor.mailbox())).collect();
     let acceptor = Acceptor::start().map_err(|source| {
@@ -87,14 +89,14 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let table = Table::with_paths(claim.as_slice());
     let host = Host::new(directories, cache, mailboxes, acceptor, table, state, socket_group);
     host.table().configured = Configured::of(config);
-    host.serve_configured(config, roots, bound)?;
+    made.leaves = host.serve_configured(config, roots, bound)?;
     host.restore(attached);
     super::leftovers::tell(&host);
     let kept = host.cache().stats().kept * u64::from(config.cache_block_bytes);
     if kept > 0 {
         log::info!("took over {} of cached blocks from an earlier start", ByteSize::b(kept));
     }
-    Ok(Started { host, engine, control_socket, http })
+    Ok(Started { made, host, engine, control_socket, http })
 }
 
 /// Lets those groups reach the sockets that may use some; two groups can't both
@@ -211,7 +213,7 @@ fn bind_http(port: u16) -> Result<TcpListener, Error> {
     })
 }
 
-fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
+fn make_cache(config: &Config, made: &mut Made) -> Result<Arc<Cache>, Error> {
     let settings = CacheConfig {
         size_bytes: config.cache_size_bytes,
         block_bytes: config.cache_block_bytes,
@@ -222,7 +224,8 @@ fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
         },
         readers_max: config.reactors,
     };
-    let made = if config.keep_cache {
+    let has_files = cache::has_files(&config.runtime_dir);
+    let new = if config.keep_cache {
         Cache::keeping(&settings, &config.runtime_dir)
     } else {
         let bytes = cache::discard(&config.runtime_dir);
@@ -231,7 +234,10 @@ fn make_cache(config: &Config) -> Result<Arc<Cache>, Error> {
         }
         Cache::new(&settings)
     };
-    let (cache, warning) = made.map_err(Error::failure)?;
+    let (cache, warning) = new.map_err(Error::failure)?;
+    if cache.lifetime_fd().is_some() && !has_files {
+        made.cache = Some(NewCache::of(&cache, &config.runtime_dir));
+    }
     if let Some(warning) = warning {
         log::warn!("{warning}");
     }
@@ -262,14 +268,26 @@ fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Engine, Error> 
     Ok(Engine { reactors, _watchdog: watchdog })
 }
 
+/// The VMs, if all could be attached; none stays attached otherwise.
+fn all_or_none(attached: Vec<Result<ListeningVm, Error>>) -> Result<Vec<ListeningVm>, Error> {
+    let (vms, errors): (Vec<_>, Vec<_>) = attached.into_iter().partition(Result::is_ok);
+    let vms: Vec<ListeningVm> = vms.into_iter().flatten().collect();
+    let Some(error) = errors.into_iter().find_map(Result::err) else {
+        return Ok(vms);
+    };
+    side_by_side::map(vms, ListeningVm::take_back);
+    Err(error)
+}
+
 impl Host {
-    /// Serves what the configuration names, all of it or nothing.
+    /// Serves what the configuration names, all of it or nothing; the leaves that
+    /// were made for it.
     fn serve_configured(
         &self,
         config: &Config,
         roots: Vec<Root>,
         bound: Vec<BoundVm>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<NewLeaf>, Error> {
         for (root_config, root) in config.roots.iter().zip(roots) {
             let cached = Arc::new(self.cached(root)?);
             let claims = vec![PathClaim::of_root(root_config)];
@@ -287,10 +305,12 @@ impl Host {
         let opened = side_by_side::map(begun, |(bound, root, mailbox)| {
             bound.attach(&root, runtime_dir, mailbox)
         });
+        let mut opened = all_or_none(opened)?;
+        let new_leaves = opened.iter_mut().filter_map(ListeningVm::take_new_leaf).collect();
         for vm in opened {
-            self.publish(vm?, Cause::Configured)?;
+            self.publish(vm, Cause::Configured)?;
         }
-        Ok(())
+        Ok(new_leaves)
     }
 
     fn begin_configured(&self, bound: &BoundVm) -> Result<(Arc<CachedRoot>, Arc<Mailbox>), Error> {

@@ -1,23 +1,24 @@
 //! One VM: how it comes to be served, what others may know of it, and its end.
 //!
 //! Three steps, so that a start can look at everything before it changes
-//! anything: [`PlannedVm`] (looked at), [`BoundVm`] (has its socket),
-//! [`ListeningVm`] (has its leaf; clients may come).
+//! anything: [`PlannedVm`] (looked at), [`BoundVm`] (has its socket, and then a
+//! leaf), [`ListeningVm`] (its leaf is open; clients may come).
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::made::NewLeaf;
 use super::record::{self, PublishedRecord};
 use super::sockets::{OwnedSocket, SocketError};
 use crate::config::size::format_size;
 use crate::config::{Endpoint, VmConfig};
 use crate::disk::{CachedRoot, Disk};
 use crate::error::Error;
-use crate::leaf::{self, Leaf, LeafError, OpenOptions};
+use crate::leaf::{Leaf, LeafError, OpenOptions, SIZE_MAX};
 use crate::reactor::Mailbox;
-use crate::root::Root;
+use crate::root::{Root, RootIdentity};
 use crate::units::SECTOR_SIZE;
 use crate::vhost_user::FrontendLink;
 
@@ -25,6 +26,7 @@ use crate::vhost_user::FrontendLink;
 pub(super) struct PlannedVm {
     config: VmConfig,
     size_bytes: u64,
+    root: RootIdentity,
 }
 
 /// What to think of files and sockets that another process uses.
@@ -57,6 +59,15 @@ impl PlannedVm {
                 config.root
             )));
         }
+        if size_bytes > SIZE_MAX {
+            return Err(Error::failure(format!(
+                "VM {}: its root {} has {size_bytes} bytes, and a disk has at most {}; give a \
+                 smaller root",
+                config.name,
+                config.root,
+                format_size(SIZE_MAX)
+            )));
+        }
         match super::sockets::is_stale(&config.socket) {
             Err(SocketError::Live(_)) if in_use == InUse::Fine => {}
             Err(error) => return Err(Error::failure(error)),
@@ -70,8 +81,17 @@ impl PlannedVm {
                 Err(LeafError::InUse { .. }) if in_use == InUse::Fine => {}
                 other => other.map_err(Error::failure)?,
             }
+        } else if config.readonly && size_bytes != root.len_bytes() {
+            return Err(Error::failure(format!(
+                "VM {}: it is readonly and has no leaf ({} does not exist), so its disk has the {} \
+                 bytes of root {}, not the {size_bytes} asked for; leave size out",
+                config.name,
+                config.leaf.display(),
+                root.len_bytes(),
+                config.root
+            )));
         }
-        Ok(Self { config, size_bytes })
+        Ok(Self { config, size_bytes, root: root.identity().clone() })
     }
 
     /// Binds the socket, and lets `group` use it.
@@ -86,16 +106,13 @@ impl PlannedVm {
                 Error::failure(format!("{error}; {hint}"))
             })?;
         }
-        Ok(BoundVm { plan: self, socket, group })
+        Ok(BoundVm { plan: self, new_leaf: None, socket, group })
     }
 
     fn open_leaf(&self, root: &Root, runtime_dir: &Path) -> Result<Option<Leaf>, Error> {
         let config = &self.config;
-        if !config.leaf.exists() {
-            if config.readonly {
-                return Ok(None);
-            }
-            leaf::create(&config.leaf, self.size_bytes, root.identity()).map_err(Error::failure)?;
+        if config.readonly && !config.leaf.exists() {
+            return Ok(None);
         }
         let leaf = open_leaf(config, root, runtime_dir)?;
         grow(config, &leaf).inspect_err(|_| drop(leaf.close()))?;
@@ -141,6 +158,8 @@ fn open_leaf(config: &VmConfig, root: &Root, runtime_dir: &Path) -> Result<Leaf,
 /// A VM that has its socket: nobody else will serve it.
 pub(super) struct BoundVm {
     plan: PlannedVm,
+    /// Goes with this value.
+    new_leaf: Option<NewLeaf>,
     socket: OwnedSocket,
     /// Who may use the socket beside its owner.
     group: Option<u32>,
@@ -151,10 +170,23 @@ impl BoundVm {
         &self.plan.config
     }
 
-    /// Opens or creates the leaf.
+    /// Makes the leaf, unless there is one or none is needed.
     ///
     /// # Errors
     /// The leaf's.
+    pub(super) fn with_leaf(mut self) -> Result<Self, Error> {
+        let PlannedVm { config, size_bytes, root } = &self.plan;
+        if !config.readonly && !config.leaf.exists() {
+            let new = NewLeaf::create(&config.leaf, *size_bytes, root).map_err(Error::failure)?;
+            self.new_leaf = Some(new);
+        }
+        Ok(self)
+    }
+
+    /// Opens the leaf that [`Self::with_leaf`] has seen to.
+    ///
+    /// # Errors
+    /// The leaf's and the record's; what was made is gone then.
     pub(super) fn attach(
         self,
         root: &Arc<CachedRoot>,
@@ -162,22 +194,25 @@ impl BoundVm {
         reactor: Arc<Mailbox>,
     ) -> Result<ListeningVm, Error> {
         let config = self.plan.config.clone();
-        let leaf = self.plan.open_leaf(root.root(), runtime_dir)?.map(Arc::new);
         let endpoint = Endpoint {
             vm: config.name.clone(),
             socket: config.socket.clone(),
             queues: config.queues,
         };
         let record = record::publish(runtime_dir, &endpoint, self.group).map_err(Error::failure)?;
+        // Last, as an open leaf has to be closed again.
+        let leaf = self.plan.open_leaf(root.root(), runtime_dir)?.map(Arc::new);
         let disk = Disk::new(config.name.clone(), Arc::clone(root), leaf, config.readonly);
         let vm = Arc::new(Vm::new(config, disk, reactor));
-        Ok(ListeningVm { vm, socket: self.socket, _record: record })
+        Ok(ListeningVm { vm, new_leaf: self.new_leaf, socket: self.socket, _record: record })
     }
 }
 
 /// A VM that clients can connect to. Dropping it removes its socket and record.
 pub(super) struct ListeningVm {
     vm: Arc<Vm>,
+    /// Until somebody takes it.
+    new_leaf: Option<NewLeaf>,
     socket: OwnedSocket,
     /// Tells `leafblk qemu-args` where the VM is reached.
     _record: PublishedRecord,
@@ -190,6 +225,22 @@ impl ListeningVm {
 
     pub(super) fn listener(&self) -> &UnixListener {
         self.socket.listener()
+    }
+
+    /// The leaf, if it was made for this VM; it is the caller's to keep.
+    pub(super) fn take_new_leaf(&mut self) -> Option<NewLeaf> {
+        self.new_leaf.take()
+    }
+
+    /// Undoes the attach: a leaf that was made for it goes, another is closed.
+    pub(super) fn take_back(self) {
+        if let Err(error) = self.vm.close() {
+            log::debug!("{error}");
+        }
+        // Where it could not be closed, its live map is still there.
+        if let Some(leaf) = self.vm.disk.leaf().filter(|_| self.new_leaf.is_some()) {
+            leaf.discard_live_map();
+        }
     }
 
     /// The same VM, whose leaf was closed, with its leaf opened again and

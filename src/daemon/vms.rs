@@ -22,8 +22,7 @@ impl Host {
     /// Attaches a VM: there until it is detached, also after a restart.
     ///
     /// # Errors
-    /// [`HostError`]; nothing is served then, though an empty leaf that was
-    /// made may stay.
+    /// [`HostError`]; nothing is served then, and a leaf that was made is gone.
     pub fn attach(&self, entry: VmEntry) -> Result<VmView, HostError> {
         let name = entry.name.clone();
         self.table().check_new(NameOf::Vm, &name, Origin::Api)?;
@@ -112,12 +111,17 @@ impl Host {
         let inner = self.inner();
         let plan = PlannedVm::new(config, root.root()).map_err(HostError::Unfit)?;
         let bound = plan.bind(self.inner().socket_group).map_err(HostError::Unfit)?;
+        let bound = bound.with_leaf().map_err(HostError::Failed)?;
         let mailbox = Arc::clone(&inner.mailboxes[reactor]);
         bound.attach(root, &inner.directories.runtime, mailbox).map_err(HostError::Failed)
     }
 
     /// Keeps the VM, if it isn't kept yet, then lets clients in.
-    pub(super) fn publish(&self, listening: ListeningVm, cause: Cause) -> Result<(), HostError> {
+    pub(super) fn publish(
+        &self,
+        mut listening: ListeningVm,
+        cause: Cause,
+    ) -> Result<(), HostError> {
         let vm = Arc::clone(listening.vm());
         let name = vm.disk().name();
         if cause == Cause::Asked {
@@ -126,9 +130,12 @@ impl Host {
                 self.table().vm(name)?.row.keep = false;
                 // It may be in the file all the same (see `StateFile::write`).
                 let _ = self.keep();
-                let _ = vm.close();
+                listening.take_back();
                 return Err(error);
             }
+        }
+        if let Some(leaf) = listening.take_new_leaf() {
+            leaf.keep();
         }
         // Under one lock: whoever sees it served can take it out again.
         let mut table = self.table();

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::SIZE_MAX;
 use super::header::VERSION;
 
 /// An error of one leaf; each says what to do.
@@ -46,7 +47,9 @@ pub enum LeafError {
     )]
     WouldShrink { path: PathBuf, have: u64, asked: u64 },
     #[error(
-        "a disk of {size} bytes is not possible: a size is a multiple of 512, at least the root's and at most 1 PiB"
+        "a disk of {size} bytes is not possible: a size is a multiple of 512, at least the root's and at \
+         most {} PiB",
+        SIZE_MAX >> 50
     )]
     BadSize { size: u64 },
     #[error("the live map {} can't be made: {source}; check the runtime directory and its free space", path.display())]

@@ -196,7 +196,7 @@ impl Runner {
         let part = self.parts.get(id);
         let count = match result {
             Ok(count) if count > 0 => count as usize,
-            Ok(_) => return self.part_done(id, false),
+            Ok(_) => return self.leaf_ends_early(id),
             Err(e) => {
                 let task = self.tasks.get(part.task);
                 match self.devices[task.slot].as_deref_mut() {
@@ -231,10 +231,19 @@ impl Runner {
             self.part_done(id, true);
         } else if sectors == 0 {
             // Less than a sector is no progress: an error, not a loop.
-            self.part_done(id, false);
+            self.leaf_ends_early(id);
         } else {
             self.start_leaf_part(id);
         }
+    }
+
+    /// The leaf's file is shorter than its data: somebody else has cut it.
+    fn leaf_ends_early(&mut self, id: u32) {
+        let task = self.tasks.get(self.parts.get(id).task);
+        if let Some(device) = self.devices[task.slot].as_deref() {
+            device.disk.log_error(format_args!("its leaf can't be read: it ends early"));
+        }
+        self.part_done(id, false);
     }
 
     fn part_done(&mut self, id: u32, ok: bool) {

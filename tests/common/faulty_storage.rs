@@ -15,7 +15,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -35,6 +35,8 @@ pub(crate) struct Faults {
     pub(crate) map: AtomicI32,
     /// Writes and zeroing of data.
     pub(crate) data: AtomicI32,
+    /// Reads; those by io_uring fail with EBADF, whatever the errno.
+    pub(crate) read: AtomicI32,
     /// Most bytes that a write or a read does, or 0.
     pub(crate) most: AtomicUsize,
     /// Write-back is not to be had, and that is no error.
@@ -89,6 +91,8 @@ impl Faults {
 /// The file of a leaf.
 pub(crate) struct FaultyFile {
     file: FileStorage,
+    /// Open for writing only: not to be read by anyone.
+    unreadable: File,
     faults: Arc<Faults>,
     data_offset: u64,
 }
@@ -100,7 +104,9 @@ impl FaultyFile {
         let file = FileStorage::new(file);
         let mut data_offset = [0; 8];
         read_exact(&file, &mut data_offset, DATA_OFFSET_AT).unwrap();
-        Self { file, faults: Arc::clone(faults), data_offset: u64::from_le_bytes(data_offset) }
+        let unreadable = File::options().write(true).open(path).unwrap();
+        let data_offset = u64::from_le_bytes(data_offset);
+        Self { file, unreadable, faults: Arc::clone(faults), data_offset }
     }
 }
 
@@ -112,6 +118,7 @@ impl fmt::Debug for FaultyFile {
 
 impl Storage for FaultyFile {
     unsafe fn read_into(&self, bufs: &[GuestBuf], offset: u64, nowait: bool) -> io::Result<usize> {
+        self.faults.check(&self.faults.read, "read")?;
         let cut = self.faults.cut(bufs);
         let bufs = cut.as_ref().map_or(bufs, std::slice::from_ref);
         // SAFETY: by this method's contract.
@@ -169,6 +176,9 @@ impl Storage for FaultyFile {
     }
 
     fn raw_fd(&self) -> Option<RawFd> {
-        self.file.raw_fd()
+        match self.faults.read.load(Ordering::SeqCst) {
+            0 => self.file.raw_fd(),
+            _ => Some(self.unreadable.as_raw_fd()),
+        }
     }
 }

@@ -68,7 +68,9 @@ fn a_running_guest_sees_its_disk_grow_and_uses_all_of_it() {
     let odd = control.post("/v1/vms/web1/resize", &json!({"size": NEW * 512 + 1}));
     assert!(odd.problem(422, "invalid").contains("a multiple of 512"));
     let huge = control.post("/v1/vms/web1/resize", &json!({"size": "1048576TiB"}));
-    huge.problem(422, "unfit");
+    assert!(huge.problem(422, "invalid").contains("up to 1024TiB"));
+    let large = control.post("/v1/vms/web1/resize", &json!({"size": "1024TiB"}));
+    large.problem(422, "unfit");
     assert_eq!(capacity(&mut vmm), NEW);
     drop(vmm);
     daemon.kill();

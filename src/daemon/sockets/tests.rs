@@ -217,12 +217,28 @@ fn a_missing_directory_is_an_error_that_names_the_path() {
 fn a_made_directory_is_private_and_an_existing_one_keeps_its_mode() {
     let (dir, _) = place();
     let path = dir.path().join("a/b");
-    create_private_dir(&path).unwrap();
+    create_private_dir(&path).unwrap().keep();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o700, 0o700));
     fs::set_permissions(&path, Permissions::from_mode(0o750)).unwrap();
-    create_private_dir(&path).unwrap();
+    create_private_dir(&path).unwrap().keep();
     assert_eq!(mode(&path), 0o750);
+}
+
+#[test]
+fn a_made_directory_goes_with_those_above_it_and_one_that_was_there_stays() {
+    let (dir, _) = place();
+    let path = dir.path().join("a/b/c");
+    drop(create_private_dir(&path).unwrap());
+    assert!(names(dir.path()).is_empty());
+    fs::create_dir(dir.path().join("a")).unwrap();
+    drop(create_private_dir(&path).unwrap());
+    assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 0);
+    // Of what can't be made, nothing is.
+    fs::write(dir.path().join("a/file"), "").unwrap();
+    create_private_dir(&dir.path().join("a/file/b")).unwrap_err();
+    create_private_dir(&dir.path().join(format!("a/b/{}", "c".repeat(300)))).unwrap_err();
+    assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
 }
 
 #[test]
@@ -241,7 +257,7 @@ fn the_directory_that_keeps_a_group_out_is_found() {
     const GROUP: u32 = 65533;
     let (dir, _) = place();
     let run = dir.path().join("run");
-    create_private_dir(&run).unwrap();
+    create_private_dir(&run).unwrap().keep();
     let socket = run.join("web1.sock");
     let mode = |path: &Path, mode| {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
