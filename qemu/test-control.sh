@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The control API under real guests: a VM is attached to an empty host, its disk
-# grows while the guest runs, and after a kill -9 of the backend it is there
-# again without being asked for.
+# The control API under real guests: a VM is attached to an empty host, QEMU gets the
+# options that `leafblk qemu-args` prints for it, its disk grows while the guest runs,
+# and after a kill -9 of the backend it is there again without being asked for.
 set -euo pipefail
 # shellcheck source=lib/guest.sh
 . "$(dirname "$0")/lib/guest.sh"
@@ -28,8 +28,10 @@ guest_reaches() {
 say "an empty host, a VM attached to it, and a disk that grows"
 backend_start "$ROOT"
 check "attach: the VM is served" control vm attach web1,root=root
-guest_start grow "$WORK/grow.log" "$QEMU_DIR/guest/control.job" "$(socket_of web1)"
-check "grow: the guest runs" guest_reaches "$WORK/grow.log" waits
+PASTED=$(control qemu-args web1)
+check "grow: the options for QEMU name its socket" grep -qF "path=$(socket_of web1)," <<<"$PASTED"
+guest_start -o "$PASTED" grow "$WORK/grow.log" "$QEMU_DIR/guest/control.job"
+check "grow: the guest runs with these options" guest_reaches "$WORK/grow.log" waits
 check "grow: a second VM is attached meanwhile" control vm attach web2,root=root
 TOLD=$(control vm resize web1 48MiB)
 echo "# $TOLD"

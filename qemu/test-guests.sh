@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # QEMU guests on one root image, each with its own leaf: random reads, random
 # writes, crc32c verification, isolation, reboots; one and four guests at once,
-# hugepage guest memory, two queues. One line per check, status 1 if one failed.
+# hugepage guest memory, two queues, a block device as root. One line per check,
+# status 1 if one failed.
 set -euo pipefail
 # shellcheck source=lib/guest.sh
 . "$(dirname "$0")/lib/guest.sh"
@@ -65,7 +66,7 @@ say "a guest with two queues"
 log=$WORK/two.log
 check "two queues: ran to its end" guest_run -s 2 -q 2 two "$log" "$(job io queues)" "$(socket_of two)"
 check "two queues: the guest uses both" [ "$(guest_value "$log" queues)" = 2 ]
-guest_checks "two queues" "$log" random-read random-write verify both-queues
+guest_checks "two queues" "$log" random-read random-write verify both-queues called-for-both
 
 # Others may have changed the number since, so it is lowered, not put back.
 give_hugepages_back() {
@@ -127,6 +128,39 @@ for name in web1 web2 web3 web4; do
 done
 
 check "the backend stops with status 0 again" backend_stop
+
+# --- a root that is a block device ------------------------------------------------------
+
+loops_of_root() { losetup -n -O NAME -j "$ROOT"; }
+
+# One that is in use goes with its last user.
+release_loops() {
+  local device
+  for device in $(loops_of_root); do losetup -d "$device"; done
+}
+
+on_a_block_device() {
+  local log=$WORK/block.log
+  backend_start "$1" block
+  check "block device: ran to its end" guest_run block "$log" "$(job content io)" "$(socket_of block)"
+  check "block device: the disk is as large as the root" \
+    [ "$(guest_value "$log" size)" = $((ROOT_MIB * 1048576)) ]
+  check "block device: a new leaf shows exactly the root" [ "$(guest_value "$log" content)" = "$ROOT_SUM" ]
+  guest_checks "block device" "$log" random-read random-write verify
+  release_loops
+  check "block device: leafblk holds it as long as it serves it" [ "$(loops_of_root)" = "$1" ]
+  check "the backend stops with status 0, block device" backend_stop
+  check "block device: it is free afterwards" [ -z "$(loops_of_root)" ]
+}
+if [ "$BACKEND" = qsd ]; then
+  skipped "a root that is a block device" "its options for qemu-storage-daemon are others"
+elif device=$(losetup --find --show --read-only "$ROOT"); then
+  say "a root that is a block device"
+  at_exit release_loops
+  on_a_block_device "$device"
+else
+  skipped "a root that is a block device" "this host gives no loop device (losetup, as root)"
+fi
 
 # --- a cache in hugepages that a restart takes over ------------------------------------
 

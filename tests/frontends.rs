@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use common::frontend::*;
 use common::scene::{ROOT_SECTORS, root_content};
-use common::{Client, Daemon, make_root};
+use common::{Client, Daemon, make_root, wait_until};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol,
 };
@@ -241,6 +241,53 @@ fn a_read_only_disk_says_so_and_refuses_writes() {
     assert!(vmm.read_sectors(0, 128) == root_content(0, 128));
     assert!(!served.daemon.leaf("web1").exists());
     served.daemon.stop();
+}
+
+// What is offered.
+
+#[test]
+fn a_disk_offers_exactly_what_it_can_do() {
+    // Numbers of virtio 1.3, 5.2.3 and 6, and of vhost-user, "Protocol features".
+    let blk = [
+        2,  // SEG_MAX
+        6,  // BLK_SIZE
+        9,  // FLUSH
+        10, // TOPOLOGY
+        11, // CONFIG_WCE
+        12, // MQ
+        28, // INDIRECT_DESC
+        29, // EVENT_IDX
+        30, // vhost-user's own: there are protocol features
+        32, // VERSION_1
+    ];
+    let writable = [13, 14]; // DISCARD, WRITE_ZEROES
+    let readonly = [5]; // RO
+    let protocol = [
+        0,  // MQ
+        3,  // REPLY_ACK
+        5,  // BACKEND_REQ
+        9,  // CONFIG
+        12, // INFLIGHT_SHMFD
+        13, // RESET_DEVICE
+        15, // CONFIGURE_MEM_SLOTS
+        16, // STATUS
+    ];
+    let bits = |numbers: &[u32]| numbers.iter().fold(0, |all, number| all | 1u64 << number);
+    for (vm, special) in [("web1", &writable[..]), ("web1,readonly", &readonly)] {
+        let served = serve(vm);
+        let vmm = Vmm::connect(&served.socket);
+        vmm.frontend.set_owner().unwrap();
+        let offered = vmm.frontend.get_features().unwrap();
+        assert_eq!(offered, bits(&blk) | bits(special), "{vm}: {offered:#x}");
+        (&mut &vmm.stream).write_all(&message(15, 0, &[])).unwrap();
+        let mut reply = [0; 20];
+        (&mut &vmm.stream).read_exact(&mut reply).unwrap();
+        assert_eq!(word(&reply, 0), 15, "GET_PROTOCOL_FEATURES");
+        let offered = u64::from_le_bytes(reply[12..].try_into().unwrap());
+        assert_eq!(offered, bits(&protocol), "{vm}: {offered:#x}");
+        drop(vmm);
+        served.daemon.stop();
+    }
 }
 
 // The configuration space.
@@ -514,6 +561,32 @@ fn a_frontend_may_come_back_again_and_again() {
         vmm.write_sectors(2000 + round, &[round as u8 + 1; 512]);
         assert!(vmm.read_sectors(round, 8) == root_content(round, 8));
     }
+    served.daemon.stop();
+}
+
+/// Mappings of a guest's memory that the daemon has.
+fn mappings(daemon: &Daemon) -> usize {
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.child.id())).unwrap();
+    maps.lines().filter(|line| line.ends_with("/memfd:guest (deleted)")).count()
+}
+
+#[test]
+fn a_guests_memory_is_unmapped_when_its_frontend_is_gone() {
+    let served = serve("web1");
+    let gone = || mappings(&served.daemon) == 0;
+    assert!(gone());
+    let mut vmm = Vmm::running(&served.socket);
+    exercise(&mut vmm);
+    assert_eq!(mappings(&served.daemon), 1);
+    drop(vmm);
+    wait_until("the memory of a frontend that hung up is unmapped", gone);
+    // One that is hung up on, and lives on.
+    let mut vmm = Vmm::running(&served.socket);
+    exercise(&mut vmm);
+    assert_eq!(mappings(&served.daemon), 1);
+    (&mut &vmm.stream).write_all(&message(u32::MAX, 0, &[])).unwrap();
+    vmm.wait_closed();
+    wait_until("the memory of a frontend that was hung up on is unmapped", gone);
     served.daemon.stop();
 }
 

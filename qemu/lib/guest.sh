@@ -111,16 +111,18 @@ qemu_version_at_least() {
   [ "$major" -gt "$1" ] || { [ "$major" -eq "$1" ] && [ "$minor" -ge "$2" ]; }
 }
 
-# qemu_command [-m MIB] [-s CPUS] [-q QUEUES] [-H] SOCKET…: sets QEMU to the
-# command with everything but the kernel. -H: guest memory in 2 MiB hugepages.
+# qemu_command [-m MIB] [-s CPUS] [-q QUEUES] [-H] [-o OPTIONS] SOCKET…: sets QEMU to
+# the command with everything but the kernel. -H: guest memory in 2 MiB hugepages. -o:
+# memory and disk are what `leafblk qemu-args` printed, read by the shell as if pasted.
 qemu_command() {
-  local memory=256 cpus=1 queues=1 huge='' option OPTIND=1 reconnect=reconnect=1 index=0 socket
-  while getopts m:s:q:H option; do
+  local memory=256 cpus=1 queues=1 huge='' option OPTIND=1 reconnect=reconnect=1 index=0 socket pasted=''
+  while getopts m:s:q:Ho: option; do
     case $option in
       m) memory=$OPTARG ;;
       s) cpus=$OPTARG ;;
       q) queues=$OPTARG ;;
       H) huge=,hugetlb=on,hugetlbsize=2M ;;
+      o) pasted=$OPTARG ;;
       *) return 1 ;;
     esac
   done
@@ -128,10 +130,16 @@ qemu_command() {
   qemu_version_at_least 9 2 && reconnect='reconnect-ms=1000'
   local accel='tcg,thread=multi'
   [ "$ACCEL" = kvm ] && accel=kvm
-  QEMU=(qemu-system-x86_64 -accel "$accel" -cpu max
-    -machine "q35,memory-backend=mem"
-    -object "memory-backend-memfd,id=mem,size=${memory}M,share=on$huge"
-    -m "${memory}M" -smp "$cpus" -nodefaults -display none -serial stdio)
+  QEMU=(qemu-system-x86_64 -accel "$accel" -cpu max -smp "$cpus"
+    -nodefaults -display none -serial stdio)
+  if [ -n "$pasted" ]; then
+    # As its remark has it.
+    qemu_version_at_least 9 2 || pasted=${pasted//reconnect-ms=1000/reconnect=1}
+    eval "QEMU+=($pasted)"
+    return
+  fi
+  QEMU+=(-machine "q35,memory-backend=mem"
+    -object "memory-backend-memfd,id=mem,size=${memory}M,share=on$huge" -m "${memory}M")
   for socket in "$@"; do
     QEMU+=(-chardev "socket,id=c$index,path=$socket,$reconnect"
       -device "vhost-user-blk-pci,chardev=c$index,num-queues=$queues,queue-size=256")
@@ -140,11 +148,11 @@ qemu_command() {
 }
 
 # guest_start [-t SECONDS] [-e CPIO]… [-r] [qemu_command's options] NAME LOG JOB
-# SOCKET…: starts the small guest with the shell script JOB; sets GUEST_PID. -e
+# [SOCKET…]: starts the small guest with the shell script JOB; sets GUEST_PID. -e
 # adds an archive to the initramfs; -r lets the guest reboot.
 guest_start() {
   local limit=120 extra=() options=() option OPTIND=1 reboot=-no-reboot name log job
-  while getopts t:e:rm:s:q:H option; do
+  while getopts t:e:rm:s:q:Ho: option; do
     case $option in
       t) limit=$OPTARG ;;
       e) extra+=("$OPTARG") ;;

@@ -341,18 +341,6 @@ fn only_the_writeback_byte_can_be_written() {
 }
 
 #[test]
-fn a_disk_offers_what_it_can_do() {
-    let discard = 1 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_DISCARD;
-    let read_only = 1u64 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_RO;
-    assert_eq!(features::offered(true) & (discard | read_only), read_only);
-    assert_eq!(features::offered(false) & (discard | read_only), discard);
-    let always = features::VERSION_1 | features::EVENT_IDX | features::INDIRECT_DESC;
-    for offered in [features::offered(true), features::offered(false)] {
-        assert_eq!(offered & always, always);
-    }
-}
-
-#[test]
 fn the_cache_is_write_back_only_for_a_driver_that_can_flush() {
     use features::{CONFIG_WCE, FLUSH, is_write_back};
     assert!(!is_write_back(0, true), "a driver that can't flush gets write-through");

@@ -14,11 +14,15 @@ pub(crate) mod lingering;
 pub(crate) mod scene;
 pub(crate) mod small_disk;
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
 
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
+use rustix::process::{PidfdFlags, Signal, kill_process, pidfd_open};
 
 /// Content of a root: every sector tells its number, some are zeros.
 pub(crate) fn root_sector(sector: u64) -> [u8; 512] {
@@ -41,10 +45,21 @@ pub(crate) fn make_root(dir: &Path, sectors: u64) -> PathBuf {
     path
 }
 
+/// Asks again and again until it is so.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + frontend::PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
 /// A running `leafblk serve`, ended by SIGTERM when it is dropped.
 pub(crate) struct Daemon {
     pub(crate) child: Child,
     pub(crate) dir: PathBuf,
+    /// The lines that it printed until it was ready, that one included.
+    pub(crate) announced: Vec<String>,
     stdout: BufReader<std::process::ChildStdout>,
 }
 
@@ -53,6 +68,13 @@ impl Daemon {
     /// ready line.
     pub(crate) fn start(dir: &Path, args: &[&str]) -> Self {
         Self::start_with(dir, args, Stdio::inherit())
+    }
+
+    /// The same, with its log.
+    pub(crate) fn start_logged(dir: &Path, args: &[&str]) -> (Self, scene::Log) {
+        let mut daemon = Self::start_with(dir, args, Stdio::piped());
+        let log = scene::Log::follow(daemon.child.stderr.take().unwrap());
+        (daemon, log)
     }
 
     pub(crate) fn start_with(dir: &Path, args: &[&str], stderr: Stdio) -> Self {
@@ -69,15 +91,14 @@ impl Daemon {
             .spawn()
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        while !line.starts_with("ready") {
-            line.clear();
-            assert!(
-                stdout.read_line(&mut line).unwrap() > 0,
-                "the daemon ended before it was ready"
-            );
+        let mut announced = Vec::new();
+        while !announced.last().is_some_and(|line: &String| line.starts_with("ready")) {
+            let mut line = String::new();
+            let len = stdout.read_line(&mut line).unwrap();
+            assert!(len > 0, "the daemon ended before it was ready");
+            announced.push(line.trim_end_matches('\n').to_owned());
         }
-        Self { child, dir: dir.to_owned(), stdout }
+        Self { child, dir: dir.to_owned(), announced, stdout }
     }
 
     pub(crate) fn socket(&self, vm: &str) -> PathBuf {
@@ -98,23 +119,52 @@ impl Daemon {
 
     /// Does something while it stands still.
     pub(crate) fn while_paused<T>(&self, work: impl FnOnce() -> T) -> T {
-        use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
-        kill_process(self.pid(), Signal::STOP).unwrap();
+        use rustix::process::{WaitOptions, waitpid};
+        self.signal(Signal::STOP);
         let stopped = waitpid(Some(self.pid()), WaitOptions::UNTRACED).unwrap();
         assert!(stopped.is_some_and(|(_, status)| status.stopped()));
         let result = work();
-        kill_process(self.pid(), Signal::CONT).unwrap();
+        self.signal(Signal::CONT);
         result
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
     /// SIGTERM; what it printed at the end. Panics unless it ends with 0.
-    pub(crate) fn stop(mut self) -> String {
-        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM).unwrap();
+    pub(crate) fn stop(self) -> String {
+        self.stop_by(Signal::TERM)
+    }
+
+    /// The same by this signal.
+    pub(crate) fn stop_by(mut self, signal: Signal) -> String {
+        self.signal(signal);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}");
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).unwrap();
         rest
+    }
+
+    /// Fills the pipe that it prints into, which nobody reads: the next line that it
+    /// prints waits, and it with that line.
+    pub(crate) fn fill_stdout(&self) {
+        use std::os::unix::fs::OpenOptionsExt;
+        let pipe = format!("/proc/self/fd/{}", self.stdout.get_ref().as_raw_fd());
+        let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let mut pipe = File::options().write(true).custom_flags(nonblock).open(pipe).unwrap();
+        while pipe.write(&[b'-'; 4096]).is_ok() {}
+    }
+
+    /// Waits until it has ended; how it did. Panics where it doesn't.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let process = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
+        if !frontend::readable(&process, frontend::PATIENCE) {
+            self.child.kill().unwrap();
+            panic!("the daemon never ends");
+        }
+        self.child.wait().unwrap()
     }
 
     /// SIGKILL.
@@ -127,7 +177,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM);
+            let _ = kill_process(self.pid(), Signal::TERM);
             let _ = self.child.wait();
         }
     }

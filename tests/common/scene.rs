@@ -9,7 +9,6 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Condvar, Mutex};
@@ -173,8 +172,7 @@ impl Scene {
             "--reactors",
             "1",
         ];
-        let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
-        let log = Log::follow(daemon.child.stderr.take().unwrap());
+        let (daemon, log) = Daemon::start_logged(dir.path(), &args);
         let neighbour = Neighbour::start(&daemon.socket("neighbour"));
         neighbour.goes_on(1);
         let victim = daemon.socket("victim");

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::errors::served;
-use crate::common::frontend::PATIENCE;
 use crate::common::http::Control;
-use crate::common::scene::{Log, ROOT_SECTORS, root_content};
-use crate::common::{Client, Daemon, make_root};
+use crate::common::scene::{ROOT_SECTORS, root_content};
+use crate::common::{Client, Daemon, make_root, wait_until};
 
 fn state_file(dir: &Path) -> PathBuf {
     dir.join("state/attached.toml")
@@ -21,24 +20,8 @@ fn names(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap()).collect()
 }
 
-/// The daemon with its log.
-fn start_logged(dir: &Path, args: &[&str]) -> (Daemon, Log) {
-    let mut daemon = Daemon::start_with(dir, args, Stdio::piped());
-    let log = Log::follow(daemon.child.stderr.take().unwrap());
-    (daemon, log)
-}
-
 fn hang_up(daemon: &Daemon) {
-    rustix::process::kill_process(daemon.pid(), rustix::process::Signal::HUP).unwrap();
-}
-
-/// Asks again and again until the answer is right.
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::yield_now();
-    }
+    daemon.signal(rustix::process::Signal::HUP);
 }
 
 #[test]
@@ -187,7 +170,7 @@ fn a_vm_of_the_configuration_wins_over_an_attached_one() {
     std::fs::write(state_file(dir.path()), without).unwrap();
     let root = format!("debian={}", dir.path().join("root.raw").display());
     let args = ["--root", &root, "--vm", "web1,queues=4", "--vm", "web3,queues=3"];
-    let (daemon, mut log) = start_logged(dir.path(), &args);
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &args);
     log.wait_for(&["root debian was attached through the API and is in the configuration now"]);
     log.wait_for(&["VM web1 was attached through the API and is in the configuration now"]);
     let control = daemon.control();
@@ -205,7 +188,7 @@ fn a_vm_of_the_configuration_is_detached_until_the_next_reload_or_start() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
     let args = ["--root", root.to_str().unwrap(), "--vm", "web1"];
-    let (daemon, mut log) = start_logged(dir.path(), &args);
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &args);
     let control = daemon.control();
     control.delete("/v1/vms/web1").expect(204);
     assert_eq!(control.get("/v1/vms").expect(200), json!([]));
@@ -230,7 +213,7 @@ fn what_cannot_be_had_again_is_shown_as_failed_and_tried_again_at_a_reload() {
     daemon.stop();
     let (image, aside) = (dir.path().join("root.raw"), dir.path().join("aside"));
     std::fs::rename(&image, &aside).unwrap();
-    let (daemon, mut log) = start_logged(dir.path(), &[]);
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &[]);
     log.wait_for(&["VM web1, attached through the API, is not served"]);
     let control = daemon.control();
     let root = control.get("/v1/roots/debian").expect(200);
@@ -268,7 +251,7 @@ fn what_a_reload_cannot_have_is_shown_as_failed_and_tried_again_at_the_next() {
         (dir.path().join("leafblk.toml"), dir.path().join("late.raw"), dir.path().join("my.leaf"));
     let base = format!("[[root]]\nname = \"d\"\npath = {root:?}\n");
     std::fs::write(&file, &base).unwrap();
-    let (daemon, mut log) = start_logged(dir.path(), &["--config", file.to_str().unwrap()]);
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &["--config", file.to_str().unwrap()]);
     let control = daemon.control();
     std::fs::write(&leaf, "no leaf").unwrap();
     let more = format!(
@@ -410,7 +393,7 @@ fn a_reload_makes_the_configuration_true_as_far_as_that_is_possible() {
         std::fs::write(&file, format!("{head}\n{root_table}{}", tables.concat())).unwrap();
     };
     write("", &[vm("stays", ""), vm("goes", ""), vm("busy", ""), vm("grows", "size = \"8MiB\"")]);
-    let (daemon, mut log) = start_logged(dir.path(), &["--config", file.to_str().unwrap()]);
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &["--config", file.to_str().unwrap()]);
     let control = daemon.control();
     control.post("/v1/vms", &json!({"name": "mine"})).expect(201);
     control.post("/v1/vms", &json!({"name": "adopted"})).expect(201);
@@ -477,7 +460,7 @@ fn a_live_map_whose_leaf_no_vm_has_is_named_in_the_log_and_kept() {
             // As where its file system is not mounted, or it is deleted.
             std::fs::rename(&leaf, &away).unwrap();
         }
-        let (daemon, mut log) = start_logged(dir.path(), &args[..2]);
+        let (daemon, mut log) = Daemon::start_logged(dir.path(), &args[..2]);
         log.wait_for(&["web1.map", said, "remove the map if the leaf was deleted"]);
         daemon.stop();
         assert!(map.exists());

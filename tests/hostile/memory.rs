@@ -66,6 +66,23 @@ fn memory_that_is_no_file_of_memory_loses_the_connection() {
     });
 }
 
+/// What the log says to do where a VM was started without `share=on`.
+const SHARE_IT: &str = "start the VM with a shared memory backend (QEMU: share=on)";
+
+#[test]
+fn a_frontend_that_shares_no_memory_is_told_how_to_start_the_vm() {
+    loses_its_connection(SHARE_IT, |vmm| {
+        assert!(vmm.try_start_ring(Ring::new(0, 256)).is_err());
+    });
+    let need = RAM_LEN + 0x1000;
+    let too_short = format!("needs {need} bytes of a file that has {RAM_LEN}; {SHARE_IT}");
+    loses_its_connection(&too_short, |vmm| {
+        let mut region = vmm.region();
+        region.memory_size = need;
+        assert!(vmm.frontend.set_mem_table(&[region]).is_err());
+    });
+}
+
 #[test]
 fn more_regions_than_slots_lose_the_connection() {
     loses_its_connection("more than 32 memory regions", |vmm| {
@@ -178,7 +195,9 @@ fn on_disk() -> File {
 #[test]
 fn memory_on_a_disk_loses_the_connection() {
     let file = on_disk();
-    loses_its_connection("memory-backend-memfd", |vmm| {
+    let advice = "give the VM a memory-backend-memfd, or a memory-backend-file whose mem-path is \
+                  in /dev/shm or on a hugetlbfs mount (Cloud Hypervisor: --memory shared=on)";
+    loses_its_connection(advice, |vmm| {
         let region = region_of(&file, RAM_START, RAM_LEN);
         assert!(vmm.frontend.set_mem_table(&[region]).is_err());
     });
