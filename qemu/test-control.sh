@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The control API under real guests: a VM is attached to an empty host, QEMU gets the
 # options that `leafblk qemu-args` prints for it, its disk grows while the guest runs,
-# and after a kill -9 of the backend it is there again without being asked for.
+# a guest that shares no memory is in the log, and after a kill -9 of the backend the VM
+# is there again without being asked for.
 set -euo pipefail
 # shellcheck source=lib/guest.sh
 . "$(dirname "$0")/lib/guest.sh"
@@ -25,6 +26,12 @@ guest_reaches() {
     < <(timeout 120 tail -n +1 --pid="$GUEST_PID" -F "$1" 2>/dev/null || true)
 }
 
+# log_says PATTERN: returns when the backend's log has it, or has not within a minute.
+log_says() {
+  grep -q -m1 "$1" \
+    < <(timeout 60 tail -n +1 --pid="${BACKEND_PIDS[0]}" -F "$BACKEND_LOG.err" 2>/dev/null || true)
+}
+
 say "an empty host, a VM attached to it, and a disk that grows"
 backend_start "$ROOT"
 check "attach: the VM is served" control vm attach web1,root=root
@@ -40,6 +47,11 @@ check "grow: the guest ran to its end" guest_wait "$GUEST_PID" "$WORK/grow.log"
 guest_checks grow "$WORK/grow.log" sees-the-new-size old-and-new-part last-sectors
 check "grow: 32 MiB before" [ "$(guest_value "$WORK/grow.log" sectors-before)" = 65536 ]
 check "grow: 48 MiB after" [ "$(guest_value "$WORK/grow.log" sectors-after)" = 98304 ]
+
+say "a guest whose memory is not shared"
+guest_start -t 60 -o "${PASTED//share=on/share=off}" private "$WORK/private.log" "$QEMU_DIR/guest/control.job"
+check "private memory: the log says what to do" log_says 'VM web1: its guest kicks, but.*share=on'
+stop_pid "$GUEST_PID"
 
 say "killed and started again"
 kill -9 "${BACKEND_PIDS[0]}"

@@ -160,6 +160,7 @@ impl Runner {
         }
         device.queues[index] = Some(queue);
         device.broken = false;
+        (device.kicks, device.rings_show) = (0, false);
         device.break_if_a_call_waits();
         // What came before the kick was watched must be looked for; and a
         // device that is hot already has to disable this queue's kicks too.

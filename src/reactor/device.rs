@@ -132,6 +132,10 @@ pub(super) struct Device {
     /// Had work since the last look at who may cool down.
     pub(super) worked: bool,
     pub(super) broken: bool,
+    /// Kicks since a queue was started, as far as they came one by one.
+    pub(super) kicks: u32,
+    /// Its rings have shown something since, or it was told that they don't.
+    pub(super) rings_show: bool,
     pub(super) pending_memory: Option<PendingMemory>,
     pub(super) detaching: Option<SyncSender<()>>,
 }
@@ -158,6 +162,8 @@ impl Device {
             hot: false,
             worked: false,
             broken: false,
+            kicks: 0,
+            rings_show: false,
             pending_memory: None,
             detaching: None,
         }
@@ -190,6 +196,30 @@ impl Device {
             let name = self.disk.name();
             log_for!(self.disk, Warn, "VM {name}: its device stops until it is reset: {why}");
         }
+    }
+
+    /// Says once that the driver kicks and its rings have never shown anything: the most
+    /// common mistake, memory that looks as if it were shared (a memfd), and is mapped
+    /// privately by the VMM. For a device without work.
+    pub(super) fn mind_private_memory(&mut self) {
+        if self.kicks_in_vain() {
+            self.rings_show = true;
+            let name = self.disk.name();
+            log_for!(
+                self.disk,
+                Warn,
+                "VM {name}: its guest kicks, but no request is in its memory as leafblk sees it; if \
+                 the guest waits for its disk, start the VM with a shared memory backend (QEMU: \
+                 share=on)"
+            );
+        }
+    }
+
+    /// A VMM may kick each queue once of its own when it starts it: QEMU does.
+    pub(super) fn kicks_in_vain(&mut self) -> bool {
+        let queues = self.queues.iter().flatten();
+        self.rings_show |= queues.clone().any(|queue| queue.ring.next_avail() != 0);
+        !self.rings_show && self.kicks as usize > queues.count()
     }
 
     /// Ends the device if its frontend made a call wait; it gets no more, of

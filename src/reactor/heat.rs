@@ -36,6 +36,9 @@ impl Runner {
                 && let Ok(slot) = usize::try_from(token)
             {
                 self.counters.kicks.add(1);
+                if let Some(device) = self.devices.get_mut(slot).and_then(Option::as_mut) {
+                    device.kicks = device.kicks.saturating_add(1);
+                }
                 self.heat(slot);
             }
         }
@@ -71,6 +74,7 @@ impl Runner {
             if device.is_faulted() {
                 device.break_with(&MEMORY_GONE);
             }
+            device.mind_private_memory();
             let served = device.is_served();
             let mut keep = false;
             for queue in device.queues.iter_mut().flatten() {

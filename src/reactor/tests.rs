@@ -1,12 +1,14 @@
 //! Turns of a reactor, one by one, without its thread.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command as Program;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::write;
 
 use super::run::Runner;
 use super::{Command, EndOfAll, Mailbox, QueueSetup};
@@ -38,6 +40,10 @@ fn guest_that_reads(sector: u64) -> Rig {
 /// A reactor that serves one VM on a root of `blocks` blocks, each of them full of
 /// its number.
 fn runner(dir: &Path, blocks: u8, guest: &Rig) -> Runner {
+    runner_with(dir, blocks, guest, None)
+}
+
+fn runner_with(dir: &Path, blocks: u8, guest: &Rig, kick: Option<OwnedFd>) -> Runner {
     let path = dir.join("root.raw");
     let bytes: Vec<u8> = (0..blocks).flat_map(|block| vec![block; BLOCK as usize]).collect();
     std::fs::write(&path, bytes).unwrap();
@@ -60,7 +66,7 @@ fn runner(dir: &Path, blocks: u8, guest: &Rig) -> Runner {
     let setup = Box::new(QueueSetup {
         index: 0,
         ring: guest.config,
-        kick: None,
+        kick,
         call: None,
         enabled: true,
         inflight: None,
@@ -94,6 +100,34 @@ fn the_disk_is_asked_in_a_devices_own_turn_for_what_its_read_lacks() {
     assert_eq!(guest.get(STATUS), [0xff]);
     assert!(runner.reap());
     assert_eq!((guest.get(STATUS), guest.get(BUFFER)), ([0], [3; 4096]));
+}
+
+#[test]
+fn a_guest_that_kicks_again_without_showing_a_request_shares_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let guest = guest_that_reads(8);
+    // As leafblk sees memory that the guest's VMM has mapped privately.
+    guest.put(rig::AVAIL, &[0; 4]);
+    let kick = eventfd(0, EventfdFlags::empty()).unwrap();
+    let mut runner = runner_with(dir.path(), 1, &guest, Some(kick.try_clone().unwrap()));
+    let in_vain = |runner: &mut Runner| {
+        write(&kick, &1u64.to_ne_bytes()).unwrap();
+        assert!(runner.look(0));
+        assert!(!runner.serve_device(0));
+        runner.devices[0].as_mut().unwrap().kicks_in_vain()
+    };
+    assert!(!in_vain(&mut runner), "the VMM's own");
+    assert!(in_vain(&mut runner));
+    // Says so.
+    assert!(!runner.cool(true));
+    assert!(!in_vain(&mut runner), "said before");
+    // It was there after all.
+    runner.devices[0].as_mut().unwrap().rings_show = false;
+    guest.offer(0, &[0]);
+    assert!(runner.serve_device(0));
+    assert!(!runner.devices[0].as_mut().unwrap().kicks_in_vain());
+    wait(&runner);
+    assert!(runner.reap());
 }
 
 #[test]
