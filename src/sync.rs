@@ -1,8 +1,8 @@
 //! Mutexes and atomics of the code that loom checks: the standard library's,
-//! and under `--cfg leafblk_loom` those that try every interleaving and every value
+//! and in tests with the feature `loom` those that try every interleaving and every value
 //! that the memory model allows (docs/ARCHITECTURE.md says how to run it).
 
-#[cfg(leafblk_loom)]
+#[cfg(all(test, feature = "loom"))]
 pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
-#[cfg(not(leafblk_loom))]
+#[cfg(not(all(test, feature = "loom")))]
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};

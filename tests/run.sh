@@ -66,17 +66,17 @@ counted() {
 
 # begin NAME COMMAND…: starts a command beside the next ones; finish NAME waits for it,
 # and says what it said.
-declare -A begun
+declare -A beside
 begin() {
     local name=$1
     shift
     "$@" >"$log_dir/$name.out" 2>&1 &
-    begun[$name]=$!
+    beside[$name]=$!
     at_exit "stop_pid $!"
 }
 finish() {
     local status=0
-    wait "${begun[$1]}" || status=$?
+    wait "${beside[$1]}" || status=$?
     cat "$log_dir/$1.out"
     return "$status"
 }
@@ -111,12 +111,8 @@ need qemu-io
 # Of no use to a build from nothing, and a fifth of its time.
 export CARGO_INCREMENTAL=0
 step "cargo fmt" fmt cargo fmt --check
-# The linker has one core for most of it, and what guests need is fetched.
-for_guests() {
-    cargo build --locked --release || return
-    [ "$with_qemu" -eq 0 ] || qemu/prepare.sh
-}
-begin for-guests for_guests
+# Most of it waits for the network.
+if [ "$with_qemu" -eq 1 ]; then begin prepare qemu/prepare.sh; fi
 step "cargo clippy" clippy cargo clippy --locked --all-targets -- -D warnings
 # leafblk's dependencies in the versions that were just checked, most of them in its
 # target folder already. libFuzzer itself is only linked into a target that runs.
@@ -126,23 +122,21 @@ check_fuzz() {
         cargo check --target-dir target --manifest-path fuzz/Cargo.toml
 }
 step "fuzz/ builds" fuzz-check check_fuzz
-# In a folder of its own: the flag builds everything anew.
-cargo_tests "cargo test, loom" loom \
-    env CARGO_TARGET_DIR=target/loom RUSTFLAGS="--cfg leafblk_loom" \
-    cargo test --locked --profile loom --lib loom_
 step "cargo test --no-run" test-build cargo test --locked --no-run
-step "cargo build --release, and what guests need" for-guests finish for-guests
 # One test that takes as long as half of the others.
 begin kills cargo test --locked --test kills
 cargo_tests "cargo test" cargo-test cargo test --locked --no-fail-fast -- \
     --skip no_acknowledged_sector_is_lost_however_often_the_daemon_is_killed
 cargo_tests "cargo test --test kills" cargo-test-kills finish kills
+cargo_tests "cargo test, loom" loom cargo test --locked --features loom --lib loom_
+step "cargo build --release" build cargo build --locked --release
 scripts() {
     local script
     for script in "$@"; do counted "$script" "$(basename "$script" .sh)" "$script"; done
 }
 # Two at a time, as there are cores for: most have one guest at a time, with one CPU.
 if [ "$with_qemu" -eq 1 ]; then
+    step "qemu/prepare.sh" prepare finish prepare
     begin test-deb packaging/test-deb.sh
     scripts qemu/test-guests.sh qemu/test-filesystems.sh
     counted packaging/test-deb.sh test-deb finish test-deb

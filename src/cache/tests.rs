@@ -1,6 +1,6 @@
 //! The cache as a whole, on one thread: what a caller sees.
 
-#[cfg(leafblk_loom)]
+#[cfg(feature = "loom")]
 mod interleavings;
 mod kept;
 mod model;

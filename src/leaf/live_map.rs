@@ -23,7 +23,7 @@ mod owner;
 mod pages;
 pub(super) mod place;
 pub(super) mod table;
-#[cfg_attr(leafblk_loom, path = "live_map/words_loom.rs")]
+#[cfg_attr(all(test, feature = "loom"), path = "live_map/words_loom.rs")]
 mod words;
 
 use std::fs::File;
@@ -44,7 +44,7 @@ use crate::units::SectorRange;
 
 /// Bytes of a map page. loom tries each access of each word in turn: it gets
 /// pages of two words.
-pub(super) const PAGE_LEN: usize = if cfg!(leafblk_loom) { 16 } else { 4096 };
+pub(super) const PAGE_LEN: usize = if cfg!(all(test, feature = "loom")) { 16 } else { 4096 };
 /// Words of a map page.
 pub(super) const PAGE_WORDS: usize = PAGE_LEN / 8;
 /// Sectors that a map page covers.

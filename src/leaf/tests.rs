@@ -6,12 +6,12 @@ mod copies;
 mod faults;
 mod fixture;
 mod format;
-#[cfg(leafblk_loom)]
+#[cfg(feature = "loom")]
 mod interleavings;
 mod live_maps;
 pub(crate) mod mem;
 mod model;
-#[cfg(not(leafblk_loom))]
+#[cfg(not(feature = "loom"))]
 mod packed;
 mod sizes;
 

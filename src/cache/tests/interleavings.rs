@@ -1,5 +1,5 @@
 //! A slot's life (fill, read, evict, reuse) in every interleaving
-//! (`--cfg leafblk_loom`): the whole cache, with two slots.
+//! (feature `loom`): the whole cache, with two slots.
 //!
 //! loom sees no ordinary memory. So each slot has a cell beside it, which is
 //! used where the slot's bytes are, and loom fails if two threads use it without

@@ -1,4 +1,4 @@
-//! The presence map's ordering, in every interleaving (`--cfg leafblk_loom`).
+//! The presence map's ordering, in every interleaving (feature `loom`).
 
 use loom::model::Builder;
 use loom::thread;
