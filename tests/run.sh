@@ -9,6 +9,8 @@
 #
 #   tests/run.sh            all of it
 #   tests/run.sh --no-qemu  without guests, which are then counted as skipped
+#   LEAFBLK=target/release/leafblk tests/run.sh
+#                           with that build under the guests instead of the tests' own
 set -uo pipefail
 # shellcheck source=../qemu/lib/tools.sh
 . "$(dirname "$0")/../qemu/lib/tools.sh"
@@ -129,11 +131,13 @@ cargo_tests "cargo test" cargo-test cargo test --locked --no-fail-fast -- \
     --skip no_acknowledged_sector_is_lost_however_often_the_daemon_is_killed
 cargo_tests "cargo test --test kills" cargo-test-kills finish kills
 cargo_tests "cargo test, loom" loom cargo test --locked --features loom --lib loom_
-step "cargo build --release" build cargo build --locked --release
 scripts() {
     local script
     for script in "$@"; do counted "$script" "$(basename "$script" .sh)" "$script"; done
 }
+# Guests meet the build that the tests had: its assertions are on, and a release takes
+# minutes. LEAFBLK names another one.
+export LEAFBLK=${LEAFBLK:-${CARGO_TARGET_DIR:-$PWD/target}/debug/leafblk}
 # Two at a time, as there are cores for: most have one guest at a time, with one CPU.
 if [ "$with_qemu" -eq 1 ]; then
     step "qemu/prepare.sh" prepare finish prepare

@@ -67,7 +67,7 @@ fn a_root_has_its_name_or_its_files_stem() {
         ("debian=d.raw", "debian", "d.raw"),
         ("/images/debian-12.5.raw", "debian-12.5", "/images/debian-12.5.raw"),
         ("./a=b/c.raw", "c", "./a=b/c.raw"),
-        ("../a=b.raw", "a=b", "../a=b.raw"),
+        ("../a=b/c.raw", "c", "../a=b/c.raw"),
         ("r=/a=b.raw", "r", "/a=b.raw"),
     ] {
         let root = RootEntry::parse(text).unwrap();
