@@ -125,11 +125,9 @@ check_fuzz() {
 }
 step "fuzz/ builds" fuzz-check check_fuzz
 step "cargo test --no-run" test-build cargo test --locked --no-run
-# One test that takes as long as half of the others.
-begin kills cargo test --locked --test kills
-cargo_tests "cargo test" cargo-test cargo test --locked --no-fail-fast -- \
-    --skip no_acknowledged_sector_is_lost_however_often_the_daemon_is_killed
-cargo_tests "cargo test --test kills" cargo-test-kills finish kills
+# Nothing is to be beside tests that measure time.
+if [ "$with_qemu" -eq 1 ]; then step "qemu/prepare.sh" prepare finish prepare; fi
+cargo_tests "cargo test" cargo-test cargo test --locked --no-fail-fast
 cargo_tests "cargo test, loom" loom cargo test --locked --features loom --lib loom_
 scripts() {
     local script
@@ -140,7 +138,6 @@ scripts() {
 export LEAFBLK=${LEAFBLK:-${CARGO_TARGET_DIR:-$PWD/target}/debug/leafblk}
 # Two at a time, as there are cores for: most have one guest at a time, with one CPU.
 if [ "$with_qemu" -eq 1 ]; then
-    step "qemu/prepare.sh" prepare finish prepare
     begin test-deb packaging/test-deb.sh
     scripts qemu/test-guests.sh qemu/test-filesystems.sh
     counted packaging/test-deb.sh test-deb finish test-deb

@@ -106,13 +106,13 @@ mod tests {
     use super::*;
 
     fn agrees_with_the_system(clock: Clock) {
-        let (instant, from) = (Instant::now(), clock.now());
-        while instant.elapsed() < Duration::from_millis(20) {
+        let (earliest, from, latest) = (Instant::now(), clock.now(), Instant::now());
+        while latest.elapsed() < Duration::from_millis(20) {
             std::hint::spin_loop();
         }
-        let before = instant.elapsed().as_nanos();
+        let before = latest.elapsed().as_nanos();
         let nanos = u128::from(clock.nanos(from, clock.now()));
-        let after = instant.elapsed().as_nanos();
+        let after = earliest.elapsed().as_nanos();
         // A percent: what lies between two readings may be a preemption, but
         // `before` and `after` enclose it.
         assert!(nanos + nanos / 100 + 1000 >= before && nanos <= after + after / 100 + 1000);

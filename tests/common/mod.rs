@@ -256,7 +256,8 @@ impl Client {
     pub(crate) fn complete(&mut self, count: usize) -> Vec<(usize, i32)> {
         let mut completions: Vec<_> =
             (0..count).map(|_| std::mem::MaybeUninit::<Completion>::uninit()).collect();
-        let mut timeout = Some(std::time::Duration::from_secs(30));
+        // A flush may wait long for a disk that others write to.
+        let mut timeout = Some(2 * frontend::PATIENCE);
         let done = self.queue.do_io(&mut completions, count, timeout.as_mut(), None).unwrap();
         assert_eq!(done, count);
         #[expect(unsafe_code, reason = "do_io has filled them")]
