@@ -125,7 +125,7 @@ check_fuzz() {
 }
 step "fuzz/ builds" fuzz-check check_fuzz
 step "cargo test --no-run" test-build cargo test --locked --no-run
-# Nothing is to be beside tests that measure time.
+# Nothing is to be beside what measures time.
 if [ "$with_qemu" -eq 1 ]; then step "qemu/prepare.sh" prepare finish prepare; fi
 cargo_tests "cargo test" cargo-test cargo test --locked --no-fail-fast
 cargo_tests "cargo test, loom" loom cargo test --locked --features loom --lib loom_
@@ -133,6 +133,7 @@ scripts() {
     local script
     for script in "$@"; do counted "$script" "$(basename "$script" .sh)" "$script"; done
 }
+scripts tests/seeing.sh
 # Guests meet the build that the tests had: its assertions are on, and a release takes
 # minutes. LEAFBLK names another one.
 export LEAFBLK=${LEAFBLK:-${CARGO_TARGET_DIR:-$PWD/target}/debug/leafblk}
@@ -142,10 +143,9 @@ if [ "$with_qemu" -eq 1 ]; then
     scripts qemu/test-guests.sh qemu/test-filesystems.sh
     counted packaging/test-deb.sh test-deb finish test-deb
     begin test-kills qemu/test-kills.sh
-    scripts tests/seeing.sh qemu/test-debian.sh qemu/test-control.sh
+    scripts qemu/test-debian.sh qemu/test-control.sh
     counted qemu/test-kills.sh test-kills finish test-kills
 else
-    scripts tests/seeing.sh
     for script in qemu/test-{guests,filesystems,debian,control,kills}.sh packaging/test-deb.sh; do
         skipped=$((skipped + 1))
         echo "skipped $script: --no-qemu"
