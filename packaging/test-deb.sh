@@ -80,7 +80,7 @@ say "booting it"
 qemu_command -m 768
 QEMU+=(-drive "file=$IMAGE,format=raw,if=virtio,cache=unsafe")
 debian_kernel "$REPO_DIR/packaging/guest/installed.job"
-qemu_start 300 installed "$WORK/installed.log"
+qemu_start 600 installed "$WORK/installed.log"
 check "the guest: ran to its end and powered off" guest_wait "$GUEST_PID" "$WORK/installed.log"
 guest_checks "installed" "$WORK/installed.log" verify active own-user ready no-capabilities flushes-give-way \
   socket-mode group-reads stranger-refused reload hugepages restart-keeps-leaf \
