@@ -110,7 +110,7 @@ cargo_tests() {
 need_rust
 need_components rustfmt clippy
 need qemu-io
-# Of no use to a build from nothing, and a fifth of its time.
+# Of no use to a build from nothing.
 export CARGO_INCREMENTAL=0
 step "cargo fmt" fmt cargo fmt --check
 # Most of it waits for the network.
