@@ -22,14 +22,7 @@ control() { "$LEAFBLK" "$@" --runtime-dir "$WORK/run"; }
 
 # guest_reaches LOG TEXT: returns when the guest has reported this, or has ended.
 guest_reaches() {
-  grep -q -m1 "^LEAFBLK-GUEST: $2"$'\r''\?$' \
-    < <(timeout 120 tail -n +1 --pid="$GUEST_PID" -F "$1" 2>/dev/null || true)
-}
-
-# log_says PATTERN: returns when the backend's log has it, or has not within a minute.
-log_says() {
-  grep -q -m1 "$1" \
-    < <(timeout 60 tail -n +1 --pid="${BACKEND_PIDS[0]}" -F "$BACKEND_LOG.err" 2>/dev/null || true)
+  comes 120 "$GUEST_PID" "$1" "^LEAFBLK-GUEST: $2"$'\r''\?$'
 }
 
 say "an empty host, a VM attached to it, and a disk that grows"
@@ -50,8 +43,9 @@ check "grow: 48 MiB after" [ "$(guest_value "$WORK/grow.log" sectors-after)" = 9
 
 say "a guest whose memory is not shared"
 guest_start -t 60 -o "${PASTED//share=on/share=off}" private "$WORK/private.log" "$QEMU_DIR/guest/control.job"
-check "private memory: the log says what to do" log_says 'VM web1: its guest kicks, but.*share=on'
-stop_pid "$GUEST_PID"
+check "private memory: the log says what to do" \
+  comes 60 "${BACKEND_PIDS[0]}" "$BACKEND_LOG.err" 'VM web1: its guest kicks, but.*share=on'
+guest_stop "$GUEST_PID"
 
 say "killed and started again"
 kill -9 "${BACKEND_PIDS[0]}"

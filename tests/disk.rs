@@ -10,12 +10,10 @@ mod common;
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
-use std::process::Stdio;
 
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use common::scene::Log;
 use common::{Client, Daemon, Op, make_root, root_sector};
 
 const ROOT_SECTORS: u64 = 64 * 1024 + 24;
@@ -152,8 +150,7 @@ fn the_first_disk_error_of_each_vm_is_in_the_log_and_all_are_counted() {
     let content = std::fs::read(&root).unwrap();
     let root_arg = format!("base={}", root.display());
     let args = ["--root", &root_arg, "--vm", "web1", "--vm", "web2", "--vm", "web3"];
-    let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
-    let mut log = Log::follow(daemon.child.stderr.take().unwrap());
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &args);
     let file = std::fs::File::options().write(true).open(&root).unwrap();
     file.set_len(0).unwrap();
     let clients = ["web1", "web2"].map(|vm| {
@@ -187,8 +184,7 @@ fn a_leaf_that_somebody_has_cut_short_is_an_error_in_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
     let args = ["--root", root.to_str().unwrap(), "--vm", "web1", "--vm", "web2"];
-    let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
-    let mut log = Log::follow(daemon.child.stderr.take().unwrap());
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &args);
     // To nothing of its data, and to less than a sector of it.
     for (vm, rest) in [("web1", 0), ("web2", 100)] {
         let mut client = Client::connect(&daemon.socket(vm));

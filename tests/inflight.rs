@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use common::frontend::*;
-use common::scene::{Log, ROOT_SECTORS, Scene, root_content};
+use common::scene::{ROOT_SECTORS, Scene, root_content};
 use common::{Daemon, make_root};
 use rustix::process::{Signal, kill_process};
 use vhost::VhostBackend;
@@ -149,9 +149,7 @@ fn what_a_killed_daemon_acknowledged_is_there_when_its_vm_is_renamed() {
     let start = || {
         let vm = format!("web2,queues=2,leaf={}", leaf.display());
         let args = ["--root", host.root.to_str().unwrap(), "--vm", &vm];
-        let mut daemon = Daemon::start_with(host.dir.path(), &args, std::process::Stdio::piped());
-        let log = Log::follow(daemon.child.stderr.take().unwrap());
-        (daemon, log)
+        Daemon::start_logged(host.dir.path(), &args)
     };
     let (daemon, mut log) = start();
     vmm.reconnect(&daemon.socket("web2")).unwrap();

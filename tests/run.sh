@@ -106,6 +106,12 @@ cargo_tests() {
     if [ -n "$ignored" ]; then printf '%s\n' "$ignored" | sed 's/^/    /'; fi
 }
 
+# scripts SCRIPT…: as counted, one after the other.
+scripts() {
+    local script
+    for script in "$@"; do counted "$script" "$(basename "$script" .sh)" "$script"; done
+}
+
 # What each step needs besides, its script gets.
 need_rust
 need_components rustfmt clippy
@@ -125,14 +131,10 @@ check_fuzz() {
 }
 step "fuzz/ builds" fuzz-check check_fuzz
 step "cargo test --no-run" test-build cargo test --locked --no-run
-# Nothing is to be beside what measures time.
+# cargo test measures time: nothing is to be beside it.
 if [ "$with_qemu" -eq 1 ]; then step "qemu/prepare.sh" prepare finish prepare; fi
 cargo_tests "cargo test" cargo-test cargo test --locked --no-fail-fast
 cargo_tests "cargo test, loom" loom cargo test --locked --features loom --lib loom_
-scripts() {
-    local script
-    for script in "$@"; do counted "$script" "$(basename "$script" .sh)" "$script"; done
-}
 scripts tests/seeing.sh
 # Guests meet the build that the tests had: its assertions are on, and a release takes
 # minutes. LEAFBLK names another one.

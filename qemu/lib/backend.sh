@@ -46,7 +46,7 @@ backend_start() {
     --root "root=$root" "${arguments[@]}" "${BACKEND_OPTIONS[@]}" >>"$BACKEND_LOG" 2>>"$BACKEND_LOG.err" &
   BACKEND_PIDS=($!)
   # Ends with the ready line, with the process, or after 30 s.
-  if ! grep -q -m1 '^ready' < <(timeout 30 tail -n +1 --pid=$! -F "$BACKEND_LOG" 2>/dev/null || true); then
+  if ! comes 30 $! "$BACKEND_LOG" '^ready'; then
     sed 's/^/#   /' "$BACKEND_LOG" "$BACKEND_LOG.err"
     backend_stop || true
     die "leafblk serve did not get ready"

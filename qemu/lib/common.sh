@@ -82,6 +82,13 @@ stop_pid() {
   wait "$1" 2>/dev/null || true
 }
 
+# comes SECONDS PID FILE PATTERN: waits for a line in FILE, which PID writes; 1 if there
+# is none in that time, or before PID ends.
+comes() {
+  # tail and timeout end by a signal where the line is found first.
+  grep -q -m1 "$4" < <(timeout "$1" tail -n +1 --pid="$2" -F "$3" 2>/dev/null || true)
+}
+
 # make_work_dir: sets WORK, a directory that is gone at the end (it stays, and is
 # named, when a check failed: the console logs are in it). Sockets live in it, so
 # its path is short.

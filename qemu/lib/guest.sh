@@ -97,10 +97,16 @@ choose_accel() {
 declare -A RUNNING=()
 at_exit stop_guests
 
+# guest_stop PID: ends a guest that need not come to its end.
+guest_stop() {
+  stop_pid "$1"
+  unset "RUNNING[$1]"
+}
+
 stop_guests() {
   local pid
   for pid in "${!RUNNING[@]}"; do
-    stop_pid "$pid"
+    guest_stop "$pid"
   done
 }
 

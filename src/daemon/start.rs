@@ -224,7 +224,7 @@ fn make_cache(config: &Config, made: &mut Made) -> Result<Arc<Cache>, Error> {
         },
         readers_max: config.reactors,
     };
-    let has_files = cache::has_files(&config.runtime_dir);
+    let is_first = config.keep_cache && !cache::has_files(&config.runtime_dir);
     let new = if config.keep_cache {
         Cache::keeping(&settings, &config.runtime_dir)
     } else {
@@ -235,7 +235,7 @@ fn make_cache(config: &Config, made: &mut Made) -> Result<Arc<Cache>, Error> {
         Cache::new(&settings)
     };
     let (cache, warning) = new.map_err(Error::failure)?;
-    if cache.lifetime_fd().is_some() && !has_files {
+    if is_first && cache.lifetime_fd().is_some() {
         made.cache = Some(NewCache::of(&cache, &config.runtime_dir));
     }
     if let Some(warning) = warning {

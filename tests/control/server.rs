@@ -4,14 +4,14 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::json;
 
 use crate::common::frontend::PATIENCE;
 use crate::common::http::read_answer;
 use crate::common::lingering::Lingering;
-use crate::common::scene::{Log, ROOT_SECTORS};
+use crate::common::scene::ROOT_SECTORS;
 use crate::common::{Client, Daemon, make_root};
 
 #[test]
@@ -51,11 +51,7 @@ fn a_directory_that_keeps_the_groups_out_is_named_in_the_log() {
     open(&run, 0o700);
     let group = nix::unistd::Group::from_gid(nix::unistd::getegid()).unwrap().unwrap();
     let args = ["--socket-group", &group.name, "--control-group", &group.name];
-    let start = || {
-        let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
-        let log = Log::follow(daemon.child.stderr.take().unwrap());
-        (daemon, log)
-    };
+    let start = || Daemon::start_logged(dir.path(), &args);
     let (daemon, mut log) = start();
     for setting in ["control-group", "socket-group"] {
         log.wait_for(&["members of the", setting, "chmod o+x", run.to_str().unwrap()]);
@@ -204,8 +200,7 @@ fn want_of_descriptors_makes_clients_wait_and_nothing_spin() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
     let args = ["--root", root.to_str().unwrap(), "--vm", "web1"];
-    let mut daemon = Daemon::start_with(dir.path(), &args, Stdio::piped());
-    let mut log = Log::follow(daemon.child.stderr.take().unwrap());
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &args);
     let pid = daemon.pid().as_raw_nonzero().get();
     // Once it answers it has all the descriptors that it needs; the connection
     // is kept, so that its number doesn't become free meanwhile.
