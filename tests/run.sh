@@ -46,9 +46,15 @@ step() {
 # counted NAME LOG COMMAND…: as step, for a command that says how many tests of
 # its own passed, failed and were skipped: "N passed, N failed, N skipped".
 counted() {
-    local name=$1 log="$log_dir/$2.log" begun=$SECONDS status=0 line
+    local name=$1 log="$log_dir/$2.log" begun=$SECONDS status=0
     shift 2
     "$@" >"$log" 2>&1 || status=$?
+    count "$name" "$log" "$begun" "$status"
+}
+
+# count NAME LOG BEGUN STATUS: what a command of that kind said.
+count() {
+    local name=$1 log=$2 took=$((SECONDS - $3)) status=$4 line
     line=$(grep -oE '[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped' "$log" | tail -n 1)
     local p=0 f=0 s=0
     if [ -n "$line" ]; then
@@ -57,31 +63,35 @@ counted() {
     if [ "$f" -eq 0 ] && { [ "$status" -ne 0 ] || [ -z "$line" ]; }; then f=1; fi
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
     if [ "$f" -gt 0 ]; then
-        echo "FAILED  $name ($((SECONDS - begun)) s), see $log:"
+        echo "FAILED  $name ($took s), see $log:"
         grep -E '^(not ok|skipped)' "$log" | sed 's/^/    /'
         tail -n 40 "$log" | sed 's/^/    /'
     else
-        echo "ok      $name: $line ($((SECONDS - begun)) s)"
+        echo "ok      $name: $line ($took s)"
         grep -E '^skipped' "$log" | sed 's/^/    /'
     fi
 }
 
-# begin NAME COMMAND…: starts a command beside the next ones; finish NAME waits for it,
-# and says what it said.
-declare -A beside
-begin() {
-    local name=$1
-    shift
-    "$@" >"$log_dir/$name.out" 2>&1 &
-    beside[$name]=$!
-    at_exit "stop_pid $!"
+# two_at_a_time SCRIPT…: each as counted.
+two_at_a_time() {
+    local pid status script
+    local -A script_of=() begun_at=()
+    for script in "$@" ''; do
+        # The empty one stands for the end: whoever runs is waited for.
+        while [ ${#script_of[@]} -gt 0 ] && { [ -z "$script" ] || [ ${#script_of[@]} -eq 2 ]; }; do
+            status=0
+            wait -n -p pid "${!script_of[@]}" || status=$?
+            count "${script_of[$pid]}" "$(log_of "${script_of[$pid]}")" "${begun_at[$pid]}" "$status"
+            unset "script_of[$pid]"
+        done
+        if [ -n "$script" ]; then
+            "$script" >"$(log_of "$script")" 2>&1 &
+            script_of[$!]=$script begun_at[$!]=$SECONDS
+            at_exit "stop_pid $!"
+        fi
+    done
 }
-finish() {
-    local status=0
-    wait "${beside[$1]}" || status=$?
-    cat "$log_dir/$1.out"
-    return "$status"
-}
+log_of() { echo "$log_dir/$(basename "$1" .sh).log"; }
 
 # cargo_tests NAME LOG COMMAND…: as step, for cargo's test runner: adds up its "test
 # result:" lines, one a binary. What is ignored counts as skipped, but for what
@@ -106,12 +116,6 @@ cargo_tests() {
     if [ -n "$ignored" ]; then printf '%s\n' "$ignored" | sed 's/^/    /'; fi
 }
 
-# scripts SCRIPT…: as counted, one after the other.
-scripts() {
-    local script
-    for script in "$@"; do counted "$script" "$(basename "$script" .sh)" "$script"; done
-}
-
 # What each step needs besides, its script gets.
 need_rust
 need_components rustfmt clippy
@@ -120,7 +124,17 @@ need qemu-io
 export CARGO_INCREMENTAL=0
 step "cargo fmt" fmt cargo fmt --check
 # Most of it waits for the network.
-if [ "$with_qemu" -eq 1 ]; then begin prepare qemu/prepare.sh; fi
+if [ "$with_qemu" -eq 1 ]; then
+    qemu/prepare.sh >"$log_dir/prepare.out" 2>&1 &
+    prepare=$!
+    at_exit "stop_pid $prepare"
+fi
+prepared() {
+    local status=0
+    wait "$prepare" || status=$?
+    cat "$log_dir/prepare.out"
+    return "$status"
+}
 step "cargo clippy" clippy cargo clippy --locked --all-targets -- -D warnings
 # leafblk's dependencies in the versions that were just checked, most of them in its
 # target folder already. libFuzzer itself is only linked into a target that runs.
@@ -132,23 +146,19 @@ check_fuzz() {
 step "fuzz/ builds" fuzz-check check_fuzz
 step "cargo test --no-run" test-build cargo test --locked --no-run
 # cargo test measures time: nothing is to be beside it.
-if [ "$with_qemu" -eq 1 ]; then step "qemu/prepare.sh" prepare finish prepare; fi
+if [ "$with_qemu" -eq 1 ]; then step "qemu/prepare.sh" prepare prepared; fi
 cargo_tests "cargo test" cargo-test cargo test --locked --no-fail-fast
 cargo_tests "cargo test, loom" loom cargo test --locked --features loom --lib loom_
-scripts tests/seeing.sh
+counted tests/seeing.sh seeing tests/seeing.sh
 # Guests meet the build that the tests had: its assertions are on, and a release takes
 # minutes. LEAFBLK names another one.
 export LEAFBLK=${LEAFBLK:-${CARGO_TARGET_DIR:-$PWD/target}/debug/leafblk}
-# Two at a time, as there are cores for: most have one guest at a time, with one CPU.
+# As there are cores for: most have one guest at a time, with one CPU. The longest first.
+guest_scripts=(qemu/test-{guests,kills,filesystems,debian}.sh packaging/test-deb.sh qemu/test-control.sh)
 if [ "$with_qemu" -eq 1 ]; then
-    begin test-deb packaging/test-deb.sh
-    scripts qemu/test-guests.sh qemu/test-filesystems.sh
-    counted packaging/test-deb.sh test-deb finish test-deb
-    begin test-kills qemu/test-kills.sh
-    scripts qemu/test-debian.sh qemu/test-control.sh
-    counted qemu/test-kills.sh test-kills finish test-kills
+    two_at_a_time "${guest_scripts[@]}"
 else
-    for script in qemu/test-{guests,filesystems,debian,control,kills}.sh packaging/test-deb.sh; do
+    for script in "${guest_scripts[@]}"; do
         skipped=$((skipped + 1))
         echo "skipped $script: --no-qemu"
     done

@@ -349,7 +349,10 @@ impl Vmm {
 
     /// The next used entry, (head, length), waited for by the call.
     pub(crate) fn used(&mut self, queue: usize) -> (u32, u32) {
-        self.used_within(queue, PATIENCE).expect("the device answers")
+        let begun = Instant::now();
+        let entry = self.used_within(queue, PATIENCE).expect("the device answers");
+        assert!(begun.elapsed() < PATIENCE, "the entry is there, and no call came");
+        entry
     }
 
     pub(crate) fn used_within(&mut self, queue: usize, patience: Duration) -> Option<(u32, u32)> {

@@ -61,6 +61,7 @@ fn a_saturated_blocking_call_blocks_nobody() {
     let full = EventFd::new(0).unwrap();
     full.write(u64::MAX - 1).unwrap();
     vmm.frontend.set_vring_call(0, &full).unwrap();
+    vmm.rings[0].call = full;
     for round in 0..100 {
         let header = vmm.header(T_IN, round);
         let table = vmm.rings[0].desc;
@@ -71,7 +72,7 @@ fn a_saturated_blocking_call_blocks_nobody() {
         scene.neighbour.goes_on(2);
     }
     // It was made non-blocking, and a call that can be given is heard again.
-    full.read().unwrap();
+    vmm.rings[0].call.read().unwrap();
     for _ in 0..100 {
         assert_eq!(vmm.used(0), (0, 513));
     }
