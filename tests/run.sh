@@ -164,5 +164,6 @@ else
     done
 fi
 
+echo "took $SECONDS s"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

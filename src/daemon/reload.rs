@@ -11,6 +11,7 @@ use super::host::{Host, State};
 use super::side_by_side;
 use super::table::{Cause, Configured, Life, Origin};
 use crate::config::{Config, RootConfig, RootEntry, VmConfig, VmEntry};
+use crate::units::SECTOR_SIZE;
 
 impl Host {
     /// Makes what is served what `new` says; `running` is what the process was
@@ -116,7 +117,8 @@ impl Host {
         let Some((vm, bytes)) = vm.zip(new.size) else {
             return Ok(());
         };
-        if vm.disk().sectors() * 512 != bytes {
+        if vm.disk().sectors() * SECTOR_SIZE != bytes {
+            let vm = self.writable(&new.name, "resize")?;
             self.grow(&vm, bytes)?;
             vm.link().config_changed();
             log::info!("VM {}: its disk has {bytes} bytes now", new.name);

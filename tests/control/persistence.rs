@@ -446,6 +446,26 @@ fn a_reload_makes_the_configuration_true_as_far_as_that_is_possible() {
 }
 
 #[test]
+fn a_reload_that_would_resize_a_disk_without_a_leaf_says_that_it_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let file = dir.path().join("leafblk.toml");
+    let write = |size: &str| {
+        let vm = format!("[[vm]]\nname = \"bare\"\nreadonly = true\n{size}\n");
+        std::fs::write(&file, format!("[[root]]\npath = {root:?}\n{vm}")).unwrap();
+    };
+    write("");
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &["--config", file.to_str().unwrap()]);
+    write("size = \"16MiB\"");
+    hang_up(&daemon);
+    log.wait_for(&["reload: VM bare", "has no leaf, so there is nothing to resize"]);
+    log.wait_for(&["reloaded the configuration"]);
+    let size_bytes = ROOT_SECTORS * 512;
+    assert_eq!(daemon.control().get("/v1/vms/bare").expect(200)["size_bytes"], size_bytes);
+    daemon.stop();
+}
+
+#[test]
 fn a_live_map_whose_leaf_no_vm_has_is_named_in_the_log_and_kept() {
     let dir = tempfile::tempdir().unwrap();
     let root = make_root(dir.path(), ROOT_SECTORS);
