@@ -154,7 +154,7 @@ counted tests/seeing.sh seeing tests/seeing.sh
 # minutes. LEAFBLK names another one.
 export LEAFBLK=${LEAFBLK:-${CARGO_TARGET_DIR:-$PWD/target}/debug/leafblk}
 # As there are cores for: most have one guest at a time, with one CPU. The longest first.
-guest_scripts=(qemu/test-{guests,kills,filesystems,demo,debian}.sh packaging/test-deb.sh qemu/test-control.sh)
+guest_scripts=(packaging/test-deb.sh qemu/test-{guests,kills,filesystems,debian,demo,control}.sh)
 if [ "$with_qemu" -eq 1 ]; then
     two_at_a_time "${guest_scripts[@]}"
 else
