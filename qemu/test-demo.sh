@@ -16,7 +16,8 @@ export LEAFBLK
 make_work_dir
 OUTPUT=$WORK/console.out
 
-# at_shell: returns when there is a prompt.
+# at_shell: waits for a prompt; 1 if there is none. (A prompt ends no line: comes does not
+# see it. tail ends by a signal where it is there first.)
 at_shell() {
   local part
   while read -r -t 300 -d '#' part; do

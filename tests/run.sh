@@ -28,6 +28,9 @@ esac
 passed=0 failed=0 skipped=0
 log_dir=target/test-logs
 mkdir -p "$log_dir"
+# Whoever still runs: the number of one that has ended may be another process's.
+stop_jobs() { local pid; for pid in $(jobs -pr); do stop_pid "$pid"; done; }
+at_exit stop_jobs
 
 # step NAME LOG COMMAND…: one check; its output is shown if it fails.
 step() {
@@ -87,7 +90,6 @@ two_at_a_time() {
         if [ -n "$script" ]; then
             "$script" >"$(log_of "$script")" 2>&1 &
             script_of[$!]=$script begun_at[$!]=$SECONDS
-            at_exit "stop_pid $!"
         fi
     done
 }
@@ -127,7 +129,6 @@ step "cargo fmt" fmt cargo fmt --check
 if [ "$with_qemu" -eq 1 ]; then
     qemu/prepare.sh >"$log_dir/prepare.out" 2>&1 &
     prepare=$!
-    at_exit "stop_pid $prepare"
 fi
 prepared() {
     local status=0
