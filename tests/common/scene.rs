@@ -7,6 +7,7 @@
     reason = "each test file uses some of it"
 )]
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,8 @@ pub(crate) fn root_content(sector: u64, count: u64) -> Vec<u8> {
 /// The daemon's log, line by line.
 pub(crate) struct Log {
     lines: Receiver<String>,
+    /// What was looked at, and not waited for.
+    ahead: VecDeque<String>,
     seen: Vec<String>,
 }
 
@@ -41,15 +44,26 @@ impl Log {
                 let _ = sender.send(line);
             }
         });
-        Self { lines, seen: Vec::new() }
+        Self { lines, ahead: VecDeque::new(), seen: Vec::new() }
+    }
+
+    fn next_until(&mut self, deadline: Instant) -> Result<String, RecvTimeoutError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.ahead.pop_front().map_or_else(|| self.lines.recv_timeout(left), Ok)
+    }
+
+    /// Whether there is a line by now that contains all of `parts`, and that
+    /// [`Self::wait_for`] would find.
+    pub(crate) fn has(&mut self, parts: &[&str]) -> bool {
+        self.ahead.extend(self.lines.try_iter());
+        self.ahead.iter().any(|line| parts.iter().all(|part| line.contains(part)))
     }
 
     /// Waits for a new line that contains all of `parts`.
     pub(crate) fn wait_for(&mut self, parts: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
+            match self.next_until(deadline) {
                 Ok(line) => {
                     self.seen.push(line.clone());
                     if parts.iter().all(|part| line.contains(part)) {
@@ -70,8 +84,7 @@ impl Log {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = Vec::new();
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
+            match self.next_until(deadline) {
                 Ok(line) => lines.push(line),
                 Err(RecvTimeoutError::Disconnected) => return lines.join("\n"),
                 Err(RecvTimeoutError::Timeout) => panic!("the log never ends"),

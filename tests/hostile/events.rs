@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
 
 use crate::common::Client;
 use crate::common::frontend::*;
-use crate::common::scene::{Scene, root_content};
+use crate::common::scene::{Log, Scene, root_content};
 use crate::loses_its_connection;
 
 /// Any descriptor in an eventfd's clothes.
@@ -133,6 +133,26 @@ fn offer_a_read(vmm: &mut Vmm) {
     vmm.kick(0);
 }
 
+/// What the log says of a victim whose call waited, or took its time.
+const STOPS: [&str; 4] =
+    ["VM victim", "its device stops", "made a call wait", "too many wait for it"];
+
+/// Offers a read. True if it is answered, false if the device stops; the frontend is
+/// heard after it as before.
+fn offer_until_it_stops(vmm: &mut Vmm, log: &mut Log) -> bool {
+    offer_a_read(vmm);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if log.has(&STOPS) {
+            return false;
+        }
+        if vmm.used_within(0, Duration::from_millis(100)).is_some() {
+            return true;
+        }
+        assert!(Instant::now() < deadline, "neither an answer nor an end");
+    }
+}
+
 /// Waits until the victim's queues start again.
 fn served_again(scene: &Scene) {
     let deadline = Instant::now() + PATIENCE;
@@ -145,16 +165,16 @@ fn served_again(scene: &Scene) {
 
 #[test]
 fn a_call_that_is_made_blocking_again_costs_the_neighbour_a_short_pause() {
-    type Attack = fn(&mut Vmm, &EventFd);
+    type Attack = fn(&mut Vmm, &EventFd, &mut Log);
     let attacks: [Attack; 3] = [
         // At a request's end.
-        |vmm, call| {
+        |vmm, call, _| {
             vmm.frontend.set_vring_call(0, call).unwrap();
             make_blocking(call);
             offer_a_read(vmm);
         },
         // The same, and a queue that stops is called as well.
-        |vmm, call| {
+        |vmm, call, _| {
             vmm.frontend.set_vring_call(0, call).unwrap();
             make_blocking(call);
             offer_a_read(vmm);
@@ -168,15 +188,9 @@ fn a_call_that_is_made_blocking_again_costs_the_neighbour_a_short_pause() {
         },
         // Whenever a call is set, which is called at once: between the check
         // and the call there is time to clear the flag.
-        |vmm, call| {
+        |vmm, call, log| {
             let _kept = KeptBlocking::start(call);
-            while vmm.frontend.set_vring_call(0, call).is_ok() {
-                offer_a_read(vmm);
-                // The device stops at once; the frontend is still heard.
-                if vmm.used_within(0, Duration::from_millis(200)).is_none() {
-                    break;
-                }
-            }
+            while vmm.frontend.set_vring_call(0, call).is_ok() && offer_until_it_stops(vmm, log) {}
         },
     ];
     let mut scene = Scene::new();
@@ -184,8 +198,8 @@ fn a_call_that_is_made_blocking_again_costs_the_neighbour_a_short_pause() {
         served_again(&scene);
         let mut vmm = Vmm::running(&scene.victim);
         let call = full();
-        attack(&mut vmm, &call);
-        scene.log.wait_for(&["VM victim", "its device stops", "made a call wait"]);
+        attack(&mut vmm, &call, &mut scene.log);
+        scene.log.wait_for(&STOPS);
         scene.neighbour.goes_on(1000);
         // No queue may start for a while, so that the pauses don't add up.
         drop(vmm);
@@ -224,13 +238,9 @@ fn a_call_that_very_many_wait_for_ends_the_device() {
     let mut scene = Scene::new();
     let mut vmm = Vmm::running(&scene.victim);
     let waiting = many_who_wait(&vmm.rings[0].call);
-    for _ in 0..100 {
-        offer_a_read(&mut vmm);
-        if vmm.used_within(0, Duration::from_millis(500)).is_none() {
-            break;
-        }
-    }
-    scene.log.wait_for(&["VM victim", "its device stops", "too many wait for it"]);
+    let mut reads = 0..100;
+    while reads.next().is_some() && offer_until_it_stops(&mut vmm, &mut scene.log) {}
+    scene.log.wait_for(&STOPS);
     drop((vmm, waiting));
     let mut again = Vmm::negotiated(&scene.victim, VERSION_1);
     again.share_ram();
