@@ -39,7 +39,7 @@ const SLOTS: usize = 20;
 const REQUEST_SECTORS: u64 = 40;
 /// Room for a request's data.
 const SLOT_BYTES: u64 = 0x5000;
-const TIME: Duration = Duration::from_secs(40);
+const TIME: Duration = Duration::from_secs(20);
 
 /// What a sector holds: the root's content, zeros, or a numbered write's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -4,7 +4,7 @@
 #   tests/soak.sh --kills N [--seed N]
 #
 # N kills under four scripted guests (tests/kills.rs; about 25 a second), then N
-# under a QEMU guest (qemu/test-kills.sh; about one in 3 s). Status 1 if anything
+# under a QEMU guest (qemu/test-kills.sh; about one in 2.5 s). Status 1 if anything
 # failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
