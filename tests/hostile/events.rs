@@ -190,7 +190,10 @@ fn a_call_that_is_made_blocking_again_costs_the_neighbour_a_short_pause() {
         // and the call there is time to clear the flag.
         |vmm, call, log| {
             let _kept = KeptBlocking::start(call);
-            while vmm.frontend.set_vring_call(0, call).is_ok() && offer_until_it_stops(vmm, log) {}
+            let deadline = Instant::now() + PATIENCE;
+            while vmm.frontend.set_vring_call(0, call).is_ok() && offer_until_it_stops(vmm, log) {
+                assert!(Instant::now() < deadline, "no call ever waits");
+            }
         },
     ];
     let mut scene = Scene::new();
