@@ -43,15 +43,8 @@ moment() { read -r -t "$((RANDOM % 2)).$((RANDOM % 7 + 3))" <> <(:) || true; }
 connections() { grep -c ': connected' "$BACKEND_LOG.err" || true; }
 
 # both_are_back BEFORE: both disks' frontends have connected since there were BEFORE
-# connections; 1 if that takes over 20 s. Looks often: what it waits too long, no kill
-# comes in.
-both_are_back() {
-  local deadline=$((SECONDS + 20))
-  until [ "$(connections)" -ge $(($1 + 2)) ]; do
-    [ "$SECONDS" -lt "$deadline" ] || return
-    read -r -t 0.05 <> <(:) || true
-  done
-}
+# connections; 1 if that takes over 20 s.
+both_are_back() { comes 20 "${BACKEND_PIDS[0]}" "$BACKEND_LOG.err" ': connected' $(($1 + 2)); }
 
 # under_fire NAME COUNT COMMAND: a guest works while the backend is ended by COMMAND
 # and started again, COUNT times at least.

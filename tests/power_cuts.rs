@@ -25,7 +25,7 @@ const SEEDS: u64 = 40;
 
 /// Runs the test of that name in a process of its own. Leaves are opened and closed by
 /// ten thousands here, each with its mappings: threads of one process take turns at
-/// those, and interrupt each other at each end (all of this file took 51 s, now 38).
+/// those, and interrupt each other at each end (all of this file took 51 s, now 36).
 fn in_its_own_process(name: &str, test: impl FnOnce()) {
     const MARK: &str = "LEAFBLK_POWER_CUTS_OWN_PROCESS";
     if std::env::var_os(MARK).is_some() {

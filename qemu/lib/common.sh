@@ -82,11 +82,12 @@ stop_pid() {
   wait "$1" 2>/dev/null || true
 }
 
-# comes SECONDS PID FILE PATTERN: waits for a line in FILE, which PID writes; 1 if there
-# is none in that time, or before PID ends.
+# comes SECONDS PID FILE PATTERN [COUNT]: waits for a line in FILE, which PID writes, or
+# for so many; 1 if they are not there in that time, or before PID ends.
 comes() {
-  # tail and timeout end by a signal where the line is found first.
-  grep -q -m1 "$4" < <(timeout "$1" tail -n +1 --pid="$2" -F "$3" 2>/dev/null || true)
+  local count=${5:-1}
+  # tail and timeout end by a signal where the lines are found first.
+  [ "$(grep -c -m "$count" "$4" < <(timeout "$1" tail -n +1 --pid="$2" -F "$3" 2>/dev/null || true) || true)" -eq "$count" ]
 }
 
 # make_work_dir: sets WORK, a directory that is gone at the end (it stays, and is

@@ -57,11 +57,11 @@ impl Clock {
         if !steady("constant_tsc") || !steady("nonstop_tsc") {
             return None;
         }
-        let (begun, first) = both();
+        let (begun, first) = both()?;
         while begun.elapsed() < COMPARE {
             std::hint::spin_loop();
         }
-        let (ended, last) = both();
+        let (ended, last) = both()?;
         let ticks = u128::from(last.checked_sub(first)?);
         let nanos = (ended - begun).as_nanos() << 32;
         let nanos_per_ticks = u64::try_from(nanos.checked_div(ticks)?).ok()?;
@@ -110,14 +110,12 @@ fn time_stamp() -> u64 {
 /// the least. Between the two of a single one a busy host may well leave milliseconds,
 /// which would be an error of every latency from then on.
 #[cfg(target_arch = "x86_64")]
-fn both() -> (Instant, u64) {
-    let reading = || {
+fn both() -> Option<(Instant, u64)> {
+    let readings = (0..READINGS).map(|_| {
         let (before, now, after) = (time_stamp(), Instant::now(), time_stamp());
-        (after.saturating_sub(before), (now, before))
-    };
-    let first = reading();
-    let best = (1..READINGS).map(|_| reading()).fold(first, |a, b| if b.0 < a.0 { b } else { a });
-    best.1
+        (after.saturating_sub(before), now, before)
+    });
+    readings.min_by_key(|(took, ..)| *took).map(|(_, now, ticks)| (now, ticks))
 }
 
 #[cfg(test)]
