@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use criterion::{Criterion, criterion_group, criterion_main};
 use leafblk::guest_memory::{Account, GuestMemory, RegionSpec};
 use leafblk::request::{Limits, parse};
-use leafblk::virtqueue::{Chain, GuestBuf, InflightRegion, RingConfig, SplitQueue};
+use leafblk::virtqueue::{Chain, GuestBuf, InflightRegion, RegionLayout, RingConfig, SplitQueue};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
@@ -80,7 +80,6 @@ fn ring(c: &mut Criterion) {
             avail_user_addr: AVAIL,
             used_user_addr: USED,
             event_idx: true,
-            indirect: true,
             next_avail: 0,
         };
         let mut queue = SplitQueue::new(&config, &memory).unwrap();
@@ -101,8 +100,9 @@ fn ring(c: &mut Criterion) {
         let memory = map(&file);
         let mut queue = SplitQueue::new(&config, &memory).unwrap();
         let region = memfd_create("region", MemfdFlags::CLOEXEC).unwrap();
-        ftruncate(&region, InflightRegion::len_bytes(1, SIZE)).unwrap();
-        let region = InflightRegion::map(region.into(), 0, 1, SIZE, &Account::new()).unwrap();
+        let shape = RegionLayout::new(1, SIZE);
+        ftruncate(&region, shape.len_bytes()).unwrap();
+        let region = InflightRegion::map(region.into(), 0, shape, &Account::new()).unwrap();
         queue.track(Arc::new(region), 0).unwrap();
         let avail = avail_index(&memory);
         group.bench_function(format!("leafblk, tracked/{layout}"), |b| {
@@ -153,7 +153,7 @@ fn request(c: &mut Criterion) {
     let mut status = [0u8];
     let readable = [GuestBuf::new(header.as_mut_ptr(), 16)];
     let writable = [GuestBuf::new(data.as_mut_ptr(), 4096), GuestBuf::new(status.as_mut_ptr(), 1)];
-    let limits = Limits { capacity_sectors: 1 << 20, read_only: false };
+    let limits = Limits { capacity_sectors: 1 << 20, ..Limits::default() };
     let mut chain = Chain::default();
     c.bench_function("request/parse a 4 KiB read", |b| {
         b.iter(|| {

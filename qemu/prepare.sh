@@ -6,7 +6,7 @@ set -euo pipefail
 # shellcheck source=lib/debian.sh
 . "$(dirname "$0")/lib/debian.sh"
 
-need mke2fs e2fsck mkfs.xfs mkfs.btrfs stress-ng lintian dpkg-shlibdeps
+need mke2fs e2fsck mkfs.xfs mkfs.btrfs stress-ng lintian dpkg-shlibdeps virt-xml-validate xmllint
 ensure_guests
 ensure_fsx
 ensure_debian

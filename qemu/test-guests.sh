@@ -1,13 +1,22 @@
 #!/usr/bin/env bash
 # QEMU guests on one root image, each with its own leaf: random reads, random
 # writes, crc32c verification, isolation, reboots; one and four guests at once,
-# hugepage guest memory, two queues, a block device as root. One line per check,
+# hugepage guest memory, two queues, a block device as root, 4 KiB blocks. One line per check,
 # status 1 if one failed.
+#
+#   qemu/test-guests.sh        all of it
+#   qemu/test-guests.sh --one  one guest, which starts again on its leaf
 set -euo pipefail
 # shellcheck source=lib/guest.sh
 . "$(dirname "$0")/lib/guest.sh"
 # shellcheck source=lib/backend.sh
 . "$(dirname "$0")/lib/backend.sh"
+
+case "$#${1-}" in
+  0) ONE=0 ;;
+  1--one) ONE=1 ;;
+  *) echo "usage: qemu/test-guests.sh [--one]" >&2 && exit 2 ;;
+esac
 
 ROOT_MIB=96 # 64 MiB of noise, then a hole
 JOBS=$QEMU_DIR/guest
@@ -54,6 +63,13 @@ say "one guest, started again on its leaf"
 log=$WORK/kept.log
 check "second start: ran to its end" guest_run web1 "$log" "$(job kept)" "$(socket_of web1)"
 guest_checks "second start" "$log" kept kept-verify
+
+if [ "$ONE" = 1 ]; then
+  check "the backend stops with status 0" backend_stop
+  check "the root's checksum is the same as before" root_is_unchanged "$ROOT"
+  summary || exit 1
+  exit
+fi
 
 say "one guest that reboots"
 log=$WORK/again.log
@@ -160,6 +176,36 @@ elif device=$(losetup --find --show --read-only "$ROOT"); then
   on_a_block_device "$device"
 else
   skipped "a root that is a block device" "this host gives no loop device (losetup, as root)"
+fi
+
+# --- a root that was made for a disk of 4 KiB blocks -----------------------------------
+
+# One partition from block 256 on, of 1024 blocks.
+partitioned_in_4_kib() {
+  head -c 8M /dev/urandom >"$1"
+  printf 'g\nn\n1\n256\n1279\nw\n' | fdisk -b 4096 "$1"
+}
+in_4_kib_blocks() {
+  local root=$WORK/4kn.raw log=$WORK/4kn.log sum
+  partitioned_in_4_kib "$root" >"$log.fdisk" 2>&1 || return
+  sum=$(dd if="$root" bs=4096 skip=256 count=1024 2>/dev/null | sha256sum | cut -d' ' -f1)
+  backend_start "$root" four,block-size=4096 plain
+  check "4 KiB blocks: ran to its end" \
+    guest_run four "$log" "$(job four-kib)" "$(socket_of four)" "$(socket_of plain)"
+  check "4 KiB blocks: the guest sees them, and sectors beside" \
+    [ "$(guest_value "$log" blocks)" = "4096 512" ]
+  check "4 KiB blocks: the partition is where it was made" \
+    [ "$(guest_value "$log" partition)" = "2048 8192" ]
+  check "4 KiB blocks: its content is the root's" [ "$(guest_value "$log" content)" = "$sum" ]
+  guest_checks "4 KiB blocks" "$log" no-partition-in-sectors half-a-block-refused in-4-kib trims
+  check "the backend stops with status 0, 4 KiB blocks" backend_stop
+}
+if [ "$BACKEND" = qsd ]; then
+  skipped "a root for 4 KiB blocks" "its options for qemu-storage-daemon are others"
+else
+  say "a root that was made for a disk of 4 KiB blocks"
+  need fdisk
+  check "4 KiB blocks: a root with a partition" in_4_kib_blocks
 fi
 
 # --- a cache in hugepages that a restart takes over ------------------------------------

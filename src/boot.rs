@@ -16,7 +16,7 @@ pub(crate) fn id() -> io::Result<Uuid> {
     if let Some(id) = ID.get() {
         return Ok(*id);
     }
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let text = crate::io::open::kernel_text("/proc/sys/kernel/random/boot_id")?;
     let id =
         Uuid::parse_str(text.trim()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     Ok(*ID.get_or_init(|| id))

@@ -9,9 +9,7 @@
 //! [`name`]; every VM's root exists in `roots`; paths are absolute, and no two
 //! uses share one; every number is within [`limits`].
 
-use std::path::PathBuf;
-
-use serde::Deserialize;
+use std::path::{Path, PathBuf};
 
 mod environment;
 mod error;
@@ -19,19 +17,26 @@ pub mod file;
 pub mod forms;
 pub mod limits;
 pub mod name;
+pub mod nearest;
 pub mod paths;
 mod resolve;
+pub mod schemas;
+pub mod serial;
 mod settings;
 pub mod size;
 
 pub use environment::Environment;
 pub use error::UsageError;
-pub use resolve::check_disk_size;
+pub use resolve::{check_blocks, check_disk_size, check_log};
+use serial::Serial;
+
+use crate::units::BlockSize;
 pub use settings::{ControlSocket, RootEntry, Settings, VmEntry};
 
+pub use crate::root::RootFormat;
+
 /// Which pages the cache arena is made of.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum HugepagesMode {
     /// Hugepages where there are enough, else transparent ones and a warning.
     #[default]
@@ -66,17 +71,18 @@ pub struct RootConfig {
     pub name: String,
     /// The image; absolute.
     pub path: PathBuf,
+    /// What it is, where that is declared.
+    pub format: Option<RootFormat>,
 }
 
 /// One VM.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct VmConfig {
-    /// The VM's name: also what the guest reads as the disk's serial number
-    /// (its first 20 bytes).
+    /// The VM's name.
     pub name: String,
     /// The name of a root in [`Config::roots`].
     pub root: String,
-    /// Bytes of the virtual disk, a multiple of 512; `None` for the root's
+    /// Bytes of the virtual disk, a multiple of `block_size`; `None` for the root's
     /// size. Whether it is at least the root's size is not checked here.
     pub size: Option<u64>,
     /// The leaf file; absolute.
@@ -85,6 +91,10 @@ pub struct VmConfig {
     pub socket: PathBuf,
     /// Virtqueues, 1 to 64.
     pub queues: u16,
+    /// What the guest reads as the disk's serial number.
+    pub serial: Serial,
+    /// What the guest addresses the disk by; divides `size`.
+    pub block_size: BlockSize,
     /// The guest may not write.
     pub readonly: bool,
     /// The leaf is thrown away when the VM is detached.
@@ -121,6 +131,8 @@ pub struct Config {
     pub control: Option<ControlConfig>,
     /// The port on 127.0.0.1 for looking, if there is to be one.
     pub http_port: Option<u16>,
+    /// Some of it is from a file, which lasts from one start to the next.
+    pub has_file: bool,
     /// What is logged, in env_logger's syntax; `None` for the default.
     pub log: Option<String>,
 }
@@ -176,14 +188,29 @@ impl VmConfig {
         roots: impl Iterator<Item = &'a str>,
         directories: &Directories,
     ) -> Result<Self, UsageError> {
-        for (what, path) in [("leaf", &entry.leaf), ("socket", &entry.socket)] {
-            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
-                let setting = format!("VM {}: {what}", entry.name);
-                return Err(UsageError::RelativePath { setting, path: path.clone() });
-            }
-        }
+        Self::check(entry)?;
         resolve::vm(entry, &roots.collect::<Vec<_>>(), directories)
     }
+
+    /// Applies the rules of its single values, which hold on any host: those that
+    /// [`schemas`] has. Paths must be absolute.
+    ///
+    /// # Errors
+    /// The first [`UsageError`] found.
+    pub fn check(entry: &VmEntry) -> Result<(), UsageError> {
+        for (what, path) in [("leaf", &entry.leaf), ("socket", &entry.socket)] {
+            let setting = format!("VM {}: {what}", entry.name);
+            path.as_ref().map_or(Ok(()), |path| check_absolute(setting, path))?;
+        }
+        resolve::vm_values(entry)
+    }
+}
+
+fn check_absolute(setting: String, path: &Path) -> Result<(), UsageError> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(UsageError::RelativePath { setting, path: path.into() })
 }
 
 impl RootConfig {
@@ -192,11 +219,21 @@ impl RootConfig {
     /// # Errors
     /// The first [`UsageError`] found.
     pub fn resolve(entry: &RootEntry) -> Result<Self, UsageError> {
-        if !entry.path.is_absolute() {
-            let setting = format!("root {}: path", entry.name);
-            return Err(UsageError::RelativePath { setting, path: entry.path.clone() });
-        }
+        Self::check(Some(&entry.name), &entry.path)?;
         resolve::root(entry)
+    }
+
+    /// Applies the rules that hold on any host, as [`VmConfig::check`].
+    ///
+    /// # Errors
+    /// The first [`UsageError`] found.
+    pub fn check(name: Option<&str>, path: &Path) -> Result<(), UsageError> {
+        if let Some(name) = name {
+            name::check_name(name::NameOf::Root, name)?;
+        }
+        let setting = name.map_or("root path".into(), |name| format!("root {name}: path"));
+        check_absolute(setting.clone(), path)?;
+        resolve::file_path(setting, path).map(drop)
     }
 }
 

@@ -7,6 +7,8 @@
 //! [`guest_memory`] and [`request`], then [`disk`] with [`leaf`], [`cache`] and
 //! [`root`], and [`io`]. [`tools`] work on a leaf that no VM uses. docs/ARCHITECTURE.md tells the story.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 // As the tests in tests/ call it, for what both have of them.
 #[cfg(test)]
 extern crate self as leafblk;
@@ -35,12 +37,16 @@ pub mod qemu_args;
 pub mod reactor;
 pub mod request;
 pub mod root;
+mod shell;
 pub mod stats;
 mod sync;
 mod thread;
 pub mod tools;
 pub mod top;
 pub mod units;
+#[cfg(test)]
+#[path = "../tests/common/unopened.rs"]
+mod unopened;
 pub mod vhost_user;
 pub mod virtqueue;
 pub mod web;

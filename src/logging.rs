@@ -7,6 +7,7 @@
 //! Logging waits for nobody ([`lines`]), and lines that a VM can cause are
 //! counted for it ([`limit`]).
 
+pub(crate) mod internal;
 pub(crate) mod limit;
 mod lines;
 
@@ -19,6 +20,8 @@ use env_filter::Filter;
 use env_logger::{Target, WriteStyle};
 use lines::{Lines, Pen};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::config::nearest;
 
 /// The variable that chooses what is logged, in env_logger's syntax: `debug`,
 /// `warn`, `leafblk::cache=trace,info`. It wins over the configuration file.
@@ -60,13 +63,56 @@ impl Log for Logger {
     }
 }
 
-/// Whether `text` is a filter.
+/// Whether `text` is a filter whose parts each name a level or a module that logs. To
+/// env_filter alone any other word is a module, of which nothing is ever logged.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn check_filter(text: &str) -> Result<(), String> {
     let parsed = env_filter::Builder::new().try_parse(text).map(|_| ());
-    parsed.map_err(|error| error.to_string())
+    parsed.map_err(|error| error.to_string())?;
+    // What follows a slash is a regular expression for the lines.
+    let parts = text.split('/').next().unwrap_or_default().split(',').map(str::trim);
+    for part in parts.filter(|part| !part.is_empty()) {
+        let (module, level) = part.split_once('=').map_or((part, None), |(m, l)| (m, Some(l)));
+        let is_level = level.is_none() && module.parse::<LevelFilter>().is_ok();
+        if !is_level && !logs(module) {
+            let what = if level.is_none() { "no level and no module" } else { "no module" };
+            let levels = ["off", "error", "warn", "info", "debug", "trace"];
+            let rooms: Vec<_> = rooms().map(|room| format!("leafblk::{room}")).collect();
+            let known = levels.into_iter().chain(CRATES).chain(rooms.iter().map(String::as_str));
+            let hint = nearest::hint(module, known);
+            return Err(format!(
+                "{module} is {what} that logs; the levels are {}{hint}",
+                levels.join(", ")
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The crates that log through `log`.
+const CRATES: [&str; 3] = ["leafblk", "mio", "virtio_queue"];
+
+/// leafblk's rooms, as its library lists them: `cache`, `leaf`, …
+fn rooms() -> impl Iterator<Item = &'static str> {
+    include_str!("lib.rs").lines().filter_map(|line| {
+        let room = line.strip_prefix("pub mod ").or_else(|| line.strip_prefix("mod "))?;
+        room.strip_suffix(';')
+    })
+}
+
+/// Whether `module` is a crate that logs, or lies in one; in leafblk, in one of its
+/// rooms.
+fn logs(module: &str) -> bool {
+    match module.split_once("::") {
+        None => CRATES.contains(&module),
+        Some(("leafblk", within)) => {
+            let room = within.split("::").next();
+            rooms().any(|known| room == Some(known))
+        }
+        Some((krate, _)) => CRATES.contains(&krate),
+    }
 }
 
 fn filter(from_file: Option<&str>) -> Filter {
@@ -202,7 +248,26 @@ mod tests {
     #[test]
     fn a_filter_that_is_none_is_told() {
         check_filter("warn,leafblk::cache=trace").unwrap();
-        assert!(check_filter("leafblk=loud").is_err());
+        for good in ["", "debug", "WARN", "off,leafblk::leaf=info", "leafblk::cache::fill"] {
+            check_filter(good).unwrap_or_else(|error| panic!("{good}: {error}"));
+        }
+        for (bad, part) in [
+            ("leafblk=loud", "loud"),
+            ("verbose", "verbose is no level and no module"),
+            ("warn,leafblk::cahce=trace", "leafblk::cahce is no module"),
+            ("leafblk::cahce=trace", "did you mean leafblk::cache?"),
+            ("inof", "did you mean info?"),
+        ] {
+            let error = check_filter(bad).unwrap_err();
+            assert!(error.contains(part), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_rooms_of_the_library_are_known() {
+        let rooms: Vec<_> = rooms().collect();
+        assert!(["boot", "cache", "leaf", "virtqueue"].iter().all(|room| rooms.contains(room)));
+        assert!(rooms.iter().all(|room| room.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
     }
 
     #[test]

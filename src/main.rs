@@ -1,11 +1,13 @@
 //! The `leafblk` command: flags to configuration to work, and the exit status.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use leafblk::cli::{Cli, Command, ParseEnd, QemuArgsArgs, print_openapi};
 use leafblk::config::name::{NameOf, check_name};
-use leafblk::config::{Config, Environment, Settings};
+use leafblk::config::{Config, Environment, Settings, check_log};
 use leafblk::daemon::{self, record};
 use leafblk::error::Error;
 use leafblk::{logging, qemu_args};
@@ -47,8 +49,17 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
             let resolve = || Ok(Config::resolve(&args.settings(&env)?, &env)?);
             let config = resolve()?;
             if args.check {
-                print(&format!("{}\n", daemon::check(&config)?))?;
+                let daemon::Checked { found, leaves, warnings } = daemon::check(&config)?;
+                for warning in warnings {
+                    // The exit status doesn't depend on it.
+                    let _ = writeln!(io::stderr(), "leafblk: warning: {warning}");
+                }
+                let lines: String = leaves.iter().map(|line| format!("{line}\n")).collect();
+                print(&format!("{found}\n{lines}"))?;
                 return Ok(ExitCode::SUCCESS);
+            }
+            if let Ok(text) = std::env::var(logging::LOG_VARIABLE) {
+                check_log(logging::LOG_VARIABLE, &text).map_err(Error::from)?;
             }
             logging::init(config.log.as_deref());
             daemon::run(&config, resolve)?;
@@ -79,18 +90,13 @@ fn print_options(args: &QemuArgsArgs, env: &Environment) -> Result<(), Error> {
     };
     let options = qemu_args::options(hypervisor, &endpoint).map_err(Error::failure)?;
     if args.json {
-        let (name, socket) = (&endpoint.vm, endpoint.socket.to_string_lossy());
-        let all = serde_json::json!({
-            "vm": name, "socket": socket, "queues": endpoint.queues,
-            "options": options.text.trim_end(), "notes": options.notes,
-        });
-        return print(&format!("{all:#}\n"));
+        return print(&format!("{:#}\n", options.to_json(&endpoint)));
     }
     for note in &options.notes {
         // Remarks are a convenience; the options are what counts.
         let _ = writeln!(io::stderr(), "# {note}");
     }
-    print(&options.text)
+    print(&options.text())
 }
 
 fn print(text: &str) -> Result<(), Error> {

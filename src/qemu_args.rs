@@ -3,10 +3,15 @@
 //! Knows each hypervisor's syntax and the shell's quoting; knows nothing of
 //! how a VM's endpoint was found.
 
+mod libvirt;
+
 use std::path::Path;
+
+use serde_json::{Value, json};
 
 use crate::config::limits::QUEUE_SIZE_SUGGESTED;
 use crate::config::{Endpoint, UsageError};
+use crate::shell::quote;
 
 /// A hypervisor whose options are known.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -17,6 +22,8 @@ pub enum Hypervisor {
     CloudHypervisor,
     /// Firecracker.
     Firecracker,
+    /// libvirt, which runs QEMU.
+    Libvirt,
 }
 
 impl std::str::FromStr for Hypervisor {
@@ -27,22 +34,63 @@ impl std::str::FromStr for Hypervisor {
             "qemu" => Ok(Self::Qemu),
             "cloud-hypervisor" => Ok(Self::CloudHypervisor),
             "firecracker" => Ok(Self::Firecracker),
+            "libvirt" => Ok(Self::Libvirt),
             _ => Err(UsageError::Choice {
                 setting: "for".into(),
                 value: text.into(),
-                choices: "qemu, cloud-hypervisor or firecracker",
+                choices: "qemu, cloud-hypervisor, firecracker or libvirt",
             }),
         }
     }
 }
 
-/// What to paste, and what to know about it.
+/// What to give to a hypervisor, and what to know about it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Options {
-    /// The options as a shell reads them, ends in a newline.
-    pub text: String,
+    form: Form,
     /// Remarks, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// How a hypervisor takes its options.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Form {
+    /// Arguments of its command, those of one option together.
+    Arguments(Vec<[String; 2]>),
+    /// The JSON body of Firecracker's PUT /drives/ID.
+    Drive(Value),
+    /// A libvirt domain, as XML.
+    Domain(String),
+}
+
+impl Options {
+    /// What to paste: arguments as a POSIX shell reads them, or the document. Ends
+    /// in a newline.
+    pub fn text(&self) -> String {
+        match &self.form {
+            Form::Arguments(options) => {
+                let lines = options.iter().map(|[flag, value]| format!("{flag} {}", quote(value)));
+                lines.collect::<Vec<_>>().join(" \\\n") + "\n"
+            }
+            Form::Drive(drive) => format!("{drive:#}\n"),
+            Form::Domain(xml) => xml.clone(),
+        }
+    }
+
+    /// The same for programs: the VM, its socket and queues, `notes`, and one of
+    /// `argv` (an array of arguments, which no shell need read), `drive` (an object)
+    /// and `domain` (XML as a string).
+    pub fn to_json(&self, endpoint: &Endpoint) -> Value {
+        let (key, value) = match &self.form {
+            Form::Arguments(options) => ("argv", json!(options.concat())),
+            Form::Drive(drive) => ("drive", drive.clone()),
+            Form::Domain(xml) => ("domain", json!(xml)),
+        };
+        json!({
+            "vm": endpoint.vm, "socket": endpoint.socket.to_string_lossy(),
+            "queues": endpoint.queues, key: value, "notes": self.notes,
+        })
+    }
 }
 
 /// A socket path that the hypervisor's syntax cannot carry.
@@ -63,6 +111,7 @@ pub fn options(hypervisor: Hypervisor, endpoint: &Endpoint) -> Result<Options, P
         Hypervisor::Qemu => qemu(endpoint),
         Hypervisor::CloudHypervisor => cloud_hypervisor(endpoint),
         Hypervisor::Firecracker => firecracker(endpoint),
+        Hypervisor::Libvirt => libvirt::domain(endpoint),
     }
 }
 
@@ -71,24 +120,26 @@ fn qemu(endpoint: &Endpoint) -> Result<Options, PathError> {
     let path = utf8(&endpoint.socket, "QEMU")?.replace(',', ",,");
     let id = format!("leafblk-{}", endpoint.vm);
     let queues = endpoint.queues;
-    let lines = [
-        "-m 1G".to_owned(),
-        "-object memory-backend-memfd,id=leafblk-mem,size=1G,share=on".to_owned(),
-        "-machine memory-backend=leafblk-mem".to_owned(),
-        format!("-chardev {}", quote(&format!("socket,id={id},path={path},reconnect-ms=1000"))),
-        format!(
-            "-device vhost-user-blk-pci,chardev={id},num-queues={queues},\
-             queue-size={QUEUE_SIZE_SUGGESTED}"
-        ),
-    ];
+    let disk = format!(
+        "vhost-user-blk-pci,chardev={id},num-queues={queues},queue-size={QUEUE_SIZE_SUGGESTED}"
+    );
     Ok(Options {
-        text: lines.join(" \\\n") + "\n",
+        form: Form::Arguments(vec![
+            ["-m".into(), "1G".into()],
+            ["-object".into(), "memory-backend-memfd,id=leafblk-mem,size=1G,share=on".into()],
+            ["-machine".into(), "memory-backend=leafblk-mem".into()],
+            // In seconds, which every QEMU takes; reconnect-ms came with 9.2.
+            ["-chardev".into(), format!("socket,id={id},path={path},reconnect=1")],
+            ["-device".into(), disk],
+        ]),
         notes: vec![
             "1G is the guest's memory: change both places together; share=on must stay, leafblk \
              reads and writes there"
                 .into(),
             "several disks share the -m, -object and -machine lines; give those once".into(),
-            "QEMU before 9.2 has reconnect=1 (seconds) instead of reconnect-ms=1000".into(),
+            "QEMU 9.2 and newer can wait less between two tries: reconnect-ms=100 instead of \
+             reconnect=1"
+                .into(),
         ],
     })
 }
@@ -113,7 +164,10 @@ fn cloud_hypervisor(endpoint: &Endpoint) -> Result<Options, PathError> {
         "vhost_user=on,socket={path},num_queues={queues},queue_size={QUEUE_SIZE_SUGGESTED}"
     );
     Ok(Options {
-        text: format!("--memory size=1G,shared=on \\\n--disk {}\n", quote(&disk)),
+        form: Form::Arguments(vec![
+            ["--memory".into(), "size=1G,shared=on".into()],
+            ["--disk".into(), disk],
+        ]),
         notes: vec![
             "1G is the guest's memory; shared=on must stay, leafblk reads and writes there".into(),
             "several disks follow one --disk, separated by spaces".into(),
@@ -127,13 +181,7 @@ fn firecracker(endpoint: &Endpoint) -> Result<Options, PathError> {
     // Firecracker's identifiers have no dots and dashes.
     let id: String =
         endpoint.vm.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    let text = format!(
-        "{{\n  \"drive_id\": \"{id}\",\n  \"is_root_device\": true,\n  \
-         \"cache_type\": \"Writeback\",\n  \"socket\": {}\n}}\n",
-        json_string(path)
-    );
     Ok(Options {
-        text,
         notes: vec![
             format!(
                 "this is the body of PUT /drives/{id}, or an entry of \"drives\" in the file of \
@@ -143,6 +191,9 @@ fn firecracker(endpoint: &Endpoint) -> Result<Options, PathError> {
                 .into(),
             "Firecracker uses one queue and does not reconnect when leafblk restarts".into(),
         ],
+        form: Form::Drive(json!({
+            "drive_id": id, "is_root_device": true, "cache_type": "Writeback", "socket": path,
+        })),
     })
 }
 
@@ -152,28 +203,6 @@ fn utf8<'a>(path: &'a Path, hypervisor: &'static str) -> Result<&'a str, PathErr
         what: "bytes that are no UTF-8",
         hypervisor,
     })
-}
-
-/// `text` as one word of a POSIX shell.
-fn quote(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
-}
-
-fn json_string(text: &str) -> String {
-    let mut json = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => json.extend(['\\', c]),
-            c if c.is_control() => json.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => json.push(c),
-        }
-    }
-    json.push('"');
-    json
 }
 
 #[cfg(test)]

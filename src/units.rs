@@ -9,6 +9,50 @@ use std::fmt;
 pub const SECTOR_SIZE: u64 = 512;
 const SECTOR_SHIFT: u32 = 9;
 
+/// A disk's logical block: what a guest addresses it by, and so what its requests are
+/// whole numbers of. The units of virtio-blk stay sectors.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum BlockSize {
+    /// 512 bytes, one sector.
+    #[default]
+    Sector,
+    /// 4096 bytes: a "4Kn" disk.
+    FourKib,
+}
+
+impl BlockSize {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::Sector, Self::FourKib];
+
+    /// The block of so many bytes, if there is one.
+    pub fn from_bytes(bytes: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|size| u64::from(size.to_bytes()) == bytes)
+    }
+
+    /// Its bytes.
+    pub const fn to_bytes(self) -> u32 {
+        match self {
+            Self::Sector => 512,
+            Self::FourKib => 4096,
+        }
+    }
+
+    /// Its sectors, a power of two.
+    #[inline]
+    pub const fn sectors(self) -> u64 {
+        match self {
+            Self::Sector => 1,
+            Self::FourKib => 8,
+        }
+    }
+
+    /// Whether so many sectors are whole blocks.
+    #[inline]
+    pub const fn divides(self, sectors: u64) -> bool {
+        sectors & (self.sectors() - 1) == 0
+    }
+}
+
 /// The number of a 512-byte sector on a disk.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct Sector(pub u64);
@@ -157,6 +201,19 @@ mod tests {
         assert!(ranges.push(range(99, 0)) && !ranges.push(range(99, 1)));
         assert_eq!(ranges.as_slice().len(), Ranges::MAX);
         assert_eq!(ranges.as_slice().last(), Some(&range(15, 1)));
+    }
+
+    #[test]
+    fn a_block_is_512_or_4096_bytes() {
+        for size in BlockSize::ALL {
+            assert_eq!(BlockSize::from_bytes(size.to_bytes().into()), Some(size));
+            assert_eq!(size.sectors() * SECTOR_SIZE, u64::from(size.to_bytes()));
+            assert!(size.divides(0) && size.divides(size.sectors() * 3));
+        }
+        assert!(!BlockSize::FourKib.divides(4) && BlockSize::Sector.divides(5));
+        for other in [0, 1, 513, 1024, 2048, 8192] {
+            assert_eq!(BlockSize::from_bytes(other), None);
+        }
     }
 
     #[test]

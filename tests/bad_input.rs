@@ -8,12 +8,16 @@
 )]
 
 mod common;
+#[path = "bad_input/host.rs"]
+mod host;
 #[path = "bad_input/late.rs"]
 mod late;
 #[path = "bad_input/leaf.rs"]
 mod leaf;
 #[path = "bad_input/socket.rs"]
 mod socket;
+#[path = "bad_input/unopened.rs"]
+mod unopened;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -185,7 +189,7 @@ fn a_qcow2_root_is_refused_with_the_command_that_converts_it() {
     let made =
         needs("qemu-img").args(["create", "-f", "qcow2"]).arg(&root).arg("1M").output().unwrap();
     assert!(made.status.success());
-    let parts = ["root.qcow2", "is a qcow2 image", "qemu-img convert -O raw"];
+    let parts = ["root.qcow2", "is a qcow2 image", "qemu-img convert -f qcow2 -O raw"];
     refuses(temp.path(), &["--root", text(&root), "--vm", "web1"], 1, &parts);
 }
 

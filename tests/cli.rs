@@ -104,7 +104,7 @@ fn a_mistake_in_the_flags_is_one_sentence_and_status_2() {
         (&["serv"], "did you mean serve?"),
         (&["qemu-args"], "NAME"),
         (&["qemu-args", "a/b"], "has a slash"),
-        (&["qemu-args", "w", "--for", "xen"], "use qemu, cloud-hypervisor or firecracker"),
+        (&["qemu-args", "w", "--for", "xen"], "use qemu, cloud-hypervisor, firecracker or libvirt"),
         (&["serve", "--state-dir", "", "--root", "d.raw", "--vm", "w"], "state-dir"),
     ] {
         assert_refused(&place, args, 2, part);
@@ -116,6 +116,18 @@ fn a_mistake_in_the_file_names_the_file_and_the_line() {
     let place = Place::new();
     place.write("c.toml", "poll-us = 1\n\n[[vm]]\nname = \"w\"\nqueue = 2\n");
     assert_refused(&place, &["serve", "--config", "c.toml"], 2, "c.toml, line 5: unknown field");
+    place.write("c.toml", "log = \"verbose\"\n[[root]]\npath = \"d.raw\"\n");
+    assert_refused(
+        &place,
+        &["serve", "--config", "c.toml"],
+        2,
+        "verbose is no level and no module",
+    );
+    place.write(
+        "c.toml",
+        "[[root]]\nname = \"debian\"\npath = \"d.raw\"\n[[vm]]\nname = \"w\"\nroot = \"debain\"",
+    );
+    assert_refused(&place, &["serve", "--config", "c.toml"], 2, "did you mean debian?");
     place.write("c.toml", "cache-size = \"4 gigs\"\n");
     assert_refused(&place, &["serve", "--config", "c.toml"], 2, "c.toml, line 1");
     place.write("c.toml", "reactors = 65\n[[root]]\npath = \"d.raw\"\n[[vm]]\nname = \"w\"\n");
@@ -218,6 +230,20 @@ fn the_help_of_serve_names_the_flags_that_scripts_rely_on_first() {
 }
 
 #[test]
+fn a_log_variable_that_names_no_level_and_no_module_is_refused() {
+    let place = Place::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    command.current_dir(place.path()).env("LEAFBLK_LOG", "verbose");
+    let root = place.path().join("d.raw");
+    fs::write(&root, vec![0; 1 << 20]).unwrap();
+    command.args(["serve", "--root", "d.raw", "--state-dir", "s", "--runtime-dir", "r"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("LEAFBLK_LOG is \"verbose\""), "{}", stderr(&output));
+    assert!(!place.path().join("r").exists());
+}
+
+#[test]
 fn qemu_args_finds_a_vm_in_flags_and_file_and_flags_win() {
     let place = Place::new();
     place.write(
@@ -257,14 +283,16 @@ fn qemu_args_finds_a_served_vm_by_its_name_alone() {
 }
 
 #[test]
-fn qemu_args_in_json_has_the_options_the_remarks_and_the_socket() {
+fn qemu_args_in_json_has_an_array_of_arguments_the_remarks_and_the_socket() {
     let place = Place::new();
     let args = ["qemu-args", "w", "--vm", "w,socket=/s/w.sock,queues=3"];
     let plain = stdout(&place.run(&args));
     let output = place.run(&[&args[..], &["--json"]].concat());
     assert_eq!(stderr(&output), "");
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(json["options"], plain.trim_end());
+    let argv = json["argv"].as_array().unwrap();
+    let joined = argv.iter().map(|word| word.as_str().unwrap()).collect::<Vec<_>>().join(" ");
+    assert_eq!(joined, plain.trim_end().replace(" \\\n", " "));
     assert_eq!((&json["socket"], &json["queues"]), (&"/s/w.sock".into(), &3.into()));
     assert!(json["notes"][0].is_string(), "{json}");
 }

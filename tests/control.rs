@@ -5,16 +5,26 @@ mod common;
 
 #[path = "control/api.rs"]
 mod api;
+#[path = "control/block_size.rs"]
+mod block_size;
+#[path = "control/changed_roots.rs"]
+mod changed_roots;
 #[path = "control/cli.rs"]
 mod cli;
 #[path = "control/errors.rs"]
 mod errors;
+#[path = "control/formats.rs"]
+mod formats;
+#[path = "control/leaves.rs"]
+mod leaves;
 #[path = "control/openapi.rs"]
 mod openapi;
 #[path = "control/persistence.rs"]
 mod persistence;
 #[path = "control/resize.rs"]
 mod resize;
+#[path = "control/serials.rs"]
+mod serials;
 #[path = "control/server.rs"]
 mod server;
 #[path = "control/storm.rs"]

@@ -164,6 +164,12 @@ fn the_first_disk_error_of_each_vm_is_in_the_log_and_all_are_counted() {
         client
     });
     assert_eq!(failed_reads(&daemon, "web3"), 0);
+    let health = || daemon.control().get("/v1/health").expect(200)["problems"].clone();
+    let why = format!("root {} can't be read: it ends early", root.display());
+    let sentence = format!("root base: its reads fail: {why} (VMs on it: web1, web2, web3)");
+    assert_eq!(health(), serde_json::json!([sentence]));
+    let web3 = daemon.control().get("/v1/vms/web3").expect(200);
+    assert_eq!(web3["problems"][0], format!("its root: its reads fail: {why}"));
     // Once the root is whole again, so are the disks.
     file.write_all_at(&content, 0).unwrap();
     for mut client in clients {
@@ -172,6 +178,8 @@ fn the_first_disk_error_of_each_vm_is_in_the_log_and_all_are_counted() {
         }
     }
     assert_eq!(failed_reads(&daemon, "web1"), 2);
+    let in_part = "root base: some of its reads failed in the last 10 s: ";
+    assert!(health()[0].as_str().unwrap().starts_with(in_part), "{}", health());
     let report = daemon.stop();
     for vm in ["web1", "web2"] {
         assert!(last_line(&report, vm).ends_with("; 2 errors"), "{report}");

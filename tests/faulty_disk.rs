@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use common::faulty_storage::{Faults, FaultyFile};
 use common::frontend::{
@@ -26,12 +27,12 @@ use common::make_root;
 use common::scene::{ROOT_SECTORS, root_content};
 use common::small_disk::SmallDisk;
 use leafblk::cache::{Cache, CacheConfig, Hugepages};
-use leafblk::disk::{CachedRoot, Disk};
+use leafblk::disk::{Activity, CachedRoot, Disk, HOLD};
 use leafblk::leaf::{Layout, Leaf, OpenOptions, create_as};
 use leafblk::metrics::Operation;
 use leafblk::reactor::{Mailbox, Reactor};
 use leafblk::root::Root;
-use leafblk::vhost_user::{self, FrontendLink};
+use leafblk::vhost_user;
 
 /// A host with one VM.
 struct Host {
@@ -100,7 +101,7 @@ impl Host {
         let (listener, served) = (self.listener.try_clone().unwrap(), Arc::clone(&disk));
         let thread = std::thread::spawn(move || {
             let (stream, _) = listener.accept().map_err(|e| e.to_string())?;
-            vhost_user::serve(stream, &served, 1, &mailbox, &Arc::new(FrontendLink::default()))
+            vhost_user::serve(stream, &served, 1, &mailbox, &Arc::default(), None)
         });
         let features = VERSION_1 | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
         Attached { vmm: Vmm::running_with(&self.socket, features, 256), leaf, disk, thread }
@@ -110,6 +111,25 @@ impl Host {
 impl Attached {
     fn flush(&mut self) -> u8 {
         self.vmm.request(T_FLUSH, 0, 0).0
+    }
+
+    /// What fails, as health says it: now, or where nothing more happens for a while.
+    fn failing(&self, after: Duration) -> Vec<Activity> {
+        let failing = self.disk.failures().at(Instant::now() + after);
+        failing.into_iter().map(|failing| failing.activity).collect()
+    }
+
+    /// That only this fails, until it succeeds.
+    fn only_fails(&self, activity: Activity) {
+        assert_eq!(
+            (self.failing(Duration::ZERO), self.failing(HOLD)),
+            (vec![activity], vec![activity])
+        );
+    }
+
+    /// That all has succeeded since it failed.
+    fn is_well(&self) {
+        assert_eq!(self.failing(HOLD), []);
     }
 
     /// The VMM goes; whether the leaf could be closed.
@@ -138,10 +158,14 @@ fn after_a_failed_sync_a_guest_gets_ioerr_until_it_is_attached_again() {
     host.faults.set(&host.faults.sync, libc::EIO);
     assert_eq!(vm.flush(), IOERR);
     host.faults.was_met("sync");
+    vm.only_fails(Activity::Flush);
     host.faults.set(&host.faults.sync, 0);
     // A second sync would succeed, without the data: nothing is acknowledged.
     assert_eq!(vm.flush(), IOERR);
     assert_eq!(vm.vmm.request(T_OUT, 16, 4096).0, IOERR);
+    let why = &vm.disk.failures().at(Instant::now())[0].why;
+    assert!(why.contains("sync failed: Input/output error"), "not that it is poisoned: {why}");
+    assert!(vm.leaf.refusal().is_some(), "it says so by itself");
     assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096], "reads go on");
     assert!(vm.vmm.read_sectors(1000, 8) == root_content(1000, 8));
     assert!(!vm.detach(), "a poisoned leaf is not marked as clean");
@@ -185,8 +209,10 @@ fn a_full_disk_under_the_map_is_over_when_there_is_space() {
     host.faults.was_met("map");
     assert_eq!(vm.flush(), IOERR);
     vm.vmm.write_sectors(8, &[0x22; 4096]);
+    vm.only_fails(Activity::Flush);
     host.faults.set(&host.faults.map, 0);
     assert_eq!(vm.flush(), OK, "no second attaching is needed");
+    vm.is_well();
     assert!(vm.vmm.read_sectors(0, 16)[4096..] == [0x22; 4096]);
     assert!(vm.detach());
     let mut vm = host.attach();
@@ -216,7 +242,9 @@ fn a_file_system_that_went_read_only_fails_writes_and_not_reads() {
         vm.vmm.write(common::frontend::DATA, &segment);
         assert_eq!(vm.vmm.request(kind, 0, 16).0, IOERR);
     }
+    vm.only_fails(Activity::Write);
     assert_eq!(vm.flush(), IOERR);
+    assert_eq!(vm.failing(HOLD), [Activity::Write, Activity::Flush]);
     assert!(vm.vmm.read_sectors(0, 8) == [0x11; 4096]);
     assert!(!vm.detach());
     for errno in [&host.faults.data, &host.faults.map, &host.faults.sync] {
@@ -264,9 +292,11 @@ fn a_leaf_that_cannot_be_read_reaches_the_guest_and_goes_away_with_its_cause() {
     assert_eq!(vm.disk.counters().errors(Operation::Read), 2);
     assert!(vm.vmm.read_sectors(1000, 8) == root_content(1000, 8), "the root can be read");
     vm.vmm.write_sectors(8, &[0x22; 4096]);
+    vm.only_fails(Activity::LeafRead);
     host.faults.set(&host.faults.read, 0);
     assert!(vm.vmm.read_sectors(0, 16) == [[0x11; 4096], [0x22; 4096]].concat());
     vm.works();
+    vm.is_well();
     assert_eq!(vm.disk.counters().errors(Operation::Read), 2);
     assert!(vm.detach());
 }
@@ -320,9 +350,11 @@ fn a_full_runtime_directory_reaches_that_guest_and_goes_away_with_its_cause() {
     const FAR: u64 = 40 << 11;
     assert_eq!(vm.vmm.request(T_OUT, FAR, 4096).0, IOERR);
     assert_eq!(vm.flush(), OK, "what was acknowledged can be flushed");
+    vm.only_fails(Activity::Write);
     memory.make_room(filler);
     vm.vmm.write_sectors(FAR, &[0x22; 4096]);
     vm.works();
+    vm.is_well();
     assert!(vm.vmm.read_sectors(FAR, 8) == [0x22; 4096]);
     assert!(vm.detach());
 }

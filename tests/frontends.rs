@@ -7,9 +7,15 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "frontends/bsd.rs"]
+mod bsd;
 mod common;
 #[path = "frontends/layouts.rs"]
 mod layouts;
+#[path = "frontends/memory.rs"]
+mod memory;
+#[path = "frontends/rules.rs"]
+mod rules;
 #[path = "frontends/write_cache.rs"]
 mod write_cache;
 

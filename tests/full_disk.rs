@@ -9,6 +9,8 @@
 
 mod common;
 
+use std::process::Command;
+
 use common::frontend::{IOERR, OK, T_FLUSH, T_OUT, Vmm};
 use common::scene::{Scene, root_content};
 use common::small_disk::SmallDisk;
@@ -26,6 +28,7 @@ fn a_full_disk_reaches_that_guest_and_goes_away_with_its_cause() {
     assert_eq!(vmm.request(T_OUT, 2049, 512).0, IOERR);
     assert_eq!(vmm.request(T_OUT, 2048, 1 << 19).0, IOERR);
     scene.log.wait_for(&["victim", "No space left"]);
+    says_what_fails(&scene, &disk);
     scene.neighbour.goes_on(20);
     // What was written before is there, and so is the root.
     assert!(vmm.read_sectors(0, 8) == [0x11; 4096]);
@@ -39,8 +42,46 @@ fn a_full_disk_reaches_that_guest_and_goes_away_with_its_cause() {
     assert_eq!(vmm.request(T_FLUSH, 0, 0).0, OK);
     assert!(vmm.read_sectors(1024, 16) == [0x22; 8192]);
     assert!(vmm.read_sectors(2049, 1) == [0x33; 512]);
+    // On a full disk errors and successes come in turns: it is not well at once.
+    let health = scene.daemon.control().get("/v1/health").expect(200);
+    let problem = health["problems"][0].as_str().unwrap();
+    assert!(problem.contains("some of its writes failed in the last 10 s"), "{health}");
     drop(vmm);
     scene.neighbour.goes_on(20);
     scene.neighbour.stop();
     scene.daemon.stop();
+}
+
+/// Health, status and metrics while the victim's writes fail.
+fn says_what_fails(scene: &Scene, disk: &SmallDisk) {
+    let control = scene.daemon.control();
+    let health = control.get("/v1/health").expect(200);
+    assert_eq!(health["status"], "degraded", "{health}");
+    assert_eq!(health["problems"].as_array().unwrap().len(), 1, "{health}");
+    let problem = health["problems"][0].as_str().unwrap();
+    let parts = ["VM victim: its writes fail: ", "victim.leaf", "No space left"];
+    assert!(parts.iter().all(|part| problem.contains(part)), "{problem}");
+    let vm = |name: &str| control.get(&format!("/v1/vms/{name}")).expect(200);
+    assert!(problem.ends_with(vm("victim")["problems"][0].as_str().unwrap()), "{problem}");
+    assert_eq!(vm("neighbour")["problems"], serde_json::json!([]));
+    let mut status = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    status.args(["status", "--runtime-dir"]).arg(scene.daemon.dir.join("run"));
+    let text = String::from_utf8(status.output().unwrap().stdout).unwrap();
+    let here = disk.path().display();
+    for line in [
+        "degraded".to_owned(),
+        format!("VM victim: its writes fail: leaf {here}/victim.leaf: write failed: No space left"),
+        format!("{here} (leaves): 0 B of 4.00 MiB"),
+    ] {
+        assert!(text.contains(&line), "{line} in\n{text}");
+    }
+    let metrics = String::from_utf8(control.get("/metrics").body).unwrap();
+    for line in [
+        "leafblk_vm_failing{vm=\"victim\"} 1".to_owned(),
+        "leafblk_vm_failing{vm=\"neighbour\"} 0".to_owned(),
+        format!("leafblk_file_system_free_bytes{{path=\"{here}\"}} 0"),
+        format!("leafblk_file_system_size_bytes{{path=\"{here}\"}} 4194304"),
+    ] {
+        assert!(metrics.lines().any(|there| there == line), "{line} in\n{metrics}");
+    }
 }

@@ -307,7 +307,15 @@ impl Lives {
                     let count: u64 = rest.split(' ').next().unwrap().parse().unwrap();
                     shared.resubmitted.fetch_add(count, Ordering::Relaxed);
                 }
-                let expected = ["resubmitting", "took over", "onnected", "come back", "stopping"];
+                let expected = [
+                    "resubmitting",
+                    "took over",
+                    "onnected",
+                    "come back",
+                    "stopping",
+                    "tmpfs",
+                    " leaf",
+                ];
                 if !expected.iter().any(|part| line.contains(part)) {
                     println!("{line}");
                     shared.complaints.fetch_add(1, Ordering::Relaxed);

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Runs everything that leafblk is held to: formatting, lints, unit, property and
 # socket tests, simulated power cuts, kills, the fuzz targets on their seeds, the
-# interleavings that loom tries, what is shown in a terminal and a browser, QEMU
-# guests and the Debian package. Installs what is missing where it can (Debian
-# packages, as root; components of Rust). Ends with a count; exit status 1 if
-# anything failed. Longer runs: tests/soak.sh (kills), tests/fuzz.sh (fuzzing),
+# interleavings that loom tries, what is shown in a terminal and a browser, the control
+# API against its description, QEMU guests and the Debian package. Installs what is
+# missing where it can (Debian packages, as root; components of Rust). Ends with a
+# count; exit status 1 if anything failed. Longer runs: tests/soak.sh (kills, reads), tests/fuzz.sh (fuzzing),
 # `cargo run --release --example crashsim` (power cuts).
 #
 #   tests/run.sh            all of it
+#   tests/run.sh --quick    formatting, lints, unit tests and one guest: about 3 minutes
+#                           where the dependencies are built
 #   tests/run.sh --no-qemu  without guests, which are then counted as skipped
 #   LEAFBLK=target/release/leafblk tests/run.sh
 #                           with that build under the guests instead of the tests' own
@@ -18,11 +20,12 @@ set -uo pipefail
 trap - ERR
 cd "$REPO_DIR" || exit
 
-with_qemu=1
-case "${1-}" in
-    "") ;;
-    --no-qemu) with_qemu=0 ;;
-    *) echo "usage: tests/run.sh [--no-qemu]" >&2; exit 2 ;;
+with_qemu=1 quick=0
+case "$#${1-}" in
+    0) ;;
+    1--quick) quick=1 ;;
+    1--no-qemu) with_qemu=0 ;;
+    *) echo "usage: tests/run.sh [--quick | --no-qemu]" >&2; exit 2 ;;
 esac
 
 passed=0 failed=0 skipped=0
@@ -118,13 +121,31 @@ cargo_tests() {
     if [ -n "$ignored" ]; then printf '%s\n' "$ignored" | sed 's/^/    /'; fi
 }
 
+# The build that guests meet: the tests' own, as its assertions are on and a release
+# takes minutes. LEAFBLK names another one.
+export LEAFBLK=${LEAFBLK:-${CARGO_TARGET_DIR:-$PWD/target}/debug/leafblk}
+
+report() {
+    echo "took $SECONDS s"
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ "$failed" -eq 0 ]
+}
+
 # What each step needs besides, its script gets.
 need_rust
 need_components rustfmt clippy
-need qemu-io
+need qemu-io xz bzip2 zstd
+step "cargo fmt" fmt cargo fmt --check
+if [ "$quick" -eq 1 ]; then
+    step "cargo clippy" clippy cargo clippy --locked --all-targets -- -D warnings
+    step "cargo build" quick-build cargo build --locked
+    cargo_tests "cargo test --lib" quick-test cargo test --locked --lib
+    counted "qemu/test-guests.sh --one" test-guests-one qemu/test-guests.sh --one
+    report
+    exit
+fi
 # Of no use to a build from nothing.
 export CARGO_INCREMENTAL=0
-step "cargo fmt" fmt cargo fmt --check
 # Most of it waits for the network.
 if [ "$with_qemu" -eq 1 ]; then
     qemu/prepare.sh >"$log_dir/prepare.out" 2>&1 &
@@ -151,11 +172,9 @@ if [ "$with_qemu" -eq 1 ]; then step "qemu/prepare.sh" prepare prepared; fi
 cargo_tests "cargo test" cargo-test cargo test --locked --no-fail-fast
 cargo_tests "cargo test, loom" loom cargo test --locked --features loom --lib loom_
 counted tests/seeing.sh seeing tests/seeing.sh
-# Guests meet the build that the tests had: its assertions are on, and a release takes
-# minutes. LEAFBLK names another one.
-export LEAFBLK=${LEAFBLK:-${CARGO_TARGET_DIR:-$PWD/target}/debug/leafblk}
+counted tests/openapi.sh openapi tests/openapi.sh
 # As there are cores for: most have one guest at a time, with one CPU. The longest first.
-guest_scripts=(packaging/test-deb.sh qemu/test-{guests,kills,filesystems,debian,demo,control}.sh)
+guest_scripts=(packaging/test-deb.sh qemu/test-{guests,kills,filesystems,debian,demo,control,memory}.sh)
 if [ "$with_qemu" -eq 1 ]; then
     two_at_a_time "${guest_scripts[@]}"
 else
@@ -165,6 +184,4 @@ else
     done
 fi
 
-echo "took $SECONDS s"
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+report

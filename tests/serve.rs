@@ -35,7 +35,7 @@ fn it_prints_where_each_vm_is_and_then_that_it_is_ready() {
     let vms = ["--vm", "web1,size=10MiB", "--vm", "web2,readonly", "--vm", &own];
     let daemon = Daemon::start(dir.path(), &[&["--root", &root][..], &vms].concat());
     let web1 = format!(
-        "web1: socket {}, leaf {}, size 10.0 MiB, root debian",
+        "web1: socket {}, leaf {} (new), size 10.0 MiB, root debian",
         at("run/web1.sock"),
         at("state/web1.leaf")
     );
@@ -45,13 +45,14 @@ fn it_prints_where_each_vm_is_and_then_that_it_is_ready() {
         at("state/web2.leaf")
     );
     let web3 = format!(
-        "web3: socket {}, leaf {}, size 2.0 MiB, root debian",
+        "web3: socket {}, leaf {} (new), size 2.0 MiB, root debian",
         at("own.sock"),
         at("own.leaf")
     );
     assert_eq!(daemon.announced, [&web1, &web2, &web3, "ready: serving 3 VMs"]);
     daemon.stop();
     let daemon = Daemon::start(dir.path(), &["--root", &root, "--vm", "web1"]);
+    let web1 = web1.replace("(new)", "(existing)");
     assert_eq!(daemon.announced, [&web1, "ready: serving 1 VM"], "a leaf keeps its size");
     daemon.stop();
 }

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use leafblk::guest_memory::Account;
-use leafblk::virtqueue::{Chain, InflightRegion, RingConfig, SplitQueue};
+use leafblk::virtqueue::{Chain, InflightRegion, RegionLayout, RingConfig, SplitQueue};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::Seeds;
@@ -62,7 +62,10 @@ pub fn run(data: &[u8]) {
     }
     let offset = u64::from(shape.offset);
     let (queues, size) = (shape.queues, shape.queue_size);
-    let Ok(region) = InflightRegion::map(file, offset, queues, size, &Account::new()) else {
+    // What there is of the file is what the frontend says that the region has.
+    let len = u64::from(shape.file_len).saturating_sub(offset);
+    let Some(layout) = RegionLayout::of_len(len, queues, size) else { return };
+    let Ok(region) = InflightRegion::map(file, offset, layout, &Account::new()) else {
         return;
     };
     let life = Life { region: Arc::new(region), guest, shape };
@@ -91,7 +94,6 @@ impl Life {
             avail_user_addr: USER + u64::from(AVAIL_AT),
             used_user_addr: USER + u64::from(USED_AT),
             event_idx: false,
-            indirect: true,
             next_avail: 0,
         };
         let mut queue = SplitQueue::new(&config, &self.guest.memory).ok()?;
@@ -167,12 +169,12 @@ pub fn seeds() -> Seeds {
         avail = avail.u16(head);
     }
     let memory = [record(DESC_AT, &chains), record(AVAIL_AT, &avail.0)];
-    let begin = |records: &[Vec<u8>]| {
+    let begin_with = |file_len: u16, queue_size: u16, records: &[Vec<u8>]| {
         Output::default()
-            .u16(0x1000)
+            .u16(file_len)
             .u16(0)
             .u16(1)
-            .u16(8)
+            .u16(queue_size)
             .u16(0)
             .u8(3)
             .u8(u8::try_from(records.len()).expect("few"))
@@ -180,9 +182,11 @@ pub fn seeds() -> Seeds {
             .u8(2)
             .bytes(&memory.concat())
     };
-    let header = |last: u16, used: u16| {
-        record(0, &Output::default().u64(0).u16(1).u16(8).u16(last).u16(used).0)
+    let begin = |records: &[Vec<u8>]| begin_with(0x1000, 8, records);
+    let header_of = |states: u16, last: u16, used: u16| {
+        record(0, &Output::default().u64(0).u16(1).u16(states).u16(last).u16(used).0)
     };
+    let header = |last, used| header_of(8, last, used);
     let state = |head: u32, order: u64| {
         let bytes = Output::default().u64(1).u64(order).0;
         record(16 + 16 * head, &bytes)
@@ -192,6 +196,14 @@ pub fn seeds() -> Seeds {
         ("new", begin(&[]).bytes(serve).0),
         ("left", begin(&[header(0, 0), state(2, 5), state(0, 4)]).bytes(serve).0),
         ("batch", begin(&[header(1, u16::MAX), state(1, 0), state(3, 1)]).bytes(serve).0),
+        // Four states in the part, the others in the extension, which begins at 128.
+        ("extended", begin_with(0x5000, 4, &[]).bytes(serve).0),
+        (
+            "extended-left",
+            begin_with(0x5000, 4, &[header_of(4, 0, 0), state(2, 5), record(128, &[1])])
+                .bytes(serve)
+                .0,
+        ),
         ("version", begin(&[record(8, &[9])]).bytes(serve).0),
     ]
 }

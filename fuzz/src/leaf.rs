@@ -274,6 +274,7 @@ pub fn seeds() -> Seeds {
             map_void,
             compatible: 0,
             uuid: [3; 16],
+            disk: None,
             generation,
             virtual_size,
             map_offset: 2 * LEN as u64,

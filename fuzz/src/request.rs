@@ -1,13 +1,13 @@
 //! Arbitrary chains into the virtio-blk request parser.
 //!
-//! Input: flags (bit 0: a read-only disk), capacity in sectors (u32), then
+//! Input: flags (bit 0: a read-only disk, bit 1: blocks of 4 KiB), capacity in sectors (u32), then
 //! buffers: length (u16; its top bit: device-writable) and, for readable ones,
 //! their content. Each buffer is an allocation of its own, so that
 //! AddressSanitizer sees a byte too much.
 
 use leafblk::disk::BufCursor;
 use leafblk::request::{Command, Limits, RANGES_MAX, Status, parse};
-use leafblk::units::SectorRange;
+use leafblk::units::{BlockSize, SectorRange};
 use leafblk::virtqueue::{Chain, GuestBuf};
 
 use super::Seeds;
@@ -19,8 +19,12 @@ const WRITABLE: u16 = 1 << 15;
 /// Parses one chain, and does with its buffers what the data path does.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let limits =
-        Limits { read_only: input.u8() & 1 != 0, capacity_sectors: u64::from(input.u32()) };
+    let flags = input.u8();
+    let limits = Limits {
+        read_only: flags & 1 != 0,
+        unit: if flags & 2 == 0 { BlockSize::Sector } else { BlockSize::FourKib },
+        capacity_sectors: u64::from(input.u32()),
+    };
     let mut chain = Chain::default();
     let mut memory: Vec<Vec<u8>> = Vec::new();
     while !input.is_empty() && memory.len() < BUFS_MAX {
@@ -47,8 +51,10 @@ pub fn run(data: &[u8]) {
     assert_eq!(parsed.status, last.ptr().wrapping_add(last.len() - 1), "the last writable byte");
     // SAFETY: it is a byte of a buffer of ours.
     unsafe { parsed.status.write_volatile(Status::Ok as u8) };
-    if parsed.data_len > 0 {
-        assert_eq!(parsed.data_len, writable - 1, "what goes to the driver");
+    match &parsed.command {
+        Ok(Command::Read(_)) => assert_eq!(parsed.data_len, writable - 1, "what the driver gets"),
+        Ok(Command::GetId) => assert_eq!(parsed.data_len, (writable - 1).min(20)),
+        _ => assert_eq!(parsed.data_len, 0),
     }
     let inside = |range: &SectorRange| range.end().0 <= limits.capacity_sectors;
     match &parsed.command {

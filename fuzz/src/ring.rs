@@ -12,7 +12,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use leafblk::guest_memory::{Account, GuestMemory, RegionSpec};
-use leafblk::virtqueue::{Chain, QUEUE_SIZE_MAX, QueueError, RingConfig, SEGMENTS_MAX, SplitQueue};
+use leafblk::virtqueue::{
+    Chain, QUEUE_SIZE_MAX, QueueError, Ring, RingConfig, SEGMENTS_MAX, SplitQueue,
+};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::Seeds;
@@ -28,7 +30,6 @@ pub(crate) const USER: u64 = 0x7f00_0000_0000;
 const USER_SECOND: u64 = USER + (1 << 30);
 
 const EVENT_IDX: u8 = 1;
-const INDIRECT: u8 = 2;
 const TWO_REGIONS: u8 = 4;
 const ANY_SIZE: u8 = 8;
 const SCRIBBLED: u8 = 16;
@@ -107,7 +108,7 @@ impl Guest {
 /// The queue under test and what is known of it.
 struct Plan {
     guest: Guest,
-    queue: SplitQueue,
+    ring: Ring,
     config: RingConfig,
     /// Heads of chains that were popped and not given back.
     held: VecDeque<u16>,
@@ -134,15 +135,14 @@ pub fn run(data: &[u8]) {
         avail_user_addr: guest.user(input.u32()),
         used_user_addr: guest.user(input.u32()),
         event_idx: flags & EVENT_IDX != 0,
-        indirect: flags & INDIRECT != 0,
         next_avail: input.u16(),
     };
     for _ in 0..input.u8() {
         let (offset, len) = (input.u16(), input.u8());
         guest.write(offset, input.bytes(usize::from(len)));
     }
-    let queue = match SplitQueue::new(&config, &guest.memory) {
-        Ok(queue) => queue,
+    let ring = match Ring::new(&config, &guest.memory) {
+        Ok(ring) => ring,
         Err(QueueError::BadSize(_)) => {
             assert!(size == 0 || size > QUEUE_SIZE_MAX || !size.is_power_of_two());
             return;
@@ -156,7 +156,7 @@ pub fn run(data: &[u8]) {
     let mut plan = Plan {
         used_start: 0,
         guest,
-        queue,
+        ring,
         config,
         held: VecDeque::new(),
         given_back: Vec::new(),
@@ -228,15 +228,17 @@ impl Plan {
                 4 => self.give_back(input.u8(), input.u32()),
                 5 => self.publish(),
                 6 => {
-                    self.queue.disable_notifications();
+                    self.queue().disable_notifications();
                     if input.u8() & 1 == 0 {
-                        self.queue.enable_notifications();
+                        self.queue().enable_notifications();
                     }
                 }
                 _ => {
-                    // The same memory, mapped anew.
+                    // The same memory, mapped anew after it was away.
                     let memory = Guest::map(&self.guest.file, self.guest.two);
-                    self.queue.rebind(&memory).expect("the ring is where it was");
+                    self.ring.move_to(&GuestMemory::default());
+                    assert!(self.ring.here().is_none() && !self.ring.has_available());
+                    self.ring.move_to(&memory);
                     // The scribbler still has the old one.
                     self.old.push(std::mem::replace(&mut self.guest.memory, memory));
                 }
@@ -274,14 +276,19 @@ impl Plan {
         u16::from_le_bytes(bytes)
     }
 
+    fn queue(&mut self) -> &mut SplitQueue {
+        self.ring.here().expect("the ring is where it was")
+    }
+
     /// False where the queue is broken.
     fn pop(&mut self, chain: &mut Chain) -> bool {
-        let before = self.queue.next_avail();
-        let has = self.queue.has_available();
-        match self.queue.pop(&self.guest.memory, chain) {
+        let before = self.ring.next_avail();
+        let has = self.ring.has_available();
+        let queue = self.ring.here().expect("the ring is where it was");
+        match queue.pop(&self.guest.memory, chain) {
             Ok(true) => {
                 assert!(has || self.scribbled);
-                assert_eq!(self.queue.next_avail(), before.wrapping_add(1));
+                assert_eq!(self.ring.next_avail(), before.wrapping_add(1));
                 assert!(chain.head < self.config.size);
                 self.guest.check(chain);
                 self.held.push_back(chain.head);
@@ -289,7 +296,7 @@ impl Plan {
             }
             Ok(false) => {
                 assert!(!has || self.scribbled);
-                assert_eq!(self.queue.next_avail(), before);
+                assert_eq!(self.ring.next_avail(), before);
                 true
             }
             Err(_) => false,
@@ -303,7 +310,7 @@ impl Plan {
         }
         let at = usize::from(which) % self.held.len();
         let Some(head) = self.held.remove(at) else { return };
-        self.queue.add_used(head, len);
+        self.queue().add_used(head, len);
         self.given_back.push((head, len));
         if !self.used_changed {
             let entry = usize::from(self.config.size - 1)
@@ -317,12 +324,12 @@ impl Plan {
     }
 
     fn publish(&mut self) {
-        self.queue.publish();
+        self.queue().publish();
         let count = u16::try_from(self.given_back.len()).expect("256 steps");
         if !self.used_changed {
             assert_eq!(self.used_index(), self.used_start.wrapping_add(count));
         }
-        assert!(!self.queue.publish(), "nothing is new");
+        assert!(!self.queue().publish(), "nothing is new");
     }
 
     /// Nothing but the used ring was written.
@@ -378,15 +385,23 @@ pub fn seeds() -> Seeds {
     let indirect = [record(DESC_AT, &descriptor(0x7000, 48, 4, 0)), table, avail(1, &[0])];
     let two = [record(DESC_AT, &descriptor(LEN / 2 - 100, 200, 2, 0)), avail(1, &[0])];
     let looped = [record(DESC_AT, &descriptor(0x4000, 16, 1, 0)), avail(1, &[0])];
+    let outside = [
+        descriptor(0x4000, 16, 1, 1),
+        descriptor(u64::MAX - GUEST, 9, 3, 2),
+        descriptor(LEN, 0, 1, 3),
+        descriptor(0x6000, 1, 2, 0),
+    ];
+    let outside = [record(DESC_AT, &outside.concat()), avail(1, &[0])];
     let serve: &[u8] = &[2, 2, 4, 0, 1, 0, 0, 0, 4, 0, 1, 16, 0, 0, 5, 6, 0, 7, 2, 6, 1];
     let more = [record(AVAIL_AT + 2, &3u16.to_le_bytes())].concat();
     vec![
         ("direct", begin(0, 4, &direct).bytes(serve).u8(0).bytes(&more).u8(2).0),
         ("event-idx", begin(EVENT_IDX, 4, &direct).bytes(serve).0),
-        ("indirect", begin(INDIRECT | EVENT_IDX, 7, &indirect).bytes(serve).0),
+        ("indirect", begin(EVENT_IDX, 7, &indirect).bytes(serve).0),
         ("two-regions", begin(TWO_REGIONS, 3, &two).bytes(serve).0),
+        ("outside", begin(0, 4, &outside).bytes(serve).0),
         ("loop", begin(0, 3, &looped).bytes(serve).0),
         ("any-size", begin(ANY_SIZE, 256, &direct).bytes(serve).0),
-        ("scribbled", begin(SCRIBBLED | INDIRECT, 4, &indirect).bytes(&serve.repeat(4)).0),
+        ("scribbled", begin(SCRIBBLED, 4, &indirect).bytes(&serve.repeat(4)).0),
     ]
 }

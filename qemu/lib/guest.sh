@@ -139,8 +139,6 @@ qemu_command() {
   QEMU=(qemu-system-x86_64 -accel "$accel" -cpu max -smp "$cpus"
     -nodefaults -display none -serial stdio)
   if [ -n "$pasted" ]; then
-    # As its remark has it.
-    qemu_version_at_least 9 2 || pasted=${pasted//reconnect-ms=1000/reconnect=1}
     eval "QEMU+=($pasted)"
     return
   fi

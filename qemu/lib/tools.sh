@@ -10,12 +10,12 @@
 # What each command comes from. gcc only recommends the C library's headers, without
 # which it makes no program.
 declare -A PACKAGE_OF=(
-  [cc]='gcc libc6-dev' [make]=make [xz]=xz-utils [bzip2]=bzip2 [cpio]=cpio
-  [depmod]=kmod [mke2fs]=e2fsprogs [e2fsck]=e2fsprogs [dumpe2fs]=e2fsprogs
+  [cc]='gcc libc6-dev' [make]=make [xz]=xz-utils [bzip2]=bzip2 [zstd]=zstd [cpio]=cpio
+  [depmod]=kmod [fdisk]=fdisk [mke2fs]=e2fsprogs [e2fsck]=e2fsprogs [dumpe2fs]=e2fsprogs
   [mkfs.xfs]=xfsprogs [xfs_repair]=xfsprogs [mkfs.btrfs]=btrfs-progs [btrfs]=btrfs-progs
   [qemu-system-x86_64]=qemu-system-x86 [qemu-io]=qemu-utils [mmdebstrap]=mmdebstrap
   [stress-ng]=stress-ng [lintian]=lintian [dpkg-shlibdeps]=dpkg-dev [tmux]=tmux
-  [chromium]=chromium [chromedriver]=chromium-driver [python3]=python3
+  [virt-xml-validate]=libvirt-clients [xmllint]=libxml2-utils [chromium]=chromium [chromedriver]=chromium-driver [python3]=python3
 )
 
 on_debian() { [ -f /etc/debian_version ] && command -v apt-get >/dev/null; }

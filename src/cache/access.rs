@@ -10,6 +10,9 @@
 //!   mutably. So no reference outlives the reader's next quiescent state, and
 //!   that is checked by the compiler.
 //! - A lookup checks that the reader is online and of the same cache.
+//! - An eviction ends no reference: other threads may evict a block between two
+//!   lookups, and its bytes stay for whoever holds what the first lookup found. So a
+//!   block is looked up once, and the copy takes what was found.
 #![expect(unsafe_code, reason = "turns slots of the arena into slices")]
 
 use std::ops::Deref;
@@ -18,7 +21,8 @@ use std::sync::Arc;
 
 use super::entry::SlotIndex;
 use super::epoch::{CellIndex, Epoch};
-use super::fill::FillTicket;
+use super::fill::{FillOutcome, FillTicket, Filled};
+use super::waiters::Waiter;
 use super::{Cache, RootCache};
 
 /// A thread's permission to look blocks up. While it is online, evicted slots
@@ -60,6 +64,31 @@ impl Reader {
     pub fn online(&mut self) {
         self.seen = self.cache.epochs.online(self.cell);
         self.protects = Arc::as_ptr(&self.cache).addr();
+    }
+
+    #[inline]
+    fn assert_protects(&self, cache: &Arc<Cache>) {
+        assert!(
+            self.protects == Arc::as_ptr(cache).addr(),
+            "a lookup needs an online reader of the same cache"
+        );
+    }
+
+    /// The block in a slot of `cache`.
+    ///
+    /// # Safety
+    /// The reader is online, and of that cache; the slot was in a published entry since
+    /// the reader came online or quiesced last. It need not be any more.
+    #[inline]
+    unsafe fn block<'r>(&'r self, cache: &Cache, slot: SlotIndex) -> BlockRef<'r> {
+        let (start, len) = (cache.slot_ptr(slot).cast_const(), cache.block_len());
+        // SAFETY: the slot's bytes were initialised when it was published. They are
+        // constant until it was evicted and this reader has quiesced since: its cell
+        // carries an older epoch than any eviction that came after. Quiescing needs
+        // `&mut Reader` and hence waits for the reference to end. The reader keeps the
+        // cache and its arena alive.
+        let bytes = unsafe { slice::from_raw_parts(start, len) };
+        BlockRef { bytes }
     }
 }
 
@@ -117,23 +146,15 @@ impl RootCache {
         let Some(entry) = self.table.entry(block) else {
             return Lookup::Zero;
         };
-        assert!(
-            reader.protects == Arc::as_ptr(&self.cache).addr(),
-            "a lookup needs an online reader of the same cache"
-        );
+        reader.assert_protects(&self.cache);
         let seen = entry.load();
         let Some(slot) = seen.ready_slot() else {
             return if seen.is_zero() { Lookup::Zero } else { Lookup::Miss };
         };
         entry.note_hit(seen);
-        // SAFETY: `slot` was in a published entry after the reader came online
-        // or quiesced last, so its bytes are initialised and constant until the
-        // reader's next quiescent state, which needs `&mut Reader` and hence
-        // waits for 'r to end. The reader keeps the cache and its arena alive.
-        let bytes = unsafe {
-            slice::from_raw_parts(self.cache.slot_ptr(slot).cast_const(), self.cache.block_len())
-        };
-        Lookup::Hit(BlockRef { bytes })
+        // SAFETY: the reader is online, and of this cache; `slot` was in a published
+        // entry a moment ago.
+        Lookup::Hit(unsafe { reader.block(&self.cache, slot) })
     }
 }
 
@@ -146,6 +167,23 @@ impl Cache {
 }
 
 impl FillTicket {
+    /// Ends the fill as [`Self::finish`] does with [`FillOutcome::Data`], and gives the
+    /// block to who filled it, as a lookup would: before anybody can evict it, so that
+    /// each fill is of use to one. `Miss` where the root was removed meanwhile.
+    ///
+    /// # Panics
+    /// As [`RootCache::lookup`].
+    pub fn finish_and_look<'r>(self, reader: &'r Reader, waiters: &mut Vec<Waiter>) -> Lookup<'r> {
+        reader.assert_protects(self.cache());
+        match self.end(FillOutcome::Data, waiters) {
+            // SAFETY: the reader is online, of this cache, and borrowed since before the
+            // slot was published.
+            Filled::Slot(slot) => Lookup::Hit(unsafe { reader.block(&reader.cache, slot) }),
+            Filled::Zeros => Lookup::Zero,
+            Filled::Nothing => Lookup::Miss,
+        }
+    }
+
     /// The slot's bytes, a whole block, for filling without I/O. Use either
     /// this or [`Self::as_mut_ptr`], not both at once.
     pub fn buffer_mut(&mut self) -> &mut [u8] {

@@ -231,7 +231,9 @@ fn unmap(start: *mut u8, len: usize) {
     // SAFETY: callers pass whole pages of a mapping of their own, to which no
     // reference exists: trimmings, or an arena that is being dropped.
     let unmapped = unsafe { munmap(start.cast(), len) };
-    debug_assert!(unmapped.is_ok(), "munmap of {len} bytes: {unmapped:?}");
+    if let Err(error) = unmapped {
+        log::error!("{len} bytes of the cache's memory can't be given back: {error}");
+    }
 }
 
 #[cfg(test)]

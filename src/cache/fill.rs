@@ -15,6 +15,7 @@ use super::slots::SlotRole;
 use super::table::{BlockKey, RootTable};
 use super::waiters::{Waiter, WaiterList};
 use super::{Cache, RootCache};
+use crate::logging::internal;
 use crate::units::SectorRange;
 
 /// What became of a miss.
@@ -27,7 +28,8 @@ pub enum FillStart {
     /// Somebody else is filling the block; the waiter was queued and comes out
     /// of that fill's [`FillTicket::finish`].
     Joined,
-    /// The block has been filled meanwhile: look it up again.
+    /// The block has been filled meanwhile: look it up again. It may be gone again
+    /// then.
     Ready,
     /// No slot is free (all are being filled, or wait for readers to quiesce),
     /// or too many wait already. Quiesce, go on with other work, try again; at
@@ -43,6 +45,16 @@ pub enum FillOutcome {
     /// The root could not be read. The block stays uncached; the next miss
     /// tries again.
     Failed,
+}
+
+/// What a fill has left.
+pub(super) enum Filled {
+    /// The block, published in this slot.
+    Slot(SlotIndex),
+    /// A block that is known to be zeros, and has no slot.
+    Zeros,
+    /// No block.
+    Nothing,
 }
 
 /// The sole right to write to a slot. Must be finished; never dropped.
@@ -79,7 +91,11 @@ impl FillTicket {
     /// `waiters` whoever waited for it. A block that is all zeros gives its slot
     /// back. After `Data` the waiters look the block up again, and start anew if
     /// it is gone already; after `Failed` their reads have failed.
-    pub fn finish(mut self, outcome: FillOutcome, waiters: &mut Vec<Waiter>) {
+    pub fn finish(self, outcome: FillOutcome, waiters: &mut Vec<Waiter>) {
+        self.end(outcome, waiters);
+    }
+
+    pub(super) fn end(mut self, outcome: FillOutcome, waiters: &mut Vec<Waiter>) -> Filled {
         let is_zero = match outcome {
             FillOutcome::Data => {
                 let filled = usize::try_from(self.sectors().byte_len()).unwrap_or(usize::MAX);
@@ -102,22 +118,28 @@ impl FillTicket {
                 if let Some(entry) = entry {
                     entry.set_empty(None);
                 }
+                Filled::Nothing
             }
             // The root was removed meanwhile: nobody will ask for the block.
-            (FillOutcome::Data, None) => core.slots.assign(self.slot, SlotRole::Free),
+            (FillOutcome::Data, None) => {
+                core.slots.assign(self.slot, SlotRole::Free);
+                Filled::Nothing
+            }
             (FillOutcome::Data, Some(entry)) if is_zero => {
                 core.slots.assign(self.slot, SlotRole::Free);
                 entry.set_zero();
                 core.count_zero(self.key.root, 1);
+                Filled::Zeros
             }
             (FillOutcome::Data, Some(_)) => {
                 core.admit(self.slot);
                 core.note_content(self.slot, &self.table, self.key.block);
+                Filled::Slot(self.slot)
             }
         }
     }
 
-    pub(super) fn cache(&self) -> &Cache {
+    pub(super) fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
 
@@ -140,11 +162,8 @@ impl Drop for FillTicket {
             entry.set_empty(None);
         }
         drop(core);
-        debug_assert!(
-            std::thread::panicking(),
-            "the ticket of block {} was dropped unfinished",
-            self.key.block
-        );
+        let block = self.key.block;
+        internal::note(format_args!("the ticket of block {block} was dropped unfinished"));
     }
 }
 

@@ -3,7 +3,6 @@
 //! Owns the reading of /sys/kernel/mm and the words; maps nothing.
 
 use std::fmt;
-use std::fs;
 use std::io;
 
 /// Bytes in the huge pages that the cache uses.
@@ -58,7 +57,7 @@ impl fmt::Display for Shortage {
 impl Pool {
     fn read() -> Option<Self> {
         let number = |name| -> Option<u64> {
-            let text = fs::read_to_string(format!("{POOL}/{name}")).ok()?;
+            let text = crate::io::open::kernel_text(format!("{POOL}/{name}")).ok()?;
             text.trim().parse().ok()
         };
         Some(Self {
@@ -70,13 +69,13 @@ impl Pool {
 
 /// Whether the administrator has switched transparent huge pages off.
 pub(super) fn transparent_are_off() -> bool {
-    fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+    crate::io::open::kernel_text("/sys/kernel/mm/transparent_hugepage/enabled")
         .map_or(true, |text| text.contains("[never]"))
 }
 
 /// Whether shared memory may get transparent huge pages when it asks for them.
 pub(super) fn shared_may_be_transparent() -> bool {
-    let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    let setting = crate::io::open::kernel_text("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
     let setting = setting.unwrap_or_default();
     ["[always]", "[within_size]", "[advise]", "[force]"].iter().any(|on| setting.contains(on))
 }

@@ -13,10 +13,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate, statfs};
+use rustix::fs::{FallocateFlags, fallocate, statfs};
 use sha2::{Digest, Sha256};
 
 use super::arena::Arena;
@@ -25,6 +25,7 @@ use super::hugepages::{HUGEPAGE_BYTES, Shortage};
 use super::{CacheConfig, Hugepages};
 use crate::boot;
 use crate::io::lock;
+use crate::io::open::{self, Access};
 
 const MAGIC: [u8; 8] = *b"LEAFCCH\x01";
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -55,7 +56,7 @@ impl Places {
         let is_tmpfs = |path: &Path| statfs(path).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
         let shared = [runtime_dir, PathBuf::from(SHARED_MEMORY)].into_iter().find(|p| is_tmpfs(p));
         let shared = shared.ok_or("neither the runtime directory nor /dev/shm is a tmpfs")?;
-        let mounts = fs::read_to_string(MOUNTS).unwrap_or_default();
+        let mounts = open::kernel_text(MOUNTS).unwrap_or_default();
         let huge = hugetlbfs_mounts(&mounts).into_iter().map(|mount| ArenaPlace {
             path: mount.join(format!("leafblk-{name}.cache")),
             is_huge: true,
@@ -171,13 +172,6 @@ pub fn remove_files(runtime_dir: &Path) {
     }
 }
 
-fn options() -> fs::OpenOptions {
-    let mut options = File::options();
-    let flags = OFlags::NOFOLLOW.bits().cast_signed();
-    options.read(true).write(true).mode(0o600).custom_flags(flags);
-    options
-}
-
 /// Whether a file is a plain one that this user made for itself.
 fn is_ours(file: &File) -> bool {
     file.metadata().is_ok_and(|meta| {
@@ -191,11 +185,8 @@ fn is_ours(file: &File) -> bool {
 fn open_locked(path: &Path) -> Result<File, String> {
     let shown = path.display();
     loop {
-        let file = options()
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(|e| format!("{shown} can't be opened: {e}"))?;
+        let file =
+            open::own_file_or_new(path).map_err(|e| format!("{shown} can't be opened: {e}"))?;
         if !is_ours(&file) {
             return Err(format!("{shown} belongs to somebody else; remove it"));
         }
@@ -214,7 +205,7 @@ fn open_locked(path: &Path) -> Result<File, String> {
 
 /// An arena that an earlier process left and that the directory is about.
 fn found(config: &CacheConfig, directory: &File, place: &ArenaPlace, len: usize) -> Option<Arena> {
-    let arena = options().open(&place.path).ok()?;
+    let arena = open::own_file(&place.path, Access::Write).ok()?;
     let mut header = [0; HEADER_LEN];
     directory.read_exact_at(&mut header, 0).ok()?;
     let directory_len = directory.metadata().ok()?.len();
@@ -233,7 +224,7 @@ fn make(
     place: &ArenaPlace,
     len: usize,
 ) -> io::Result<Arena> {
-    let file = options().create_new(true).open(&place.path)?;
+    let file = open::new_file(&place.path)?;
     let made = (|| {
         file.set_len(len as u64)?;
         let directory_len = Directory::len_bytes(config.slots(len)) as u64;
@@ -273,7 +264,7 @@ fn encode(config: &CacheConfig, arena: &File, len: usize) -> io::Result<[u8; HEA
 }
 
 fn remove_ours(path: &Path) {
-    if let Ok(file) = options().open(path)
+    if let Ok(file) = open::own_file(path, Access::Write)
         && is_ours(&file)
         && let Err(e) = fs::remove_file(path)
     {

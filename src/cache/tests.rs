@@ -290,6 +290,42 @@ fn a_fill_that_ends_while_its_root_is_being_removed_ends_nowhere() {
 }
 
 #[test]
+fn who_fills_a_block_has_it_until_it_quiesces_whoever_evicts_it() {
+    let cache = cache(BLOCK);
+    let (root, mut reader) = (root(&cache, 200), cache.reader().unwrap());
+    let mut ticket = begin(&root, 100);
+    ticket.buffer_mut().fill(7);
+    let Lookup::Hit(held) = ticket.finish_and_look(&reader, &mut Vec::new()) else {
+        panic!("who filled it finds it");
+    };
+    // Others fill what they can: all slots that nobody may look at.
+    let mut block = 0;
+    while let FillStart::Fill(mut ticket) = root.begin_fill(block, ME) {
+        ticket.buffer_mut().fill(9);
+        ticket.finish(FillOutcome::Data, &mut Vec::new());
+        block += 1;
+    }
+    assert!(matches!(root.lookup(&reader, 100), Lookup::Miss), "it is gone for a second look");
+    assert!(held.iter().all(|byte| *byte == 7));
+    reader.quiesce();
+    fill(&root, block);
+}
+
+#[test]
+fn who_fills_a_block_of_zeros_finds_zeros_and_of_a_removed_root_nothing() {
+    let cache = cache(BLOCK);
+    let (kept, reader) = (root(&cache, 8), cache.reader().unwrap());
+    let mut ticket = begin(&kept, 1);
+    ticket.buffer_mut().fill(0);
+    assert!(matches!(ticket.finish_and_look(&reader, &mut Vec::new()), Lookup::Zero));
+    let removed = root(&cache, 8);
+    let mut ticket = begin(&removed, 1);
+    ticket.buffer_mut().fill(1);
+    drop(removed);
+    assert!(matches!(ticket.finish_and_look(&reader, &mut Vec::new()), Lookup::Miss));
+}
+
+#[test]
 fn a_dropped_ticket_costs_its_slot_but_loses_no_waiter() {
     let cache = cache(BLOCK);
     let root = root(&cache, 64);

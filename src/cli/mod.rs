@@ -17,6 +17,7 @@ mod status;
 mod table;
 mod top;
 mod values;
+mod verify;
 mod vm;
 
 use std::ffi::OsString;

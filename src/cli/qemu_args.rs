@@ -12,10 +12,11 @@ pub struct QemuArgsArgs {
     /// The VM
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// The hypervisor: qemu, cloud-hypervisor or firecracker [default: qemu]
+    /// The hypervisor: qemu, cloud-hypervisor, firecracker or libvirt (a whole domain)
+    /// [default: qemu]
     #[arg(long = "for", value_name = "HYPERVISOR")]
     pub hypervisor: Option<String>,
-    /// Print options and remarks as JSON
+    /// Print options and remarks as JSON, the options as an array of arguments
     #[arg(long)]
     pub json: bool,
     /// Where VMs and roots are described.

@@ -1,13 +1,15 @@
 //! `leafblk root …`: the roots of a running leafblk.
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 
 use super::control::{ControlArgs, ListArgs, OneArgs, details};
 use super::table::Table;
+use super::verify::VerifyArgs;
 use super::vm::{bytes, origin, state};
 use crate::config::forms::RootForm;
 use crate::config::name::{NameOf, check_name};
-use crate::config::{Environment, RootEntry, UsageError};
+use crate::config::{Environment, RootEntry, RootFormat, UsageError};
 use crate::control::RootInfo;
 use crate::error::Error;
 
@@ -18,7 +20,11 @@ pub enum RootCommand {
     #[command(after_help = "\
 Examples:
   leafblk root add debian=/images/debian.raw
-  leafblk root add /images/alpine.raw")]
+  leafblk root add /images/alpine.raw
+  leafblk root add nested=/images/nested.raw,format=raw
+
+format=raw says that the file's bytes are the disk's. Without it, an image that begins
+as another format's do, such as qcow2, is refused.")]
     Add(AddArgs),
     /// List the roots
     List(ListArgs),
@@ -26,13 +32,19 @@ Examples:
     Show(OneArgs),
     /// Remove a root that no VM has
     Remove(OneArgs),
+    /// Read all of a root, and compare it with the last time, or record it
+    #[command(after_help = "\
+The first time the digest of its content (SHA-256) is recorded, with its file's size, times
+and inode. From then on this compares, and fails if the content is another. leafblk does
+the reading, beside the VMs; Ctrl-C calls it off.")]
+    Verify(VerifyArgs),
 }
 
 /// `leafblk root add`.
 #[derive(Debug, Args)]
 pub struct AddArgs {
     /// The image; NAME is the file's stem if left out
-    #[arg(value_name = "NAME=PATH")]
+    #[arg(value_name = "NAME=PATH[,format=raw]")]
     pub root: String,
     /// Where leafblk listens.
     #[command(flatten)]
@@ -54,6 +66,7 @@ impl RootCommand {
                 args.control.client(env)?.delete(&path).map_err(Error::failure)?;
                 args.control.done("removed", NameOf::Root, &args.name, "")
             }
+            Self::Verify(args) => args.run(&path_of(&args.name)?, env),
         }
     }
 }
@@ -74,23 +87,38 @@ fn add(args: &AddArgs, env: &Environment) -> Result<(), Error> {
     })
 }
 
+/// As whom the image is taken for raw.
+const fn format(root: &RootInfo) -> &'static str {
+    match root.format {
+        Some(RootFormat::Raw) => "raw",
+        None => "probed",
+    }
+}
+
 fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {
     let client = args.control.client(env)?;
     let answer = client.get("/v1/roots").map_err(Error::failure)?;
     args.control.show(&answer, || {
         let roots: Vec<RootInfo> = client.read(answer.clone()).map_err(Error::failure)?;
-        let mut table = Table::new(&["NAME", "STATE", "SIZE", "VMS", "ORIGIN", "PATH"]);
+        let mut table = Table::new(&["NAME", "STATE", "SIZE", "FORMAT", "VMS", "ORIGIN", "PATH"]);
         for root in &roots {
             table.row([
                 root.name.clone(),
                 state(root.state).into(),
                 bytes(root.size_bytes),
+                format(root).into(),
                 root.vms.len().to_string(),
                 origin(root.origin).into(),
                 root.path.clone(),
             ]);
         }
-        Ok(table.to_string())
+        let mut text = table.to_string();
+        for root in &roots {
+            let lines =
+                root.problems.iter().map(|problem| format!("root {}: {problem}\n", root.name));
+            text.extend(lines);
+        }
+        Ok(text)
     })
 }
 
@@ -106,11 +134,21 @@ fn show(args: &OneArgs, env: &Environment) -> Result<(), Error> {
         rows.extend([
             ("path", root.path.clone()),
             ("size", bytes(root.size_bytes)),
+            ("format", format(&root).into()),
             ("fingerprint", root.fingerprint.clone().unwrap_or("-".into())),
+            ("digest", root.digest.clone().unwrap_or("- (root verify records one)".into())),
+            ("verified", root.verified_at.map_or("-".into(), time)),
             ("O_DIRECT", if root.direct { "yes".into() } else { "no".into() }),
             ("VMs", if root.vms.is_empty() { "-".into() } else { root.vms.join(", ") }),
             ("origin", origin(root.origin).into()),
         ]);
+        rows.extend(root.problems.iter().map(|problem| ("problem", problem.clone())));
         Ok(details(&rows))
     })
+}
+
+/// Seconds since 1970, for people.
+fn time(seconds: u64) -> String {
+    let second = i64::try_from(seconds).ok().and_then(|second| Timestamp::from_second(second).ok());
+    second.map_or_else(|| seconds.to_string(), |time| time.to_string())
 }

@@ -22,15 +22,17 @@ pub struct SourceArgs {
     /// $XDG_RUNTIME_DIR/leafblk]
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
-    /// A read-only image that VMs share; NAME is the file's stem if left out
-    #[arg(long, value_name = "NAME=PATH")]
+    /// A read-only image that VMs share; NAME is the file's stem if left out; format=raw
+    /// takes its bytes as they are, also where they look like another format's
+    #[arg(long, value_name = "NAME=PATH[,format=raw]")]
     pub root: Vec<String>,
     /// The VMs, as text for `VmEntry::parse`.
     #[arg(
         long,
         value_name = "NAME,root=ROOT,…",
         help = "A VM: NAME[,root=ROOT][,size=SIZE][,leaf=PATH][,socket=PATH][,queues=N]\
-                [,readonly][,ephemeral]; root= may be left out where there is one root"
+                [,serial=TEXT]\
+                [,block-size=512|4096][,readonly][,ephemeral]; root= may be left out where there is one root"
     )]
     pub vm: Vec<String>,
 }

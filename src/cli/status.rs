@@ -8,7 +8,8 @@ use super::control::{ControlArgs, details};
 use crate::config::Environment;
 use crate::control::{CachePages, Counts, Health, HealthState, Status};
 use crate::error::Error;
-use crate::top::format::duration;
+use crate::stats::FileSystemStats;
+use crate::top::format::{self, duration};
 
 /// `leafblk status`.
 #[derive(Debug, Args)]
@@ -72,8 +73,17 @@ fn describe(status: &Status, health: &Health) -> String {
         ("leaves", status.state_dir.clone()),
         ("sockets", status.runtime_dir.clone()),
     ];
+    rows.extend(status.file_systems.iter().map(|disk| ("free space", room(disk))));
     rows.extend(health.problems.iter().map(|problem| ("problem", problem.clone())));
     details(&rows)
+}
+
+fn room(disk: &FileSystemStats) -> String {
+    let text = format!("{} ({}): {}", disk.path, disk.uses.join(", "), format::room(disk));
+    match disk.free_inodes.zip(disk.inodes) {
+        Some((free, all)) => format!("{text}, {free} of {all} inodes"),
+        None => text,
+    }
 }
 
 fn counts(counts: Counts) -> String {

@@ -1,5 +1,7 @@
 //! `leafblk vm …`: the VMs of a running leafblk.
 
+use std::io::Write;
+
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 
@@ -32,6 +34,10 @@ leafblk has one root.")]
     List(ListArgs),
     /// Show a VM
     Show(OneArgs),
+    /// Serve a VM whose leaf is lost with a new, empty one
+    NewLeaf(OneArgs),
+    /// Serve a VM with the leaf that is there, though it had another
+    AcceptLeaf(OneArgs),
     /// Discard every change of a VM: its disk is the root again
     Reset(ForceArgs),
     /// Make a VM's disk larger while it runs
@@ -47,9 +53,16 @@ pub struct AttachArgs {
     #[arg(
         value_name = "NAME,root=ROOT,…",
         help = "The VM: NAME[,root=ROOT][,size=SIZE][,leaf=PATH][,socket=PATH][,queues=N]\
-                [,readonly][,ephemeral]"
+                [,serial=TEXT]\
+                [,block-size=512|4096][,readonly][,ephemeral]"
     )]
     pub vm: String,
+    /// Make a new leaf, though the VM had one; none may be there
+    #[arg(long, conflicts_with = "accept_leaf")]
+    pub new_leaf: bool,
+    /// Take the leaf that is there, though the VM had another
+    #[arg(long)]
+    pub accept_leaf: bool,
     /// Where leafblk listens.
     #[command(flatten)]
     pub control: ControlArgs,
@@ -94,6 +107,8 @@ impl VmCommand {
             Self::Detach(args) => detach(args, env),
             Self::List(args) => list(args, env),
             Self::Show(args) => show(args, env),
+            Self::NewLeaf(args) => choose_leaf(args, "new-leaf", env),
+            Self::AcceptLeaf(args) => choose_leaf(args, "accept-leaf", env),
             Self::Reset(args) => reset(args, env),
             Self::Resize(args) => resize(args, env),
             Self::Flush(args) => {
@@ -118,18 +133,49 @@ fn attach(args: &AttachArgs, env: &Environment) -> Result<(), Error> {
         *path = env.working_dir.join(&*path);
     }
     let client = args.control.client(env)?;
-    let answer = client.post("/v1/vms", Some(&VmForm::from(&entry))).map_err(Error::failure)?;
-    args.control.show(&answer, || {
-        let vm = read(&client, &answer)?;
-        Ok(format!(
-            "{}: socket {}, leaf {}, size {}, root {}\n",
-            vm.name,
-            vm.socket,
-            vm.leaf,
-            bytes(vm.size_bytes),
-            vm.root
-        ))
-    })
+    let path = match (args.new_leaf, args.accept_leaf) {
+        (true, _) => "/v1/vms?leaf=new",
+        (false, true) => "/v1/vms?leaf=accept",
+        (false, false) => "/v1/vms",
+    };
+    let answer = client.post(path, Some(&VmForm::from(&entry))).map_err(Error::failure)?;
+    let vm = read(&client, &answer)?;
+    if let Some(other) = &vm.serial_shared_with {
+        let VmInfo { name, serial, .. } = &vm;
+        // It is attached, whoever reads this.
+        let _ = writeln!(
+            std::io::stderr(),
+            "leafblk: warning: VM {other} has the serial number {serial:?} too: a guest that has \
+             both disks sees one of them in /dev/disk/by-id; to change that, detach {name} and \
+             attach it with a serial= of its own"
+        );
+    }
+    args.control.show(&answer, || Ok(line(&vm)))
+}
+
+/// Where a VM is, and what its disk is.
+fn line(vm: &VmInfo) -> String {
+    let age = leaf_age(vm).map_or(String::new(), |age| format!(" ({age})"));
+    format!(
+        "{}: socket {}, leaf {}{age}, size {}, root {}\n",
+        vm.name,
+        vm.socket,
+        vm.leaf,
+        bytes(vm.size_bytes),
+        vm.root
+    )
+}
+
+/// Whether its leaf was there; `None` where it has none.
+fn leaf_age(vm: &VmInfo) -> Option<&'static str> {
+    vm.leaf_is_new.map(|is_new| if is_new { "new" } else { "existing" })
+}
+
+fn choose_leaf(args: &OneArgs, which: &str, env: &Environment) -> Result<(), Error> {
+    let client = args.control.client(env)?;
+    let path = format!("{}/{which}", path_of(&args.name)?);
+    let answer = client.post::<()>(&path, None).map_err(Error::failure)?;
+    args.control.show(&answer, || Ok(line(&read(&client, &answer)?)))
 }
 
 fn detach(args: &ForceArgs, env: &Environment) -> Result<(), Error> {
@@ -184,19 +230,27 @@ fn describe(vm: &VmInfo) -> String {
         ("root", vm.root.clone()),
         ("size", bytes(vm.size_bytes)),
         ("leaf", vm.leaf.clone()),
+        ("leaf is", leaf_age(vm).unwrap_or("-").into()),
+        ("leaf uuid", vm.leaf_uuid.clone().unwrap_or("-".into())),
         ("leaf holds", bytes(vm.leaf_held_bytes)),
         ("leaf occupies", bytes(vm.leaf_allocated_bytes)),
         ("socket", vm.socket.clone()),
         ("queues", vm.queues.to_string()),
+        (
+            "serial",
+            match &vm.serial_shared_with {
+                Some(other) => format!("{}, as VM {other}", vm.serial),
+                None => vm.serial.clone(),
+            },
+        ),
+        ("block size", vm.block_size_bytes.to_string()),
         ("readonly", yes(vm.readonly).into()),
         ("ephemeral", yes(vm.ephemeral).into()),
         ("reactor", vm.reactor.map_or("-".into(), |reactor| reactor.to_string())),
         ("connections", vm.connections.to_string()),
         ("origin", origin(vm.origin).into()),
     ]);
-    if vm.poisoned {
-        rows.push(("poisoned", "yes: writing its leaf failed; detach and attach it again".into()));
-    }
+    rows.extend(vm.problems.iter().map(|problem| ("problem", problem.clone())));
     if let Some(counters) = &vm.counters {
         let size = |bytes| ByteSize::b(bytes).to_string();
         rows.extend([
@@ -236,8 +290,14 @@ fn resize(args: &ResizeArgs, env: &Environment) -> Result<(), Error> {
         let result: ResizeResult = client.read(answer.clone()).map_err(Error::failure)?;
         let told = match result.told {
             Told::Client => "its client was told",
-            Told::Nobody => "no client is connected",
-            Told::NotPossible => "its client can't be told and sees it when it connects again",
+            Told::Nobody => {
+                "no client is connected: a guest that starts now sees it; for one that runs on \
+                 under QEMU, do this again once it is connected"
+            }
+            Told::NotPossible => {
+                "its client can't be told: Firecracker looks at PATCH /drives/ID, Cloud Hypervisor \
+                 when its guest reboots or the disk is removed and added again"
+            }
         };
         Ok(format!("VM {} has {} now; {told}\n", args.name, self::bytes(result.vm.size_bytes)))
     })

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::limits::{NAME_LEN_MAX, SOCKET_PATH_LEN_MAX};
+use super::limits::{NAME_LEN_MAX, PATH_LEN_MAX, SOCKET_PATH_LEN_MAX};
 use super::name::NameOf;
+use super::serial::SERIAL_LEN_MAX;
 use super::size::SizeError;
 
 /// The settings contradict themselves or the rules. Nothing has been done yet
@@ -42,6 +43,19 @@ pub enum UsageError {
     ReservedName {
         /// The name as given.
         name: String,
+    },
+    /// A serial number outside the rules of [`super::serial`].
+    #[error(
+        "VM {vm}: serial {serial:?} {reason}; a serial number is 1 to {SERIAL_LEN_MAX} printable \
+         ASCII characters, with no space at either end"
+    )]
+    Serial {
+        /// The VM.
+        vm: String,
+        /// The serial number as given.
+        serial: String,
+        /// Which rule it breaks.
+        reason: String,
     },
     /// No name was given, and the file's name does not make one.
     #[error(
@@ -103,8 +117,8 @@ pub enum UsageError {
     /// A key in `--vm` that does not exist.
     #[error(
         "--vm {text:?} has the unknown option {option:?}; the options are root=ROOT, size=SIZE, \
-         leaf=PATH, socket=PATH, queues=N, readonly and ephemeral (a path with a comma goes into \
-         the configuration file)"
+         leaf=PATH, socket=PATH, queues=N, serial=TEXT, block-size=512|4096, readonly and \
+         ephemeral (a path or serial number with a comma goes into the configuration file)"
     )]
     VmOption {
         /// The flag's value.
@@ -216,8 +230,28 @@ pub enum UsageError {
         setting: &'static str,
         /// The path.
         path: PathBuf,
+        /// Somebody has given that path; otherwise the runtime directory makes it.
+        is_given: bool,
         /// Its length in bytes.
         length: usize,
+    },
+    /// A path that is longer than any can be.
+    #[error("{setting} has {length} characters, and a path at most {PATH_LEN_MAX}")]
+    PathLong {
+        /// The setting.
+        setting: String,
+        /// Its length in characters.
+        length: usize,
+    },
+    /// A disk that would end within a block.
+    #[error("VM {vm}: size is {size}; it must be a multiple of {block}, its block-size")]
+    NoWholeBlocks {
+        /// The VM.
+        vm: String,
+        /// The size as given, in bytes.
+        size: u64,
+        /// The bytes of a block.
+        block: u32,
     },
     /// A directory that has no default here.
     #[error("{variable} is not set, so there is no default {what}; set it or pass {flag} DIR")]

@@ -5,17 +5,22 @@
 //! [`super::Config::resolve`]'s. Relative paths count from the file's
 //! directory.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use toml::Spanned;
 
 use super::forms::{RootForm, SizeForm, VmForm};
 use super::limits::CONFIG_FILE_MAX_BYTES;
+use super::nearest;
 use super::settings::{ControlSocket, Settings};
 use super::{HugepagesMode, UsageError};
 use crate::error::Error;
+use crate::io::open;
 
 /// Why a configuration file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -30,12 +35,13 @@ pub struct FileError {
 struct FileForm {
     state_dir: Option<PathBuf>,
     runtime_dir: Option<PathBuf>,
-    #[serde(default)]
-    root: Vec<toml::Spanned<RootForm>>,
-    #[serde(default)]
-    vm: Vec<toml::Spanned<VmForm>>,
+    #[serde(default, deserialize_with = "roots")]
+    root: Vec<Spanned<RootForm>>,
+    #[serde(default, deserialize_with = "vms")]
+    vm: Vec<Spanned<VmForm>>,
     cache_size: Option<SizeForm>,
     cache_block: Option<SizeForm>,
+    #[serde(default, deserialize_with = "hugepages")]
     hugepages: Option<HugepagesMode>,
     keep_cache: Option<bool>,
     reactors: Option<u64>,
@@ -47,29 +53,84 @@ struct FileForm {
     log: Option<String>,
 }
 
+fn roots<'de, D: Deserializer<'de>>(file: D) -> Result<Vec<Spanned<RootForm>>, D::Error> {
+    file.deserialize_any(Tables::new("root"))
+}
+
+fn vms<'de, D: Deserializer<'de>>(file: D) -> Result<Vec<Spanned<VmForm>>, D::Error> {
+    file.deserialize_any(Tables::new("vm"))
+}
+
+/// A list of tables under one key. What is written `[root]` instead of `[[root]]`
+/// gets a sentence that says so.
+struct Tables<T> {
+    key: &'static str,
+    form: PhantomData<T>,
+}
+
+impl<T> Tables<T> {
+    const fn new(key: &'static str) -> Self {
+        Self { key, form: PhantomData }
+    }
+}
+
+impl<'de, T: DeserializeOwned> Visitor<'de> for Tables<T> {
+    type Value = Vec<Spanned<T>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tables, each under [[{}]]", self.key)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _table: A) -> Result<Self::Value, A::Error> {
+        let key = self.key;
+        Err(de::Error::custom(format_args!(
+            "there may be several {key}s, so [{key}] is written in double brackets: [[{key}]]"
+        )))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut tables: A) -> Result<Self::Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(table) = tables.next_element()? {
+            all.push(table);
+        }
+        Ok(all)
+    }
+}
+
+fn hugepages<'de, D: Deserializer<'de>>(file: D) -> Result<Option<HugepagesMode>, D::Error> {
+    struct ModeVisitor;
+    impl Visitor<'_> for ModeVisitor {
+        type Value = HugepagesMode;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("\"auto\", \"on\" or \"off\"")
+        }
+
+        fn visit_bool<E: de::Error>(self, value: bool) -> Result<HugepagesMode, E> {
+            let meant = if value { "on" } else { "off" };
+            Err(E::custom(format_args!(
+                "hugepages = {value} is no choice: there are \"auto\", \"on\" and \"off\"; did you \
+                 mean \"{meant}\"?"
+            )))
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<HugepagesMode, E> {
+            text.parse().map_err(E::custom)
+        }
+    }
+    file.deserialize_any(ModeVisitor).map(Some)
+}
+
 /// Reads the file at `path`, which is absolute.
 ///
 /// # Errors
 /// A failure if it cannot be read, a usage error if it does not parse.
 pub fn load(path: &Path) -> Result<Settings, Error> {
-    let text =
-        read(path).map_err(|source| Error::failure(FileError { path: path.into(), source }))?;
+    let text = open::text_of_any(path, CONFIG_FILE_MAX_BYTES)
+        .map_err(|source| Error::failure(FileError { path: path.into(), source }))?;
     let settings = parse(path, &text)?;
-    Ok(settings.with_base(path.parent().unwrap_or(Path::new("/"))))
-}
-
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let file = File::open(path)?;
-    if file.metadata()?.is_dir() {
-        return Err(io::ErrorKind::IsADirectory.into());
-    }
-    // One byte more than is allowed tells a full file from one that is cut.
-    file.take(CONFIG_FILE_MAX_BYTES + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > CONFIG_FILE_MAX_BYTES {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(text)
+    let settings = settings.with_base(path.parent().unwrap_or(Path::new("/")));
+    Ok(Settings { has_file: true, ..settings })
 }
 
 /// Parses the text of the file at `path`, which is only named in errors.
@@ -123,7 +184,7 @@ pub(crate) fn line_of(text: &str, offset: usize) -> usize {
 pub(crate) fn line_and_message(text: &str, error: &toml::de::Error) -> (usize, String) {
     let offset = error.span().map_or(0, |span| span.start);
     let lines: Vec<&str> = error.message().lines().map(str::trim).collect();
-    (line_of(text, offset), lines.join(", "))
+    (line_of(text, offset), nearest::with_hint(lines.join(", ")))
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ pub const CONTROL_SOCKET_NAME: &str = "control.sock";
 /// Bytes in a socket's path: `sun_path` holds 108 with the NUL (unix(7)).
 pub const SOCKET_PATH_LEN_MAX: usize = 107;
 
+/// Characters in a path: Linux takes 4096 bytes with the NUL (PATH_MAX, limits.h).
+pub const PATH_LEN_MAX: usize = 4095;
+
 /// Virtqueues of one VM.
 pub const QUEUES_MAX: u16 = 64;
 

@@ -10,19 +10,26 @@ use super::environment::Environment;
 use super::limits::{
     CACHE_BLOCK_DEFAULT_BYTES, CACHE_BLOCK_MAX_BYTES, CACHE_BLOCK_MIN_BYTES, CACHE_SIZE_MAX_BYTES,
     CACHE_SIZE_MIN_BYTES, CACHE_SIZE_UNIT_BYTES, CONTROL_SOCKET_NAME, DISK_SIZE_MAX_BYTES,
-    POLL_US_DEFAULT, POLL_US_MAX, QUEUES_DEFAULT, QUEUES_MAX, REACTORS_MAX, ROOTS_MAX,
-    SOCKET_PATH_LEN_MAX, VMS_MAX,
+    PATH_LEN_MAX, POLL_US_DEFAULT, POLL_US_MAX, QUEUES_DEFAULT, QUEUES_MAX, REACTORS_MAX,
+    ROOTS_MAX, SOCKET_PATH_LEN_MAX, VMS_MAX,
 };
 use super::name::NameOf;
+use super::nearest;
 use super::paths::{PathClaim, PathUses};
+use super::serial::Serial;
 use super::settings::{ControlSocket, RootEntry, Settings, VmEntry};
 use super::size::format_size;
 use super::{Config, ControlConfig, Directories, RootConfig, UsageError, VmConfig};
-use crate::units::SECTOR_SIZE;
+use crate::units::{BlockSize, SECTOR_SIZE};
 
 /// The queues that a VM may have, in words.
 pub(super) fn queues_range() -> String {
     format!("from 1 to {QUEUES_MAX}")
+}
+
+/// The logical blocks that a disk may have, in words.
+pub(super) fn block_sizes() -> String {
+    BlockSize::ALL.map(|size| size.to_bytes().to_string()).join(" or ")
 }
 
 pub(super) fn resolve(settings: &Settings, env: &Environment) -> Result<Config, UsageError> {
@@ -55,13 +62,14 @@ pub(super) fn resolve(settings: &Settings, env: &Environment) -> Result<Config, 
         socket_group: settings.socket_group.clone(),
         control,
         http_port: http_port(settings)?,
+        has_file: settings.has_file,
         log: log_filter(settings)?,
     })
 }
 
 pub(super) fn root(entry: &RootEntry) -> Result<RootConfig, UsageError> {
     let path = file_path(format!("root {}:", entry.name), &entry.path)?;
-    Ok(RootConfig { name: entry.name.clone(), path })
+    Ok(RootConfig { name: entry.name.clone(), path, format: entry.format })
 }
 
 pub(super) fn vm(
@@ -69,16 +77,40 @@ pub(super) fn vm(
     roots: &[&str],
     directories: &Directories,
 ) -> Result<VmConfig, UsageError> {
+    let size = disk_size(entry)?;
+    if let Some(bytes) = size {
+        check_blocks(&entry.name, bytes, block_size(entry)?)?;
+    }
     Ok(VmConfig {
         name: entry.name.clone(),
         root: vm_root(entry, roots)?,
-        size: disk_size(entry)?,
+        size,
         leaf: vm_leaf(entry, &directories.state)?,
         socket: vm_socket(entry, &directories.runtime)?,
         queues: vm_queues(entry)?,
+        serial: vm_serial(entry)?,
+        block_size: block_size(entry)?,
         readonly: entry.readonly,
         ephemeral: entry.ephemeral,
     })
+}
+
+/// The rules of a VM's single values.
+pub(super) fn vm_values(entry: &VmEntry) -> Result<(), UsageError> {
+    vm_queues(entry)?;
+    vm_serial(entry)?;
+    block_size(entry)?;
+    disk_size(entry)?;
+    if let Some(path) = &entry.leaf {
+        file_path(format!("VM {}: leaf", entry.name), path)?;
+    }
+    if let Some(path) = &entry.socket {
+        file_path(format!("VM {}: socket", entry.name), path)?;
+        if path.to_string_lossy().chars().count() > SOCKET_PATH_LEN_MAX {
+            check_socket_len(path, true, || format!("VM {}", entry.name), "socket=")?;
+        }
+    }
+    Ok(())
 }
 
 fn control(settings: &Settings, env: &Environment) -> Result<Option<ControlConfig>, UsageError> {
@@ -97,19 +129,28 @@ pub(super) fn control_socket(
         }
         None => runtime_dir(settings, env)?.join(CONTROL_SOCKET_NAME),
     };
-    check_socket_len(&path, || "the control API".into(), "--control-socket")?;
+    let of = || "the control API".into();
+    check_socket_len(&path, settings.control_socket.is_some(), of, "--control-socket")?;
     Ok(Some(path))
 }
 
 fn log_filter(settings: &Settings) -> Result<Option<String>, UsageError> {
     if let Some(text) = &settings.log {
-        crate::logging::check_filter(text).map_err(|reason| UsageError::Range {
-            setting: "log".into(),
-            value: format!("{text:?}"),
-            rule: format!("levels such as debug or leafblk::cache=trace,info ({reason})"),
-        })?;
+        check_log("log", text)?;
     }
     Ok(settings.log.clone())
+}
+
+/// Whether `text`, the value of `setting`, chooses something to log.
+///
+/// # Errors
+/// [`UsageError::Range`].
+pub fn check_log(setting: &str, text: &str) -> Result<(), UsageError> {
+    crate::logging::check_filter(text).map_err(|reason| UsageError::Range {
+        setting: setting.into(),
+        value: format!("{text:?}"),
+        rule: format!("levels such as debug or leafblk::cache=trace,info ({reason})"),
+    })
 }
 
 fn check_count(of: NameOf, count: usize, max: usize) -> Result<(), UsageError> {
@@ -141,10 +182,15 @@ fn directory(setting: &str, path: &Path, env: &Environment) -> Result<PathBuf, U
 }
 
 /// `path` is absolute already, or empty.
-fn file_path(setting: String, path: &Path) -> Result<PathBuf, UsageError> {
+pub(super) fn file_path(setting: String, path: &Path) -> Result<PathBuf, UsageError> {
     let bytes = path.as_os_str().as_encoded_bytes();
-    if path.file_name().is_none() || bytes.contains(&0) || bytes.ends_with(b"/") {
+    let last = bytes.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    if matches!(last, b"" | b"." | b"..") || bytes.contains(&0) {
         return Err(UsageError::Path { setting, path: path.into() });
+    }
+    let length = path.to_string_lossy().chars().count();
+    if length > PATH_LEN_MAX {
+        return Err(UsageError::PathLong { setting, length });
     }
     Ok(tidy(path))
 }
@@ -165,7 +211,7 @@ fn vm_root(vm: &VmEntry, roots: &[&str]) -> Result<String, UsageError> {
             known: if roots.is_empty() {
                 format!("add --root {root}=PATH or a [[root]] table")
             } else {
-                format!("the roots are {}", list(names()))
+                format!("the roots are {}{}", list(names()), nearest::hint(root, names()))
             },
         }),
         (None, []) => Err(UsageError::NoRoot { vm: vm.name.clone() }),
@@ -199,16 +245,37 @@ fn disk_size(vm: &VmEntry) -> Result<Option<u64>, UsageError> {
 /// [`UsageError::Range`].
 pub fn check_disk_size(name: &str, bytes: u64) -> Result<(), UsageError> {
     if bytes == 0 || bytes > DISK_SIZE_MAX_BYTES || !bytes.is_multiple_of(SECTOR_SIZE) {
+        let most = format_size(DISK_SIZE_MAX_BYTES);
         return Err(UsageError::Range {
             setting: format!("VM {name}: size"),
             value: format_size(bytes),
-            rule: format!(
-                "a multiple of {SECTOR_SIZE} bytes, up to {}",
-                format_size(DISK_SIZE_MAX_BYTES)
-            ),
+            rule: format!("a multiple of {SECTOR_SIZE} bytes, up to {most}"),
         });
     }
     Ok(())
+}
+
+/// Whether so many bytes are whole blocks.
+///
+/// # Errors
+/// [`UsageError::NoWholeBlocks`].
+pub fn check_blocks(name: &str, bytes: u64, block: BlockSize) -> Result<(), UsageError> {
+    if !block.divides(bytes / SECTOR_SIZE) {
+        let block = block.to_bytes();
+        return Err(UsageError::NoWholeBlocks { vm: name.into(), size: bytes, block });
+    }
+    Ok(())
+}
+
+fn block_size(vm: &VmEntry) -> Result<BlockSize, UsageError> {
+    let Some(bytes) = vm.block_size else {
+        return Ok(BlockSize::default());
+    };
+    BlockSize::from_bytes(bytes).ok_or_else(|| UsageError::Range {
+        setting: format!("VM {}: block-size", vm.name),
+        value: bytes.to_string(),
+        rule: block_sizes(),
+    })
 }
 
 fn vm_leaf(vm: &VmEntry, state_dir: &Path) -> Result<PathBuf, UsageError> {
@@ -223,18 +290,25 @@ pub(super) fn vm_socket(vm: &VmEntry, runtime_dir: &Path) -> Result<PathBuf, Usa
         Some(path) => file_path(format!("VM {}: socket", vm.name), path)?,
         None => runtime_dir.join(format!("{}.sock", vm.name)),
     };
-    check_socket_len(&path, || format!("VM {}", vm.name), "socket=")?;
+    check_socket_len(&path, vm.socket.is_some(), || format!("VM {}", vm.name), "socket=")?;
     Ok(path)
 }
 
 fn check_socket_len(
     path: &Path,
+    is_given: bool,
     of: impl FnOnce() -> String,
     setting: &'static str,
 ) -> Result<(), UsageError> {
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_LEN_MAX {
-        return Err(UsageError::SocketPathLong { of: of(), setting, path: path.into(), length });
+        return Err(UsageError::SocketPathLong {
+            of: of(),
+            setting,
+            path: path.into(),
+            is_given,
+            length,
+        });
     }
     Ok(())
 }
@@ -248,6 +322,13 @@ pub(super) fn vm_queues(vm: &VmEntry) -> Result<u16, UsageError> {
             value: queues.to_string(),
             rule: queues_range(),
         })
+}
+
+fn vm_serial(vm: &VmEntry) -> Result<Serial, UsageError> {
+    match &vm.serial {
+        Some(text) => Serial::new(&vm.name, text),
+        None => Ok(Serial::of_name(&vm.name)),
+    }
 }
 
 fn in_range(value: u64, min: u64, max: u64) -> Option<u64> {

@@ -9,6 +9,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::HugepagesMode;
+use super::RootConfig;
+use super::RootFormat;
 use super::UsageError;
 use super::name::{NameOf, check_name};
 use super::size::parse_size;
@@ -44,6 +46,8 @@ pub struct Settings {
     pub control_group: Option<String>,
     /// The loopback port for looking.
     pub http_port: Option<u64>,
+    /// Some of it is from a file, which lasts from one start to the next.
+    pub has_file: bool,
     /// What is logged, in env_logger's syntax.
     pub log: Option<String>,
 }
@@ -71,6 +75,8 @@ pub struct RootEntry {
     pub name: String,
     /// The image, as given.
     pub path: PathBuf,
+    /// What it is, where that is declared.
+    pub format: Option<RootFormat>,
 }
 
 /// One VM; its name is checked, nothing else is.
@@ -88,6 +94,10 @@ pub struct VmEntry {
     pub socket: Option<PathBuf>,
     /// Virtqueues.
     pub queues: Option<u64>,
+    /// The disk's serial number, as given.
+    pub serial: Option<String>,
+    /// Bytes of a logical block.
+    pub block_size: Option<u64>,
     /// The guest may not write.
     pub readonly: bool,
     /// The leaf is thrown away when the VM is detached.
@@ -102,40 +112,65 @@ impl RootEntry {
     pub fn new(name: Option<String>, path: PathBuf) -> Result<Self, UsageError> {
         if let Some(name) = name {
             check_name(NameOf::Root, &name)?;
-            return Ok(Self { name, path });
+            return Ok(Self { name, path, format: None });
         }
         let stem =
             path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         match check_name(NameOf::Root, &stem) {
-            Ok(()) => Ok(Self { name: stem, path }),
+            Ok(()) => Ok(Self { name: stem, path, format: None }),
             Err(_) => Err(UsageError::RootNeedsName { path, stem }),
         }
     }
 
-    /// Parses the value of `--root`: `NAME=PATH` or `PATH`.
+    /// Parses the value of `--root`: `NAME=PATH` or `PATH`, and `,format=raw` after it
+    /// or not.
     ///
     /// What stands before the first `=` is a name, unless it begins as a path does:
-    /// `--root ./a=b.raw` is one, as are `/a=b.raw` and `../a=b.raw`.
+    /// `--root ./a=b.raw` is one, as are `/a=b.raw` and `../a=b.raw`. Any other comma is
+    /// the path's.
     ///
     /// # Errors
-    /// [`UsageError`] as [`RootEntry::new`], or for an empty path.
+    /// [`UsageError`] as [`RootEntry::new`], for an empty path, or for another format.
     pub fn parse(text: &str) -> Result<Self, UsageError> {
-        let is_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
-        let (name, path) = match text.split_once('=') {
+        let (image, format) = match text.rsplit_once(",format=") {
+            Some((image, format)) if !format.contains(['/', ',']) => (image, Some(format)),
+            _ => (text, None),
+        };
+        let is_path = ["/", "./", "../"].iter().any(|start| image.starts_with(start));
+        let (name, path) = match image.split_once('=') {
             Some((name, path)) if !is_path => (Some(name.to_owned()), path),
-            _ => (None, text),
+            _ => (None, image),
         };
         if path.is_empty() {
             return Err(UsageError::RootWithoutPath { text: text.into() });
         }
-        Self::new(name, PathBuf::from(path))
+        let entry = Self::new(name, PathBuf::from(path))?;
+        let format = match format {
+            None => None,
+            Some("raw") => Some(RootFormat::Raw),
+            Some(other) => {
+                return Err(UsageError::Choice {
+                    setting: format!("root {}: format", entry.name),
+                    value: other.into(),
+                    choices: "raw, or make a raw image of it: qemu-img convert -O raw",
+                });
+            }
+        };
+        Ok(Self { format, ..entry })
+    }
+}
+
+impl From<&RootConfig> for RootEntry {
+    fn from(config: &RootConfig) -> Self {
+        let RootConfig { name, path, format } = config.clone();
+        Self { name, path, format }
     }
 }
 
 impl VmEntry {
     /// Parses the value of `--vm`: `NAME`, then any of `root=ROOT`, `size=SIZE`,
-    /// `leaf=PATH`, `socket=PATH`, `queues=N`, `readonly` and `ephemeral`, each
-    /// after a comma.
+    /// `leaf=PATH`, `socket=PATH`, `queues=N`, `serial=TEXT`,
+    /// `block-size=512|4096`, `readonly` and `ephemeral`, each after a comma.
     ///
     /// # Errors
     /// [`UsageError`] that names the part which is wrong.
@@ -151,11 +186,12 @@ impl VmEntry {
     }
 
     fn take_option(&mut self, text: &str, part: &str) -> Result<(), UsageError> {
-        let number = |value: &str| {
+        let number = |option: &str, value: &str, range: String| {
+            let setting = format!("VM {}: {option}", self.name);
             value.parse::<u64>().map_err(|_| UsageError::Number {
-                setting: format!("VM {}: queues", self.name),
+                setting,
                 text: value.into(),
-                range: super::resolve::queues_range(),
+                range,
             })
         };
         let size = |value: &str| {
@@ -174,12 +210,19 @@ impl VmEntry {
                 set(&mut self.size, text, "size", value, |_| parsed)
             }
             Some(("queues", value)) => {
-                let parsed = number(value);
+                let parsed = number("queues", value, super::resolve::queues_range());
                 set(&mut self.queues, text, "queues", value, |_| parsed)
             }
             Some(("leaf", value)) => set(&mut self.leaf, text, "leaf", value, |v| Ok(v.into())),
             Some(("socket", value)) => {
                 set(&mut self.socket, text, "socket", value, |v| Ok(v.into()))
+            }
+            Some(("block-size", value)) => {
+                let parsed = number("block-size", value, super::resolve::block_sizes());
+                set(&mut self.block_size, text, "block-size", value, |_| parsed)
+            }
+            Some(("serial", value)) => {
+                set(&mut self.serial, text, "serial", value, |v| Ok(v.to_owned()))
             }
             _ => Err(UsageError::VmOption { text: text.into(), option: part.into() }),
         }
@@ -248,6 +291,7 @@ impl Settings {
             control_socket: flags.control_socket.or(self.control_socket),
             control_group: flags.control_group.or(self.control_group),
             http_port: flags.http_port.or(self.http_port),
+            has_file: flags.has_file || self.has_file,
             log: flags.log.or(self.log),
         }
     }

@@ -34,7 +34,11 @@ fn defaults_fill_what_nobody_said() {
         Config {
             state_dir: "/var/lib/leafblk".into(),
             runtime_dir: "/run/leafblk".into(),
-            roots: vec![RootConfig { name: "d".into(), path: "/nowhere/d.raw".into() }],
+            roots: vec![RootConfig {
+                name: "d".into(),
+                path: "/nowhere/d.raw".into(),
+                format: None
+            }],
             vms: vec![VmConfig {
                 name: "w".into(),
                 root: "d".into(),
@@ -42,6 +46,8 @@ fn defaults_fill_what_nobody_said() {
                 leaf: "/var/lib/leafblk/w.leaf".into(),
                 socket: "/run/leafblk/w.sock".into(),
                 queues: 1,
+                serial: serial::Serial::of_name("w"),
+                block_size: BlockSize::Sector,
                 readonly: false,
                 ephemeral: false,
             }],
@@ -53,6 +59,7 @@ fn defaults_fill_what_nobody_said() {
             poll_us: 50,
             socket_group: None,
             http_port: None,
+            has_file: false,
             control: Some(ControlConfig {
                 socket: "/run/leafblk/control.sock".into(),
                 group: None,
@@ -144,7 +151,7 @@ fn a_small_host_gives_a_quarter_of_its_memory_and_one_reactor() {
 #[test]
 fn every_number_has_its_range_and_the_edges_are_inside() {
     type Set = fn(&mut Settings, u64);
-    let cases: [(Set, &[u64], &[u64], &str); 6] = [
+    let cases: [(Set, &[u64], &[u64], &str); 7] = [
         (
             |s, v| s.cache_size_bytes = Some(v),
             &[16 << 20, 18 << 20, 16 << 40],
@@ -165,6 +172,12 @@ fn every_number_has_its_range_and_the_edges_are_inside() {
             "it must be from 0 (sleep at once) to 10000 microseconds",
         ),
         (|s, v| s.vms[0].queues = Some(v), &[1, 64], &[0, 65, 65_537], "it must be from 1 to 64"),
+        (
+            |s, v| s.vms[0].block_size = Some(v),
+            &[512, 4096],
+            &[0, 1, 1024, 8192, u64::MAX],
+            "VM w: block-size is",
+        ),
         (
             |s, v| s.vms[0].size = Some(v),
             &[512, 1 << 50],
@@ -204,6 +217,12 @@ fn each_contradiction_has_its_sentence() {
         (&["d.raw"], &["a,socket=/x", "b,socket=/x"], "both the socket of VM a and the socket of"),
         (&["d.raw"], &["a,socket=/x,leaf=/x"], "both the leaf of VM a and the socket of VM a"),
         (&["d=/x"], &["a,leaf=/x"], "both root d and the leaf of VM a"),
+        (&["d.raw"], &["a,serial=123456789012345678901"], "has 21 characters; a serial number is"),
+        (
+            &["d.raw"],
+            &["a,size=1234567680,block-size=4096"],
+            "VM a: size is 1234567680; it must be a multiple of 4096, its block-size",
+        ),
         (&["d.raw"], &["a,leaf=/x/"], "is no usable path"),
         (&["d.raw"], &["a,leaf=.."], "is no usable path"),
         (&["d=/"], &["a"], "root d: \"/\" is no usable path"),
@@ -297,6 +316,7 @@ fn the_documented_limits_are_the_real_ones() {
         format!("| `poll-us` | {POLL_US_DEFAULT} | from 0 (sleep at once) to {POLL_US_MAX} "),
         format!("| `queues` | {QUEUES_DEFAULT} | virtqueues, from 1 to {QUEUES_MAX} |"),
         format!("up to {} |", size(DISK_SIZE_MAX_BYTES)),
+        format!("1 to {} printable ASCII characters", serial::SERIAL_LEN_MAX),
         format!("Names are 1 to {NAME_LEN_MAX} "),
         format!("at most {SOCKET_PATH_LEN_MAX} bytes long"),
         format!("at most {ROOTS_MAX} roots"),

@@ -9,9 +9,11 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::App;
 use super::problem::{Kind, Problem};
+use crate::daemon::LeafChoice;
 
 /// An answer in JSON.
 pub(super) struct Json<T>(pub(super) T);
@@ -82,6 +84,44 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
+/// Which leaf a VM is to have: `?leaf=new`, `?leaf=accept` or nothing.
+pub(super) struct Leaf(pub(super) LeafChoice);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeafForm {
+    #[serde(default)]
+    leaf: Option<LeafWord>,
+}
+
+/// Which leaf an attached VM is to have.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = LeafChoice)]
+pub(super) enum LeafWord {
+    /// A new one; none may be there.
+    New,
+    /// The one that is there, though the VM had another.
+    Accept,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Leaf {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let form = Query::<LeafForm>::from_request_parts(parts, state).await;
+        let word = form.map(|Query(form)| form.leaf).map_err(|error| {
+            Kind::BadRequest
+                .because(format!("{error}; the query is leaf=new, leaf=accept or nothing"))
+        })?;
+        Ok(Self(match word {
+            Some(LeafWord::New) => LeafChoice::New,
+            Some(LeafWord::Accept) => LeafChoice::Accept,
+            None => LeafChoice::Remembered,
+        }))
+    }
+}
+
 /// Whether `?force=true` was said.
 pub(super) struct Force(pub(super) bool);
 
@@ -99,6 +139,27 @@ impl<S: Send + Sync> FromRequestParts<S> for Force {
         let form = Query::<ForceForm>::from_request_parts(parts, state).await;
         form.map(|Query(form)| Self(form.force)).map_err(|error| {
             Kind::BadRequest.because(format!("{error}; the query is force=true or nothing"))
+        })
+    }
+}
+
+/// Whether `?renew=true` was said.
+pub(super) struct Renew(pub(super) bool);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RenewForm {
+    #[serde(default)]
+    renew: bool,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Renew {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let form = Query::<RenewForm>::from_request_parts(parts, state).await;
+        form.map(|Query(form)| Self(form.renew)).map_err(|error| {
+            Kind::BadRequest.because(format!("{error}; the query is renew=true or nothing"))
         })
     }
 }

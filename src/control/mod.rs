@@ -19,6 +19,7 @@ mod seeing;
 mod status;
 mod stream;
 mod turns;
+mod verification;
 mod vm_info;
 mod vms;
 
@@ -33,6 +34,7 @@ use tokio::sync::oneshot;
 pub use problem::{Problem, ProblemKind};
 pub use roots::RootInfo;
 pub use status::{CacheInfo, CachePages, Counts, Health, HealthState, Status, Version};
+pub use verification::{Verification, VerificationOutcome};
 pub use vm_info::{Origin, ResizeRequest, ResizeResult, State, Told, VmCounters, VmInfo};
 
 use crate::daemon::sockets::OwnedSocket;

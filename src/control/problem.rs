@@ -6,23 +6,42 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::json::Json;
+use crate::config::UsageError;
+use crate::config::limits::SOCKET_PATH_LEN_MAX;
 use crate::daemon::HostError;
 
 /// The path under which the kinds are described.
 pub(super) const TYPES: &str = "/v1/problems";
+
+/// The kinds' paths.
+pub(super) struct ProblemType;
+
+impl PartialSchema for ProblemType {
+    fn schema() -> RefOr<Schema> {
+        let paths = Kind::ALL.map(|kind| format!("{TYPES}/{}", kind.about().0));
+        let schema = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(paths));
+        schema.description(Some("A path of this API that describes a kind of problem.")).into()
+    }
+}
+
+impl ToSchema for ProblemType {}
 
 /// What went wrong (RFC 9457).
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub struct Problem {
     /// Which kind: a path of this API that describes it.
     #[serde(rename = "type")]
+    #[schema(value_type = ProblemType)]
     pub kind: String,
     /// The kind in words.
     pub title: String,
     /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
     pub status: u16,
     /// What is wrong here, where, and what to do next.
     pub detail: String,
@@ -40,6 +59,8 @@ pub(super) enum Kind {
     Configured,
     Busy,
     NotServed,
+    Served,
+    UnexpectedLeaf,
     Connected,
     RootUsed,
     NoLeaf,
@@ -54,7 +75,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 22] = [
         Self::BadRequest,
         Self::ReadOnly,
         Self::NotFound,
@@ -64,6 +85,8 @@ impl Kind {
         Self::Configured,
         Self::Busy,
         Self::NotServed,
+        Self::Served,
+        Self::UnexpectedLeaf,
         Self::Connected,
         Self::RootUsed,
         Self::NoLeaf,
@@ -101,6 +124,12 @@ impl Kind {
             }
             Self::Busy => ("busy", StatusCode::CONFLICT, "Another change is under way"),
             Self::NotServed => ("not-served", StatusCode::CONFLICT, "It could not be attached"),
+            Self::Served => ("served", StatusCode::CONFLICT, "The VM is served"),
+            Self::UnexpectedLeaf => (
+                "unexpected-leaf",
+                StatusCode::CONFLICT,
+                "The leaf is not the one that is expected",
+            ),
             Self::Connected => ("connected", StatusCode::CONFLICT, "A client is connected"),
             Self::RootUsed => ("root-used", StatusCode::CONFLICT, "VMs have this root"),
             Self::NoLeaf => ("no-leaf", StatusCode::CONFLICT, "The VM has nothing to write to"),
@@ -113,17 +142,53 @@ impl Kind {
             Self::Invalid => {
                 ("invalid", StatusCode::UNPROCESSABLE_ENTITY, "A value breaks its rule")
             }
-            Self::Shrink => ("shrink", StatusCode::UNPROCESSABLE_ENTITY, "A disk can only grow"),
-            Self::Unfit => (
-                "unfit",
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "A file or socket can't be used that way",
-            ),
+            Self::Shrink => ("shrink", StatusCode::CONFLICT, "A disk can only grow"),
+            Self::Unfit => {
+                ("unfit", StatusCode::CONFLICT, "It doesn't fit the files and VMs that there are")
+            }
             Self::Failed => ("failed", StatusCode::INTERNAL_SERVER_ERROR, "The work failed"),
             Self::Stopping => ("stopping", StatusCode::SERVICE_UNAVAILABLE, "leafblk is stopping"),
             Self::TooBusy => {
                 ("too-busy", StatusCode::SERVICE_UNAVAILABLE, "Too many requests are under way")
             }
+        }
+    }
+
+    /// What a rule says that was broken: by the request alone, as the description of
+    /// the API has it (422), or by the request on this host (404, 409).
+    fn of_usage(error: &UsageError) -> Self {
+        match error {
+            UsageError::UnknownRoot { .. } => Self::NotFound,
+            UsageError::ReservedName { .. } => Self::Exists,
+            UsageError::SocketPathLong { path, is_given, .. } => {
+                // The description counts characters, a socket's address bytes.
+                let is_long = path.to_string_lossy().chars().count() > SOCKET_PATH_LEN_MAX;
+                if *is_given && is_long { Self::Invalid } else { Self::Unfit }
+            }
+            UsageError::RootNeeded { .. }
+            | UsageError::NoRoot { .. }
+            | UsageError::RootNeedsName { .. }
+            | UsageError::TooMany { .. }
+            | UsageError::PathShared { .. }
+            | UsageError::NoWholeBlocks { .. } => Self::Unfit,
+            UsageError::CommandLine(_)
+            | UsageError::File { .. }
+            | UsageError::Name { .. }
+            | UsageError::Serial { .. }
+            | UsageError::RootWithoutPath { .. }
+            | UsageError::Size { .. }
+            | UsageError::Number { .. }
+            | UsageError::Range { .. }
+            | UsageError::Choice { .. }
+            | UsageError::VmOption { .. }
+            | UsageError::VmOptionTwice { .. }
+            | UsageError::VmOptionEmpty { .. }
+            | UsageError::Twice { .. }
+            | UsageError::Path { .. }
+            | UsageError::PathLong { .. }
+            | UsageError::RelativePath { .. }
+            | UsageError::NoDefaultDir { .. }
+            | UsageError::NoWorkingDir { .. } => Self::Invalid,
         }
     }
 
@@ -142,12 +207,14 @@ impl Kind {
 impl From<HostError> for Problem {
     fn from(error: HostError) -> Self {
         let kind = match &error {
-            HostError::Invalid(_) => Kind::Invalid,
+            HostError::Invalid(error) => Kind::of_usage(error),
             HostError::NoSuch { .. } => Kind::NotFound,
             HostError::Exists { .. } => Kind::Exists,
             HostError::OfConfiguration { .. } => Kind::Configured,
             HostError::Busy { .. } => Kind::Busy,
             HostError::NotServed { .. } => Kind::NotServed,
+            HostError::Served { .. } => Kind::Served,
+            HostError::Leaf(_) => Kind::UnexpectedLeaf,
             HostError::Connected { .. } => Kind::Connected,
             HostError::RootUsed { .. } => Kind::RootUsed,
             HostError::NoLeaf { .. } => Kind::NoLeaf,
@@ -176,10 +243,12 @@ impl IntoResponse for Problem {
 pub struct ProblemKind {
     /// Its path: the `type` of its problems.
     #[serde(rename = "type")]
+    #[schema(value_type = ProblemType)]
     pub kind: String,
     /// The kind in words.
     pub title: String,
     /// The HTTP status of its problems.
+    #[schema(minimum = 400, maximum = 599)]
     pub status: u16,
 }
 

@@ -22,15 +22,41 @@ pub(super) struct Failed(Problem);
 
 /// A path that names a VM.
 #[derive(IntoResponses)]
-#[response(
-    status = 404,
-    description = "There is no such VM",
-    content_type = "application/problem+json"
-)]
-#[expect(dead_code, reason = "describes an answer; problem.rs makes it")]
-pub(super) struct NoSuchVm(Problem);
+#[expect(dead_code, reason = "describes answers; problem.rs makes them")]
+pub(super) enum NoSuchVm {
+    #[response(
+        status = 400,
+        description = "The name can't be read",
+        content_type = "application/problem+json"
+    )]
+    BadName(Problem),
+    #[response(
+        status = 404,
+        description = "There is no such VM",
+        content_type = "application/problem+json"
+    )]
+    NoSuch(Problem),
+}
 
-/// A path or body that names a root.
+/// A path that names a root.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes answers; problem.rs makes them")]
+pub(super) enum NoSuchRoot {
+    #[response(
+        status = 400,
+        description = "The name can't be read",
+        content_type = "application/problem+json"
+    )]
+    BadName(Problem),
+    #[response(
+        status = 404,
+        description = "There is no such root",
+        content_type = "application/problem+json"
+    )]
+    NoSuch(Problem),
+}
+
+/// A body that names a root.
 #[derive(IntoResponses)]
 #[response(
     status = 404,
@@ -38,13 +64,13 @@ pub(super) struct NoSuchVm(Problem);
     content_type = "application/problem+json"
 )]
 #[expect(dead_code, reason = "describes an answer; problem.rs makes it")]
-pub(super) struct NoSuchRoot(Problem);
+pub(super) struct NoSuchRootInBody(Problem);
 
 /// A query.
 #[derive(IntoResponses)]
 #[response(
     status = 400,
-    description = "The query can't be read",
+    description = "The name or the query can't be read",
     content_type = "application/problem+json"
 )]
 #[expect(dead_code, reason = "describes an answer; problem.rs makes it")]
@@ -54,7 +80,11 @@ pub(super) struct BadQuery(Problem);
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "describes answers; problem.rs makes them")]
 pub(super) enum BadBody {
-    #[response(status = 400, description = "No JSON", content_type = "application/problem+json")]
+    #[response(
+        status = 400,
+        description = "The name can't be read, or the body is no JSON",
+        content_type = "application/problem+json"
+    )]
     NoJson(Problem),
     #[response(
         status = 408,
@@ -68,4 +98,10 @@ pub(super) enum BadBody {
         content_type = "application/problem+json"
     )]
     TooLarge(Problem),
+    #[response(
+        status = 422,
+        description = "The body breaks a rule of its schema",
+        content_type = "application/problem+json"
+    )]
+    Invalid(Problem),
 }

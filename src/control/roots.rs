@@ -1,6 +1,7 @@
 //! `/v1/roots`.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use axum::extract::State as Extract;
 use axum::http::{StatusCode, header};
@@ -14,7 +15,9 @@ use super::problem::Problem;
 use super::responses::{BadBody, Failed, NoSuchRoot, Unavailable};
 use super::vm_info::{Origin, State};
 use crate::config::forms::RootForm;
-use crate::daemon::RootView;
+use crate::config::schemas::RootName;
+use crate::config::{RootConfig, RootFormat};
+use crate::daemon::{Host, RootView};
 
 /// A root.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
@@ -30,6 +33,8 @@ pub struct RootInfo {
     pub reason: Option<String>,
     /// The image.
     pub path: String,
+    /// What it is, where that was declared; null where its first bytes were looked at.
+    pub format: Option<RootFormat>,
     /// Its size; null while that is not known.
     pub size_bytes: Option<u64>,
     /// By which leaves recognise it: SHA-256 over its length and samples.
@@ -38,11 +43,25 @@ pub struct RootInfo {
     pub direct: bool,
     /// The VMs that have it.
     pub vms: Vec<String>,
+    /// Whether its file has changed since it was recorded, though its samples have not.
+    #[serde(default)]
+    pub changed: bool,
+    /// SHA-256 of all of it, as it was last verified; null if it was not.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// When it was last verified and found right, in seconds since 1970.
+    #[serde(default)]
+    pub verified_at: Option<u64>,
+    /// What is wrong with it now, a sentence each.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }
 
 impl From<RootView> for RootInfo {
     fn from(view: RootView) -> Self {
-        let RootView { config, origin, state, root, users } = view;
+        let (problems, changed) = (view.problems(), view.is_changed());
+        let (digest, verified_at) = view.verified().unzip();
+        let RootView { config, origin, state, root, users, .. } = view;
         let (state, reason) = State::of(state);
         let root = root.as_ref().map(|root| root.root());
         Self {
@@ -51,10 +70,15 @@ impl From<RootView> for RootInfo {
             state,
             reason,
             path: config.path.to_string_lossy().into(),
+            format: config.format,
             size_bytes: root.map(|root| root.len_bytes()),
             fingerprint: root.map(|root| hex(&root.identity().fingerprint)),
             direct: root.is_some_and(|root| root.is_direct()),
             vms: users,
+            changed,
+            digest,
+            verified_at,
+            problems,
         }
     }
 }
@@ -72,7 +96,12 @@ fn hex(bytes: &[u8]) -> String {
     Unavailable,
 ))]
 pub(super) async fn list(Extract(app): Extract<App>) -> Result<Json<Vec<RootInfo>>, Problem> {
-    app.look(|host| Ok(host.roots().into_iter().map(RootInfo::from).collect())).await.map(Json)
+    let list = app.look(|host| {
+        let views = host.roots();
+        host.look_at_roots(&views, Duration::ZERO);
+        Ok(views.into_iter().map(RootInfo::from).collect())
+    });
+    list.await.map(Json)
 }
 
 /// Add a root
@@ -83,10 +112,8 @@ pub(super) async fn list(Extract(app): Extract<App>) -> Result<Json<Vec<RootInfo
     (status = 201, description = "Added", body = RootInfo,
         headers(("Location" = String, description = "The root's path"))),
     BadBody,
-    (status = 409, description = "The name is taken", body = Problem,
+    (status = 409, description = "The name is taken, or the image can't be used", body = Problem,
         content_type = "application/problem+json"),
-    (status = 422, description = "A value breaks its rule, or the image can't be used",
-        body = Problem, content_type = "application/problem+json"),
     Failed,
     Unavailable,
 ))]
@@ -94,14 +121,19 @@ pub(super) async fn add(
     Extract(app): Extract<App>,
     JsonBody(form): JsonBody<RootForm>,
 ) -> Result<Response, Problem> {
-    let view = app.change(|host| host.add_root(&form.into_entry()?)).await?;
+    let add = |host: &Host| {
+        // First, as a path may also make no name.
+        RootConfig::check(form.name.as_deref(), &form.path)?;
+        host.add_root(&form.into_entry()?)
+    };
+    let view = app.change(add).await?;
     let location = [(header::LOCATION, format!("/v1/roots/{}", view.config.name))];
     Ok((StatusCode::CREATED, location, Json(RootInfo::from(view))).into_response())
 }
 
 /// Show a root
 #[utoipa::path(get, path = "/v1/roots/{name}", tag = "roots",
-    params(("name" = String, Path, description = "The root")),
+    params(("name" = RootName, Path, description = "The root")),
     responses(
         (status = 200, description = "The root", body = RootInfo),
         NoSuchRoot,
@@ -111,7 +143,12 @@ pub(super) async fn show(
     Extract(app): Extract<App>,
     Name(name): Name,
 ) -> Result<Json<RootInfo>, Problem> {
-    app.look(move |host| host.root(&name).map(RootInfo::from)).await.map(Json)
+    let show = app.look(move |host| {
+        let view = host.root(&name)?;
+        host.look_at_roots(std::slice::from_ref(&view), Duration::ZERO);
+        Ok(RootInfo::from(view))
+    });
+    show.await.map(Json)
 }
 
 /// Remove a root
@@ -119,7 +156,7 @@ pub(super) async fn show(
 /// Refused while a VM has it. A root of the configuration comes back with the
 /// next start or reload.
 #[utoipa::path(delete, path = "/v1/roots/{name}", tag = "roots",
-    params(("name" = String, Path, description = "The root")),
+    params(("name" = RootName, Path, description = "The root")),
     responses(
         (status = 204, description = "Removed"),
         NoSuchRoot,

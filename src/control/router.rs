@@ -14,9 +14,9 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::json::{Json, Name};
+use super::json::{Json, LeafWord, Name};
 use super::problem::{Kind, Problem, ProblemKind};
-use super::{Access, App, roots, seeing, status, vms};
+use super::{Access, App, roots, seeing, status, verification, vms};
 use crate::web;
 
 #[derive(OpenApi)]
@@ -33,7 +33,7 @@ use crate::web;
         (name = "roots", description = "Read-only images that VMs share"),
         (name = "vms", description = "VMs, each with its leaf and its socket")
     ),
-    components(schemas(Problem))
+    components(schemas(Problem, LeafWord))
 )]
 struct Description;
 
@@ -45,8 +45,11 @@ fn paths() -> OpenApiRouter<App> {
         .routes(routes!(status::health))
         .routes(routes!(roots::list, roots::add))
         .routes(routes!(roots::show, roots::remove))
+        .routes(routes!(verification::begin, verification::show, verification::call_off))
         .routes(routes!(vms::list, vms::attach))
         .routes(routes!(vms::show, vms::detach))
+        .routes(routes!(vms::new_leaf))
+        .routes(routes!(vms::accept_leaf))
         .routes(routes!(vms::reset))
         .routes(routes!(vms::resize))
         .routes(routes!(vms::flush))
@@ -119,6 +122,8 @@ async fn problems() -> Json<Vec<ProblemKind>> {
     params(("name" = String, Path, description = "The last part of a problem's type")),
     responses(
         (status = 200, description = "The kind", body = ProblemKind),
+        (status = 400, description = "The name can't be read", body = Problem,
+            content_type = "application/problem+json"),
         (status = 404, description = "There is no such kind", body = Problem,
             content_type = "application/problem+json"),
     ))]

@@ -1,6 +1,8 @@
 //! `/v1/stats`, `/v1/vms/{name}/map`, `/metrics`: what the host does, to be
 //! looked at again and again.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequestParts, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
@@ -12,11 +14,20 @@ use super::problem::{Kind, Problem};
 use super::responses::{NoSuchVm, Unavailable};
 use super::{Access, App};
 use crate::config::name::NameOf;
-use crate::daemon::{Host, HostError, State as Life};
+use crate::config::schemas::VmName;
+use crate::daemon::file_systems::{FileSystemView, RoomAnswer};
+use crate::daemon::problems::{self, HostProblem};
+use crate::daemon::{Host, HostError, RootView, State as Life, VmView};
 use crate::disk::{CELLS_MAX, DiskMap};
+use crate::logging::internal;
 use crate::stats::{
-    CacheStats, Failed, HostStats, ReactorStats, RootStats, StateCounts, VmStats, exposition,
+    CacheStats, Failed, FailingPart, FileSystemStats, HostStats, ReactorStats, RootStats,
+    StateCounts, VmStats, exposition,
 };
+
+/// How old it may be what is known of roots' files: these values are asked for again and
+/// again.
+const ROOT_AGE: Duration = Duration::from_secs(5);
 
 /// Cells of a map where no number is asked for.
 const CELLS_DEFAULT: u32 = 1024;
@@ -26,22 +37,69 @@ impl HostStats {
     /// that are not served are counted, and have no values.
     fn of(host: &Host, access: Access) -> Self {
         let (vms, roots) = (host.vms(), host.roots());
-        let served = || vms.iter().filter_map(|view| Some((view.vm.as_ref()?, view.reactor?)));
+        let served = vms.iter().filter_map(|view| view.vm.as_ref());
         let reactors = host.reactors().iter().enumerate();
-        let open = roots.iter().filter_map(|view| Some((view.root.as_ref()?, view.users.len())));
+        let of_root = |view: &RootView| {
+            let (root, changed) = (view.root.as_ref()?, view.is_changed());
+            Some(RootStats::read(root.root(), view.users.len(), changed))
+        };
         let vm_states = vms.iter().map(|view| (&view.config.name, &view.state));
         let root_states = roots.iter().map(|view| (&view.config.name, &view.state));
+        let file_systems = host.file_systems(&vms);
+        host.look_at_roots(&roots, ROOT_AGE);
+        let is_failing = |view: &VmView| !view.problems().is_empty();
+        let of_vm = |view: &VmView| {
+            let (vm, reactor) = (view.vm.as_ref()?, view.reactor?);
+            Some(VmStats::read(vm.disk(), reactor, is_failing(view)))
+        };
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: host.started().0.elapsed().as_secs_f64(),
-            cache: CacheStats::read(host.cache(), served().map(|(vm, _)| &**vm.disk())),
+            internal_errors: internal::count(),
+            cache: CacheStats::read(host.cache(), served.map(|vm| &**vm.disk())),
             reactors: reactors.map(|(i, mail)| ReactorStats::read(i, mail.counters())).collect(),
-            roots: open.map(|(root, vms)| RootStats::read(root.root(), vms)).collect(),
-            vms: served().map(|(vm, reactor)| VmStats::read(vm.disk(), reactor)).collect(),
+            roots: roots.iter().filter_map(of_root).collect(),
+            vms: vms.iter().filter_map(of_vm).collect(),
             vm_states: count(vm_states.clone()),
             root_states: count(root_states.clone()),
             failed_vms: failed(vm_states, "vm", access),
             failed_roots: failed(root_states, "root", access),
+            failing: failing(problems::failing(&roots, &vms, &file_systems), access),
+            file_systems: file_systems.iter().map(FileSystemStats::from).collect(),
+        }
+    }
+}
+
+/// What has a problem though it is served.
+fn failing(found: Vec<HostProblem>, access: Access) -> Vec<FailingPart> {
+    let parts = found.into_iter().map(|found| {
+        let HostProblem { subject, name, sentence } = found;
+        let problem = match access {
+            Access::Full => sentence,
+            // It names files, and whoever has an account may read this.
+            Access::ReadOnly => "leafblk status says what is wrong".into(),
+        };
+        FailingPart { part: subject.to_string(), name, problem }
+    });
+    parts.collect()
+}
+
+impl From<&FileSystemView> for FileSystemStats {
+    fn from(view: &FileSystemView) -> Self {
+        let (room, silent_s) = match view.room {
+            RoomAnswer::Known(room) => (Some(room), None),
+            RoomAnswer::Unknown(_) => (None, None),
+            RoomAnswer::Silent(seconds) => (None, Some(seconds)),
+        };
+        let inodes = room.and_then(|room| room.inodes);
+        Self {
+            path: view.path.to_string_lossy().into(),
+            uses: view.uses.iter().map(|used| used.name().to_owned()).collect(),
+            size_bytes: room.map(|room| room.size_bytes),
+            free_bytes: room.map(|room| room.free_bytes),
+            inodes: inodes.map(|(all, _)| all),
+            free_inodes: inodes.map(|(_, free)| free),
+            silent_s,
         }
     }
 }
@@ -131,15 +189,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Cells {
 /// the leaf holds, that are cached, that would have to be read, that are zeros.
 #[utoipa::path(get, path = "/v1/vms/{name}/map", tag = "vms",
     params(
-        ("name" = String, Path, description = "The VM"),
+        ("name" = VmName, Path, description = "The VM"),
         ("cells" = Option<u32>, Query, description = "How many cells, 1024 if left out",
             minimum = 1, maximum = 4096),
     ),
     responses(
         (status = 200, description = "The map", body = DiskMap),
-        (status = 400, description = "Not so many cells", body = Problem,
-            content_type = "application/problem+json"),
         NoSuchVm,
+        (status = 400, description = "The name can't be read, or not so many cells", body = Problem,
+            content_type = "application/problem+json"),
         (status = 409, description = "The VM is not served", body = Problem,
             content_type = "application/problem+json"),
         Unavailable,

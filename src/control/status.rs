@@ -13,7 +13,8 @@ use super::json::Json;
 use super::problem::Problem;
 use super::responses::Unavailable;
 use crate::cache::ArenaPages;
-use crate::daemon::{Host, State as Life};
+use crate::daemon::{Host, State as Life, problems};
+use crate::stats::FileSystemStats;
 
 /// How long a reactor may take to answer before it counts as stuck.
 const REACTOR_ANSWER_MAX: Duration = Duration::from_secs(1);
@@ -43,6 +44,9 @@ pub struct Status {
     pub vms_connected: usize,
     /// The cache.
     pub cache: CacheInfo,
+    /// The file systems of leaves, state directory and runtime directory, by path.
+    #[serde(default)]
+    pub file_systems: Vec<FileSystemStats>,
 }
 
 /// How many there are.
@@ -122,7 +126,7 @@ pub struct Health {
 pub enum HealthState {
     /// All is well.
     Ok,
-    /// Some VM or root has a problem; the others are served.
+    /// A VM, a root or a file system has a problem; the others are served.
     Degraded,
     /// A reactor doesn't answer: VMs stand still.
     Failing,
@@ -163,28 +167,18 @@ impl Status {
                 fills: stats.fills,
                 evictions: stats.evictions,
             },
+            file_systems: host.file_systems(&vms).iter().map(FileSystemStats::from).collect(),
         }
     }
 }
 
 impl Health {
     fn of(host: &Host) -> Self {
-        let mut problems = Vec::new();
-        for root in host.roots() {
-            if let Life::Failed(why) = root.state {
-                problems.push(format!("root {} is not served: {why}", root.config.name));
-            }
-        }
-        for view in host.vms() {
-            let name = &view.config.name;
-            if let Life::Failed(why) = &view.state {
-                problems.push(format!("VM {name} is not served: {why}"));
-            }
-            let leaf = view.vm.as_ref().and_then(|vm| vm.disk().leaf());
-            if let Some(why) = leaf.and_then(|leaf| leaf.refusal()) {
-                problems.push(format!("VM {name}: {why}"));
-            }
-        }
+        let (roots, vms) = (host.roots(), host.vms());
+        host.look_at_roots(&roots, Duration::ZERO);
+        let failing = problems::failing(&roots, &vms, &host.file_systems(&vms));
+        let mut problems = problems::not_served(&roots, &vms);
+        problems.extend(failing.iter().map(ToString::to_string));
         let stuck = host.reactors_stuck(REACTOR_ANSWER_MAX);
         let status = match (stuck.is_empty(), problems.is_empty()) {
             (false, _) => HealthState::Failing,

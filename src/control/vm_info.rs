@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
-use crate::config::forms::{Size, SizeForm};
+use crate::config::forms::SizeForm;
+use crate::config::schemas::{BlockSize, Size};
 use crate::daemon::{self, VmView};
 use crate::disk::{Counters, Disk};
 use crate::metrics::Operation;
@@ -28,10 +30,24 @@ pub struct VmInfo {
     pub size_bytes: Option<u64>,
     /// Its leaf.
     pub leaf: String,
+    /// Whether its leaf was made when it was attached, or at this start; null while it
+    /// has none.
+    pub leaf_is_new: Option<bool>,
+    /// The UUID of its disk, by which its leaf is known again; null while it has none.
+    pub leaf_uuid: Option<String>,
     /// Its vhost-user socket.
     pub socket: String,
     /// Its virtqueues.
     pub queues: u16,
+    /// What its guest reads as the disk's serial number.
+    pub serial: String,
+    /// Another VM with the same serial number: a guest that has both disks sees one
+    /// of them in /dev/disk/by-id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial_shared_with: Option<String>,
+    /// What its guest addresses the disk by.
+    #[schema(value_type = BlockSize)]
+    pub block_size_bytes: u32,
     /// The guest may not write.
     pub readonly: bool,
     /// The leaf is thrown away when it is detached.
@@ -48,6 +64,9 @@ pub struct VmInfo {
     pub leaf_allocated_bytes: Option<u64>,
     /// Writing its leaf to disk has failed: nothing is accepted any more.
     pub poisoned: bool,
+    /// What is wrong with it now, a sentence each.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// What it did since it was attached or reset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<VmCounters>,
@@ -150,7 +169,8 @@ impl From<&Counters> for VmCounters {
 
 impl From<VmView> for VmInfo {
     fn from(view: VmView) -> Self {
-        let VmView { config, origin, state, vm, reactor } = view;
+        let problems = view.problems();
+        let VmView { config, origin, state, vm, reactor, same_serial } = view;
         let (state, reason) = State::of(state);
         let disk: Option<&Disk> = vm.as_ref().map(|vm| &**vm.disk());
         let leaf = disk.and_then(|disk| disk.leaf());
@@ -162,16 +182,22 @@ impl From<VmView> for VmInfo {
             root: config.root,
             size_bytes: disk.map(|disk| disk.sectors() * SECTOR_SIZE).or(config.size),
             leaf: config.leaf.to_string_lossy().into(),
+            leaf_is_new: leaf.and(vm.as_ref()).map(|vm| vm.has_new_leaf()),
+            leaf_uuid: leaf.map(|leaf| Uuid::from_bytes(leaf.disk_uuid()).to_string()),
             socket: config.socket.to_string_lossy().into(),
             queues: config.queues,
+            serial: config.serial.to_string(),
+            serial_shared_with: same_serial,
+            block_size_bytes: config.block_size.to_bytes(),
             readonly: disk.map_or(config.readonly, Disk::is_read_only),
             ephemeral: config.ephemeral,
             connected: vm.as_ref().is_some_and(|vm| vm.link().is_connected()),
             connections: disk.map_or(0, |disk| disk.counters().connections.get()),
             reactor,
             leaf_held_bytes: leaf.map(|leaf| leaf.present_sectors() * SECTOR_SIZE),
-            leaf_allocated_bytes: leaf.and_then(|leaf| leaf.allocated_bytes().ok()),
+            leaf_allocated_bytes: leaf.and_then(|leaf| leaf.occupied_bytes()),
             poisoned: leaf.is_some_and(|leaf| leaf.is_poisoned()),
+            problems,
             counters: disk.map(|disk| VmCounters::from(disk.counters())),
         }
     }
@@ -199,12 +225,14 @@ pub struct ResizeResult {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Told {
-    /// The client, which tells its guest.
+    /// The client, which tells its guest: QEMU does.
     Client,
-    /// Nobody: no client is connected.
+    /// Nobody: no client is connected. A hypervisor that starts its guest afterwards
+    /// sees the size; QEMU that ran all the time and connects again does not, until
+    /// the resize is repeated.
     Nobody,
-    /// Nobody: the client can't be told. It sees the size when it connects
-    /// again.
+    /// Nobody: the client can't be told. Firecracker sees the size at PATCH /drives/ID,
+    /// Cloud Hypervisor when its guest reboots or the disk is removed and added again.
     NotPossible,
 }
 

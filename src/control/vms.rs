@@ -5,11 +5,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::App;
-use super::json::{Force, Json, JsonBody, Name};
+use super::json::{Force, Json, JsonBody, Leaf, LeafWord, Name};
 use super::problem::Problem;
-use super::responses::{BadBody, BadQuery, Failed, NoSuchRoot, NoSuchVm, Unavailable};
+use super::responses::{BadBody, BadQuery, Failed, NoSuchRootInBody, NoSuchVm, Unavailable};
 use super::vm_info::{ResizeRequest, ResizeResult, VmInfo};
 use crate::config::forms::VmForm;
+use crate::config::schemas::VmName;
+use crate::daemon::LeafChoice;
 
 /// List VMs
 #[utoipa::path(get, path = "/v1/vms", tag = "vms", responses(
@@ -17,37 +19,47 @@ use crate::config::forms::VmForm;
     Unavailable,
 ))]
 pub(super) async fn list(Extract(app): Extract<App>) -> Result<Json<Vec<VmInfo>>, Problem> {
-    app.look(|host| Ok(host.vms().into_iter().map(VmInfo::from).collect())).await.map(Json)
+    let list = app.look(|host| {
+        let views = host.vms();
+        // What their leaves occupy.
+        host.file_systems(&views);
+        Ok(views.into_iter().map(VmInfo::from).collect())
+    });
+    list.await.map(Json)
 }
 
 /// Attach a VM
 ///
 /// It is there until it is detached, also after a restart of leafblk or of the
-/// host. Its leaf is created if it does not exist and used again if it does.
-#[utoipa::path(post, path = "/v1/vms", tag = "vms", request_body = VmForm, responses(
+/// host. Its leaf is created if it never had one and none is there; else the one that it
+/// had is used again. Where that is missing, or another one is in its place, it is not
+/// attached, unless `leaf` says which one is meant.
+#[utoipa::path(post, path = "/v1/vms", tag = "vms", request_body = VmForm, params(
+    ("leaf" = Option<LeafWord>, Query, description = "Which leaf, if not the one that it had"),
+), responses(
     (status = 201, description = "Attached", body = VmInfo,
         headers(("Location" = String, description = "The VM's path"))),
     BadBody,
-    NoSuchRoot,
-    (status = 409, description = "The name is taken, or the root is not served", body = Problem,
+    NoSuchRootInBody,
+    (status = 409, description = "The name is taken, the root is not served, or what is asked for \
+        doesn't fit the files and VMs that there are: its leaf is missing, say", body = Problem,
         content_type = "application/problem+json"),
-    (status = 422, description = "A value breaks its rule, or doesn't fit what is on disk",
-        body = Problem, content_type = "application/problem+json"),
     Failed,
     Unavailable,
 ))]
 pub(super) async fn attach(
     Extract(app): Extract<App>,
+    Leaf(choice): Leaf,
     JsonBody(form): JsonBody<VmForm>,
 ) -> Result<Response, Problem> {
-    let view = app.change(|host| host.attach(form.into_entry()?)).await?;
+    let view = app.change(move |host| host.attach(form.into_entry()?, choice)).await?;
     let location = [(header::LOCATION, format!("/v1/vms/{}", view.config.name))];
     Ok((StatusCode::CREATED, location, Json(VmInfo::from(view))).into_response())
 }
 
 /// Show a VM
 #[utoipa::path(get, path = "/v1/vms/{name}", tag = "vms",
-    params(("name" = String, Path, description = "The VM")),
+    params(("name" = VmName, Path, description = "The VM")),
     responses(
         (status = 200, description = "The VM", body = VmInfo),
         NoSuchVm,
@@ -57,7 +69,12 @@ pub(super) async fn show(
     Extract(app): Extract<App>,
     Name(name): Name,
 ) -> Result<Json<VmInfo>, Problem> {
-    app.look(move |host| host.vm(&name).map(VmInfo::from)).await.map(Json)
+    let show = app.look(move |host| {
+        let view = host.vm(&name)?;
+        host.file_systems(std::slice::from_ref(&view));
+        Ok(VmInfo::from(view))
+    });
+    show.await.map(Json)
 }
 
 /// Detach a VM
@@ -67,13 +84,13 @@ pub(super) async fn show(
 /// with the next start or reload.
 #[utoipa::path(delete, path = "/v1/vms/{name}", tag = "vms",
     params(
-        ("name" = String, Path, description = "The VM"),
+        ("name" = VmName, Path, description = "The VM"),
         ("force" = Option<bool>, Query, description = "Cut off a client that is connected"),
     ),
     responses(
         (status = 204, description = "Detached"),
-        BadQuery,
         NoSuchVm,
+        BadQuery,
         (status = 409, description = "A client is connected, or another change is under way",
             body = Problem, content_type = "application/problem+json"),
         (status = 500, description = "It is detached, but not all went well", body = Problem,
@@ -89,18 +106,68 @@ pub(super) async fn detach(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Give a failed VM a new leaf
+///
+/// For a VM that is not served because its leaf is missing: one is made, and the VM is
+/// served.
+#[utoipa::path(post, path = "/v1/vms/{name}/new-leaf", tag = "vms",
+    params(("name" = VmName, Path, description = "The VM")),
+    responses(
+        (status = 200, description = "The VM, served with a new leaf", body = VmInfo),
+        NoSuchVm,
+        (status = 409, description = "It is served, a leaf is there, or another change is under way",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A file or socket can't be used that way", body = Problem,
+            content_type = "application/problem+json"),
+        Failed,
+        Unavailable,
+    ))]
+pub(super) async fn new_leaf(
+    Extract(app): Extract<App>,
+    Name(name): Name,
+) -> Result<Json<VmInfo>, Problem> {
+    choose_leaf(app, name, LeafChoice::New).await
+}
+
+/// Accept the leaf of a failed VM
+///
+/// For a VM that is not served because another leaf than its own is in its place: that
+/// leaf is the VM's from now on, and the VM is served.
+#[utoipa::path(post, path = "/v1/vms/{name}/accept-leaf", tag = "vms",
+    params(("name" = VmName, Path, description = "The VM")),
+    responses(
+        (status = 200, description = "The VM, served with that leaf", body = VmInfo),
+        NoSuchVm,
+        (status = 409, description = "It is served, no leaf is there, or another change is under way",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A file or socket can't be used that way", body = Problem,
+            content_type = "application/problem+json"),
+        Failed,
+        Unavailable,
+    ))]
+pub(super) async fn accept_leaf(
+    Extract(app): Extract<App>,
+    Name(name): Name,
+) -> Result<Json<VmInfo>, Problem> {
+    choose_leaf(app, name, LeafChoice::Accept).await
+}
+
+async fn choose_leaf(app: App, name: String, choice: LeafChoice) -> Result<Json<VmInfo>, Problem> {
+    app.change(move |host| host.choose_leaf(&name, choice).map(VmInfo::from)).await.map(Json)
+}
+
 /// Reset a VM to its root
 ///
 /// Every change that the VM has made is discarded.
 #[utoipa::path(post, path = "/v1/vms/{name}/reset", tag = "vms",
     params(
-        ("name" = String, Path, description = "The VM"),
+        ("name" = VmName, Path, description = "The VM"),
         ("force" = Option<bool>, Query, description = "Cut off a client that is connected"),
     ),
     responses(
         (status = 200, description = "The VM, its leaf empty", body = VmInfo),
-        BadQuery,
         NoSuchVm,
+        BadQuery,
         (status = 409, description = "A client is connected, or the VM has no leaf",
             body = Problem, content_type = "application/problem+json"),
         Failed,
@@ -119,15 +186,14 @@ pub(super) async fn reset(
 /// While it runs: its guest sees the new size if its client can be told. The
 /// new sectors read as the root's, and as zeros beyond its end.
 #[utoipa::path(post, path = "/v1/vms/{name}/resize", tag = "vms",
-    params(("name" = String, Path, description = "The VM")),
+    params(("name" = VmName, Path, description = "The VM")),
     request_body = ResizeRequest,
     responses(
         (status = 200, description = "It has that size", body = ResizeResult),
-        BadBody,
         NoSuchVm,
-        (status = 409, description = "It has no leaf, or its size is the configuration's",
-            body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "It would shrink, or the size can't be had",
+        BadBody,
+        (status = 409, description = "It has no leaf, its size is the configuration's, it would \
+            shrink, or the size can't be had",
             body = Problem, content_type = "application/problem+json"),
         Failed,
         Unavailable,
@@ -145,7 +211,7 @@ pub(super) async fn resize(
 ///
 /// Everything that its guest has written is durable when this returns.
 #[utoipa::path(post, path = "/v1/vms/{name}/flush", tag = "vms",
-    params(("name" = String, Path, description = "The VM")),
+    params(("name" = VmName, Path, description = "The VM")),
     responses(
         (status = 204, description = "Flushed"),
         NoSuchVm,

@@ -1,7 +1,12 @@
 //! Why a change of what is served was refused or failed.
 
+use std::io::{self, ErrorKind};
+
+use super::leaf_choice::LeafProblem;
+use super::planned_vm::Unfit;
 use crate::config::UsageError;
 use crate::config::name::NameOf;
+use crate::config::nearest;
 use crate::error::Error;
 use crate::leaf::LeafError;
 
@@ -13,8 +18,8 @@ pub enum HostError {
     /// The request breaks a rule of the configuration.
     #[error(transparent)]
     Invalid(#[from] UsageError),
-    #[error("there is no {of} {name}; list them to see which there are")]
-    NoSuch { of: NameOf, name: String },
+    #[error("there is no {of} {name}; list them to see which there are{hint}")]
+    NoSuch { of: NameOf, name: String, hint: String },
     #[error("there is a {of} {name} already; choose another name, or take that one away first")]
     Exists { of: NameOf, name: String },
     #[error(
@@ -30,6 +35,11 @@ pub enum HostError {
         "VM {name} has a client connected; shut the guest down first, or use force to cut it off"
     )]
     Connected { name: String },
+    #[error("VM {name} is served and has its leaf; detach it first to give it another one")]
+    Served { name: String },
+    /// Its leaf is not what it should be.
+    #[error(transparent)]
+    Leaf(#[from] Box<LeafProblem>),
     #[error("root {name} is used by {users}; detach what uses it first")]
     RootUsed { name: String, users: String },
     #[error("VM {name} has {what}, so there is nothing to {verb}")]
@@ -54,9 +64,57 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// There is nothing of that name among `known`.
+    pub(super) fn no_such<'a>(
+        of: NameOf,
+        name: &str,
+        known: impl IntoIterator<Item = &'a String>,
+    ) -> Self {
+        let hint = nearest::hint(name, known.into_iter().map(String::as_str));
+        Self::NoSuch { of, name: name.into(), hint }
+    }
+
+    /// A file that can't be made where it is wanted: where the place is to blame, it
+    /// doesn't fit the request, else the work failed.
+    pub(super) fn of_new_file(error: Error) -> Self {
+        if is_of_place(&error) { Self::Unfit(error) } else { Self::Failed(error) }
+    }
+
     /// A failure in these words.
     pub(super) fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Failed(Error::failure(error))
+    }
+}
+
+/// Whether a file could not be had for where it is, or was to be.
+fn is_of_place(error: &Error) -> bool {
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                ErrorKind::NotFound
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::AlreadyExists
+                    | ErrorKind::NotADirectory
+                    | ErrorKind::IsADirectory
+                    | ErrorKind::InvalidFilename
+                    | ErrorKind::InvalidInput
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::FileTooLarge
+            );
+        }
+        next = error.source();
+    }
+    false
+}
+
+impl From<Unfit> for HostError {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Leaf(problem) => Self::Leaf(problem),
+            Unfit::Other(error) => Self::Unfit(error),
+        }
     }
 }
 

@@ -10,12 +10,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::acceptor::Acceptor;
 use super::error::HostError;
+use super::file_systems::{FileSystem, FileSystemUse, FileSystems};
+use super::leaf_records::LeafRecords;
 use super::pulse::Pulse;
+use super::root_records::RootRecords;
+use super::root_watch::RootWatch;
 use super::state_file::{Attached, StateFile};
 use super::table::{Life, Origin, RootRow, Table, VmRow};
+use super::verify::Verification;
 use super::vm::Vm;
 use crate::cache::Cache;
 use crate::config::name::NameOf;
+use crate::config::serial::Serials;
 use crate::config::{Directories, RootConfig, RootEntry, VmConfig};
 use crate::disk::CachedRoot;
 use crate::reactor::Mailbox;
@@ -31,11 +37,22 @@ pub(super) struct Inner {
     pub(super) acceptor: Acceptor,
     /// Who may use VMs' sockets beside their owner.
     pub(super) socket_group: Option<u32>,
+    /// Which leaf each VM has.
+    pub(super) records: Arc<LeafRecords>,
+    /// What each root was.
+    pub(super) root_records: Arc<RootRecords>,
+    /// The root that is being verified, or was last.
+    pub(super) verifying: Mutex<Option<(String, Arc<Verification>)>>,
+    /// Whether there is a control API.
+    pub(super) has_api: bool,
     table: Mutex<Table>,
     /// Held while the state file is written. `None` inside: nothing is kept.
     state: Mutex<Option<StateFile>>,
     started: (Instant, SystemTime),
     pulse: Pulse,
+    pub(super) file_systems: FileSystems,
+    /// What the directories are on.
+    pub(super) own_file_systems: Vec<(FileSystemUse, Arc<FileSystem>)>,
 }
 
 /// What is being done to a root or a VM.
@@ -82,6 +99,8 @@ pub struct VmView {
     pub vm: Option<Arc<Vm>>,
     /// The reactor that serves it, by its number.
     pub reactor: Option<usize>,
+    /// Another VM with the same serial number.
+    pub same_serial: Option<String>,
 }
 
 /// A root as it was at one moment.
@@ -95,13 +114,17 @@ pub struct RootView {
     pub state: State,
     /// The root, once it is open.
     pub root: Option<Arc<CachedRoot>>,
+    /// What is known of its file.
+    pub(super) watch: Option<Arc<RootWatch>>,
     /// The names of the VMs that have it.
     pub users: Vec<String>,
 }
 
 impl VmView {
-    pub(super) fn of(vm: &VmRow) -> Self {
+    fn of(vm: &VmRow, serials: &Serials<'_>) -> Self {
+        let VmConfig { name, serial, .. } = &vm.row.config;
         Self {
+            same_serial: serials.another(serial, name).map(str::to_owned),
             config: vm.row.config.clone(),
             origin: vm.row.origin,
             state: State::of(&vm.row.life),
@@ -113,11 +136,13 @@ impl VmView {
 
 impl RootView {
     pub(super) fn of(root: &RootRow, table: &Table) -> Self {
+        let served = made(&root.life);
         Self {
             config: root.config.clone(),
             origin: root.origin,
             state: State::of(&root.life),
-            root: made(&root.life),
+            root: served.as_ref().map(|served| Arc::clone(served.cached())),
+            watch: served.as_ref().map(|served| Arc::clone(served.watch())),
             users: table.users(&root.config.name).into_iter().map(str::to_owned).collect(),
         }
     }
@@ -133,14 +158,35 @@ impl Host {
         state: Option<StateFile>,
         socket_group: Option<u32>,
     ) -> Self {
-        let pulse = Pulse::new(&mailboxes);
+        let (pulse, file_systems) = (Pulse::new(&mailboxes), FileSystems::default());
+        let own = [
+            (FileSystemUse::State, &directories.state),
+            (FileSystemUse::Runtime, &directories.runtime),
+        ];
+        let own = own.into_iter().filter_map(|(used, directory)| {
+            let found = file_systems.of(directory);
+            let unknown = |error: &std::io::Error| {
+                log::warn!("{}: its free space is not known: {error}", directory.display());
+            };
+            Some((used, found.inspect_err(unknown).ok()?))
+        });
+        let own_file_systems = own.collect();
+        let records = Arc::new(LeafRecords::in_directory(&directories.state));
+        let root_records = Arc::new(RootRecords::in_directory(&directories.state));
+        let has_api = state.is_some();
         Self(Arc::new(Inner {
             pulse,
+            file_systems,
+            own_file_systems,
             directories,
             cache,
             mailboxes,
             acceptor,
             socket_group,
+            records,
+            root_records,
+            verifying: Mutex::default(),
+            has_api,
             table: Mutex::new(table),
             state: Mutex::new(state),
             started: (Instant::now(), SystemTime::now()),
@@ -149,7 +195,9 @@ impl Host {
 
     /// All VMs, by name.
     pub fn vms(&self) -> Vec<VmView> {
-        self.table().vms.values().map(VmView::of).collect()
+        let table = self.table();
+        let serials = table.serials();
+        table.vms.values().map(|vm| VmView::of(vm, &serials)).collect()
     }
 
     /// One VM.
@@ -157,7 +205,9 @@ impl Host {
     /// # Errors
     /// [`HostError::NoSuch`].
     pub fn vm(&self, name: &str) -> Result<VmView, HostError> {
-        self.table().vm(name).map(|vm| VmView::of(vm))
+        let table = self.table();
+        let no_such = || HostError::no_such(NameOf::Vm, name, table.vms.keys());
+        table.vms.get(name).map(|vm| VmView::of(vm, &table.serials())).ok_or_else(no_such)
     }
 
     /// All roots, by name.
@@ -172,7 +222,7 @@ impl Host {
     /// [`HostError::NoSuch`].
     pub fn root(&self, name: &str) -> Result<RootView, HostError> {
         let table = self.table();
-        let no_such = || HostError::NoSuch { of: NameOf::Root, name: name.into() };
+        let no_such = || HostError::no_such(NameOf::Root, name, table.roots.keys());
         table.roots.get(name).map(|root| RootView::of(root, &table)).ok_or_else(no_such)
     }
 
@@ -232,12 +282,7 @@ impl Host {
         let roots = table.roots.values().filter(|root| root.keep);
         let vms = table.vms.values().filter(|vm| vm.row.keep);
         Attached {
-            roots: roots
-                .map(|root| RootEntry {
-                    name: root.config.name.clone(),
-                    path: root.config.path.clone(),
-                })
-                .collect(),
+            roots: roots.map(|root| RootEntry::from(&root.config)).collect(),
             vms: vms.map(|vm| vm.entry.clone()).collect(),
         }
     }

@@ -8,6 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::leaf_records::{LeafRecord, LeafRecords, Remembered};
+use super::records_file::RecordsError;
 use crate::cache::{self, Cache};
 use crate::io::storage::FileStorage;
 use crate::leaf::{self, Leaf, LeafError, OpenOptions, offline};
@@ -16,6 +18,8 @@ use crate::root::RootIdentity;
 /// All that a start has made beside sockets, which have values of their own.
 #[derive(Debug, Default)]
 pub(super) struct Made {
+    /// Before the leaves that they name.
+    pub(super) records: Option<NewRecords>,
     // What lies in the directories goes before them: fields go in order.
     pub(super) leaves: Vec<NewLeaf>,
     pub(super) cache: Option<NewCache>,
@@ -25,6 +29,9 @@ pub(super) struct Made {
 impl Made {
     /// The start has succeeded.
     pub(super) fn keep(self) {
+        if let Some(records) = self.records {
+            records.keep();
+        }
         self.leaves.into_iter().for_each(NewLeaf::keep);
         if let Some(cache) = self.cache {
             cache.keep();
@@ -108,6 +115,55 @@ impl Drop for NewLeaf {
     }
 }
 
+/// What was remembered of VMs' leaves, and what was known before.
+#[derive(Debug)]
+pub(super) struct NewRecords {
+    records: Arc<LeafRecords>,
+    before: Vec<(String, Option<LeafRecord>)>,
+}
+
+impl NewRecords {
+    /// Remembers these VMs' leaves, and does what else is to be done to the records.
+    ///
+    /// # Errors
+    /// As [`LeafRecords::change`].
+    pub(super) fn write(
+        records: &Arc<LeafRecords>,
+        new: &[(String, LeafRecord)],
+        more: impl FnOnce(&mut Remembered),
+    ) -> Result<Self, RecordsError> {
+        let before = records.change(|all| {
+            more(all);
+            let set = |(vm, record): &(String, LeafRecord)| {
+                (vm.clone(), all.set(vm, Some(record.clone())))
+            };
+            new.iter().map(set).collect()
+        })?;
+        Ok(Self { records: Arc::clone(records), before })
+    }
+
+    pub(super) fn keep(mut self) {
+        self.before.clear();
+    }
+}
+
+impl Drop for NewRecords {
+    fn drop(&mut self) {
+        let before = std::mem::take(&mut self.before);
+        if before.is_empty() {
+            return;
+        }
+        let restored = self.records.change(|all| {
+            for (vm, record) in before {
+                all.set(&vm, record);
+            }
+        });
+        if let Err(error) = restored {
+            log::error!("{error}");
+        }
+    }
+}
+
 /// The files of a cache to be kept, where there were none before.
 #[derive(Debug)]
 pub(super) struct NewCache {
@@ -170,6 +226,29 @@ mod tests {
         drop(other);
         drop(again());
         assert!(path.exists(), "it has something");
+    }
+
+    #[test]
+    fn what_is_remembered_is_as_before_unless_it_is_kept() {
+        use crate::daemon::leaf_records::Expected;
+        let dir = tempfile::tempdir().unwrap();
+        let records = Arc::new(LeafRecords::in_directory(dir.path()));
+        let record = |uuid| {
+            let expected = Expected::Disk { uuid: uuid::Uuid::from_u128(uuid), unused: false };
+            LeafRecord { path: "/l".into(), expected, detached: None }
+        };
+        let write = |uuid| {
+            let new = ["a", "b"].map(|vm| (vm.to_owned(), record(uuid)));
+            NewRecords::write(&records, &new, |all| all.detach("c")).unwrap()
+        };
+        records.change(|all| all.set("a", Some(record(1)))).unwrap();
+        let new = write(2);
+        assert_eq!(records.read().unwrap().of("b"), Some(&record(2)));
+        drop(new);
+        let known = records.read().unwrap();
+        assert_eq!((known.of("a"), known.of("b")), (Some(&record(1)), None));
+        write(3).keep();
+        assert_eq!(records.read().unwrap().of("a"), Some(&record(3)));
     }
 
     #[test]

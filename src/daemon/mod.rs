@@ -8,17 +8,28 @@
 mod acceptor;
 pub(crate) mod apart;
 mod error;
+pub mod file_systems;
 mod group;
 mod host;
+mod leaf_choice;
+mod leaf_records;
 mod leftovers;
+mod look;
 mod made;
+mod planned_vm;
+pub mod problems;
 mod pulse;
+mod question;
 pub mod record;
+mod records_file;
 mod reload;
 mod replace;
 mod report;
 mod resize;
+mod root_records;
+mod root_watch;
 mod roots;
+mod runtime_dir;
 mod service;
 mod side_by_side;
 mod signals;
@@ -26,6 +37,7 @@ pub mod sockets;
 mod start;
 mod state_file;
 mod table;
+pub mod verify;
 mod vm;
 mod vms;
 
@@ -41,8 +53,9 @@ use vm::ListeningVm;
 
 pub use error::HostError;
 pub use host::{Host, RootView, State, VmView};
+pub use leaf_choice::{LeafChoice, LeafProblem};
+pub use look::{Checked, check};
 pub use resize::Resized;
-pub use start::check;
 pub use table::Origin;
 pub use vm::Vm;
 
@@ -80,6 +93,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
         }
     };
     made.keep();
+    host.record_roots();
     announce(&host);
     service.ready(&status(&host));
     while let Ok(Wish::Reload) = wishes.recv() {
@@ -91,6 +105,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
         service.ready(&status(&host));
     }
     log::info!("stopping");
+    host.call_off_verifications();
     service.stopping();
     server.stop();
     flush_ahead(&host);
@@ -137,6 +152,11 @@ fn announce(host: &Host) {
     let mut out = std::io::stdout().lock();
     for vm in &vms {
         let _ = writeln!(out, "{}", report::line_at_start(vm));
+    }
+    for view in &views {
+        if let State::Failed(why) = &view.state {
+            let _ = writeln!(out, "{}: not served: {why}", view.config.name);
+        }
     }
     let plural = if vms.len() == 1 { "" } else { "s" };
     let _ = writeln!(out, "ready: serving {} VM{plural}", vms.len());

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::replace::{Readers, replace};
 use crate::config::Endpoint;
+use crate::io::open;
 
 /// Bytes of a record that are read; ours are far shorter.
 const RECORD_MAX_BYTES: u64 = 64 << 10;
@@ -95,7 +96,7 @@ pub fn publish(
 pub fn find(runtime_dir: &Path, vm: &str) -> Result<Option<Endpoint>, RecordError> {
     let path = record_path(runtime_dir, vm);
     let error = |source| RecordError { path: path.clone(), operation: "read", source };
-    let text = match read(&path) {
+    let text = match open::text(&path, RECORD_MAX_BYTES) {
         Ok(text) => text,
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(error(source)),
@@ -103,15 +104,6 @@ pub fn find(runtime_dir: &Path, vm: &str) -> Result<Option<Endpoint>, RecordErro
     let form: RecordForm = toml::from_str(&text)
         .map_err(|_| error(io::Error::new(io::ErrorKind::InvalidData, "no valid record")))?;
     Ok(Some(Endpoint { vm: vm.to_owned(), socket: form.socket, queues: form.queues }))
-}
-
-fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    io::Read::read_to_string(
-        &mut io::Read::take(fs::File::open(path)?, RECORD_MAX_BYTES),
-        &mut text,
-    )?;
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 use super::error::HostError;
 use super::host::{Host, State};
+use super::leaf_choice::{LeafChoice, note_renames};
 use super::side_by_side;
 use super::table::{Cause, Configured, Life, Origin};
 use crate::config::{Config, RootConfig, RootEntry, VmConfig, VmEntry};
@@ -17,7 +18,8 @@ impl Host {
     /// Makes what is served what `new` says; `running` is what the process was
     /// started with. Failures are in the log, one by one.
     pub(super) fn reload(&self, running: &Config, new: &Config) {
-        self.table().configured = Configured::of(new);
+        let before = std::mem::replace(&mut self.table().configured, Configured::of(new));
+        self.note_renames(before, new);
         self.take_away(new);
         side_by_side::map(new.roots.iter().collect(), |root| {
             if let Err(error) = self.reload_root(root) {
@@ -33,11 +35,27 @@ impl Host {
         if let Err(error) = self.keep() {
             log::error!("reload: {error}");
         }
+        self.record_roots();
+        self.warn_of_serials();
         for setting in fixed_settings(running, new) {
             log::warn!("reload: {setting} has changed; that takes effect at the next start");
         }
         crate::logging::reload(new.log.as_deref());
         log::info!("reloaded the configuration");
+    }
+
+    /// Notes which VMs may be those under another name that have left the configuration.
+    fn note_renames(&self, before: Configured, new: &Config) {
+        let stays = |name: &String| new.vms.iter().any(|vm| vm.name == *name);
+        let left: Vec<_> = before.vms.into_iter().filter(|name| !stays(name)).collect();
+        if left.is_empty() {
+            return;
+        }
+        let root = |name: &str| Some(self.root(name).ok()?.root?.root().identity().clone());
+        let noted = self.inner().records.change(|all| note_renames(all, &left, &new.vms, root));
+        if let Err(error) = noted {
+            log::error!("reload: {error}");
+        }
     }
 
     /// Takes away what came from the configuration and is not in it any more.
@@ -74,7 +92,7 @@ impl Host {
             Ok(view) if !matches!(view.state, State::Failed(_)) => view,
             _ => return self.add_or_fail(new.clone(), Cause::Configured),
         };
-        if view.config != *new {
+        if view.config.path != new.path {
             log::warn!(
                 "reload: root {} is {} now; the old one is used until the next start",
                 new.name,
@@ -85,6 +103,8 @@ impl Host {
         let mut table = self.table();
         let row = table.root(&new.name)?;
         (row.origin, row.keep) = (Origin::Configuration, false);
+        // It matters to the next opening only: this one's bytes are served as they are.
+        row.config.format = new.format;
         Ok(())
     }
 
@@ -93,7 +113,8 @@ impl Host {
             Ok(view) if !matches!(view.state, State::Failed(_)) => view,
             _ => {
                 let entry = VmEntry { name: new.name.clone(), ..VmEntry::default() };
-                return self.attach_or_fail(new.clone(), entry, Cause::Configured);
+                let choice = LeafChoice::Remembered;
+                return self.attach_or_fail(new.clone(), entry, Cause::Configured, choice);
             }
         };
         if !same_but_size(&view.config, new) {
@@ -133,12 +154,11 @@ impl Host {
             let table = self.table();
             let failed = |life: &Life<_>| matches!(life, Life::Failed(_));
             let roots = table.roots.values().filter(|root| root.keep && failed(&root.life));
-            let entry = |root: &RootConfig| (root.name.clone(), root.path.clone());
-            roots.map(|root| entry(&root.config)).collect::<Vec<_>>()
+            roots.map(|root| RootEntry::from(&root.config)).collect::<Vec<_>>()
         };
-        side_by_side::map(roots, |(name, path)| {
-            if let Err(error) = self.restore_root(&RootEntry { name: name.clone(), path }) {
-                log::error!("reload: root {name}: {error}");
+        side_by_side::map(roots, |entry| {
+            if let Err(error) = self.restore_root(&entry) {
+                log::error!("reload: root {}: {error}", entry.name);
             }
         });
         let vms = {
@@ -149,7 +169,7 @@ impl Host {
         };
         side_by_side::map(vms, |entry| {
             let name = entry.name.clone();
-            if let Err(error) = self.restore_vm(entry) {
+            if let Err(error) = self.restore_vm(entry, LeafChoice::Remembered) {
                 log::error!("reload: VM {name}: {error}");
             }
         });

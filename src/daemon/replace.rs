@@ -1,10 +1,12 @@
 //! A file that is replaced as a whole: written beside itself and renamed, so that
 //! whoever reads it finds the old content or the new.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
+
+use crate::io::open;
 
 /// Who may read the file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,7 +34,7 @@ pub(super) fn replace(
     durable: bool,
 ) -> io::Result<(u64, u64)> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let directory = durable.then(|| File::open(directory)).transpose()?;
+    let directory = durable.then(|| open::directory(directory)).transpose()?;
     let renamed = write(beside, content, readers, durable)
         .and_then(|identity| fs::rename(beside, path).map(|()| identity))
         .inspect_err(|_| drop(fs::remove_file(beside)))?;
@@ -41,8 +43,12 @@ pub(super) fn replace(
 }
 
 fn write(path: &Path, content: &[u8], readers: Readers, durable: bool) -> io::Result<(u64, u64)> {
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // One that a killed process left, or whatever else has the name, goes unopened.
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = open::new_file(path)?;
     if let Readers::Group(group) = readers {
         fchown(&file, None, Some(group))?;
         file.set_permissions(Permissions::from_mode(0o640))?;

@@ -10,7 +10,10 @@ use super::vm::Vm;
 pub(super) fn line_at_start(vm: &Vm) -> String {
     let disk = vm.disk();
     let leaf = match disk.leaf() {
-        Some(leaf) => leaf.path().display().to_string(),
+        Some(leaf) => {
+            let age = if vm.has_new_leaf() { "new" } else { "existing" };
+            format!("{} ({age})", leaf.path().display())
+        }
         None => format!("none (read-only; {} does not exist)", vm.config().leaf.display()),
     };
     format!(

@@ -4,9 +4,9 @@ use super::error::HostError;
 use super::host::{Host, VmView};
 use super::table::Origin;
 use super::vm::Vm;
-use crate::config::check_disk_size;
 use crate::config::name::NameOf;
 use crate::config::size::format_size;
+use crate::config::{check_blocks, check_disk_size};
 use crate::error::Error;
 use crate::leaf::LeafError;
 use crate::units::SECTOR_SIZE;
@@ -28,6 +28,7 @@ impl Host {
     /// # Errors
     /// [`HostError`].
     pub fn resize(&self, name: &str, bytes: u64) -> Result<Resized, HostError> {
+        check_disk_size(name, bytes)?;
         let vm = self.writable(name, "resize")?;
         {
             let mut table = self.table();
@@ -59,7 +60,7 @@ impl Host {
     /// Grows the leaf, and with it what the reactor and the frontend see.
     pub(super) fn grow(&self, vm: &Vm, bytes: u64) -> Result<(), HostError> {
         let name = vm.disk().name();
-        check_disk_size(name, bytes)?;
+        check_blocks(name, bytes, vm.config().block_size)?;
         let locked = vm.lock_leaf();
         let locked = locked.ok_or_else(|| HostError::Busy {
             of: NameOf::Vm,

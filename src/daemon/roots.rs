@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::error::HostError;
 use super::host::{Host, RootView};
+use super::root_watch::{RootWatch, ServedRoot};
 use super::table::{Cause, Life, Origin};
 use crate::cache::RootKey;
 use crate::config::name::NameOf;
@@ -11,7 +12,16 @@ use crate::config::paths::PathClaim;
 use crate::config::{RootConfig, RootEntry};
 use crate::disk::CachedRoot;
 use crate::error::Error;
-use crate::root::Root;
+use crate::root::{Root, RootError, RootOptions};
+
+/// Opens a root as its settings say.
+///
+/// # Errors
+/// As [`Root::open_as`].
+pub(super) fn open(config: &RootConfig) -> Result<Root, RootError> {
+    let options = RootOptions { format: config.format, ..RootOptions::default() };
+    Root::open_as(&config.name, &config.path, options)
+}
 
 impl Host {
     /// Adds a root: there until it is removed, also after a restart.
@@ -19,9 +29,10 @@ impl Host {
     /// # Errors
     /// [`HostError`]; nothing has changed then.
     pub fn add_root(&self, entry: &RootEntry) -> Result<RootView, HostError> {
-        self.table().check_new(NameOf::Root, &entry.name, Origin::Api)?;
         let config = RootConfig::resolve(entry)?;
+        self.table().check_new(NameOf::Root, &entry.name, Origin::Api)?;
         self.add_resolved(config, Cause::Asked)?;
+        self.record_roots();
         self.root(&entry.name)
     }
 
@@ -54,20 +65,21 @@ impl Host {
         result
     }
 
-    fn open_root(&self, config: &RootConfig) -> Result<CachedRoot, HostError> {
-        let root = Root::open(&config.name, &config.path);
+    fn open_root(&self, config: &RootConfig) -> Result<ServedRoot, HostError> {
+        let root = open(config);
         self.cached(root.map_err(|e| HostError::Unfit(Error::failure(e)))?)
     }
 
-    /// Gives a root its part of the cache.
-    pub(super) fn cached(&self, root: Root) -> Result<CachedRoot, HostError> {
+    /// Gives a root its part of the cache, and a watch over its file.
+    pub(super) fn cached(&self, root: Root) -> Result<ServedRoot, HostError> {
+        let watch = RootWatch::new(&root, &self.known_roots());
         let cache = self.cache();
         let key = root.state_key().map(RootKey);
         let table = cache.add_root_as(root.sectors(), key).map_err(HostError::failed)?;
-        Ok(CachedRoot::new(root, table, cache.block_bytes()))
+        Ok(ServedRoot::new(CachedRoot::new(root, table, cache.block_bytes()), watch))
     }
 
-    fn publish_root(&self, root: CachedRoot, name: &str, cause: Cause) -> Result<(), HostError> {
+    fn publish_root(&self, root: ServedRoot, name: &str, cause: Cause) -> Result<(), HostError> {
         if cause == Cause::Asked {
             self.table().root(name)?.keep = true;
             if let Err(error) = self.keep() {
@@ -104,6 +116,9 @@ impl Host {
             table.remove_root(name);
             root
         };
+        if let Some(verification) = root.as_ref().and_then(|root| root.watch().verification()) {
+            verification.call_off();
+        }
         // Evicts its blocks, unless somebody still looks at it.
         drop(root);
         self.keep()?;

@@ -88,3 +88,29 @@ fn notify(state: &[NotifyState<'_>]) {
         log::warn!("the service manager can't be told {state:?}: {e}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    const UNIT: &str = include_str!("../../packaging/leafblk.service");
+
+    fn value(key: &str) -> &'static str {
+        UNIT.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("no {key}"))
+    }
+
+    #[test]
+    fn the_unit_tries_five_times_before_cloud_hypervisor_gives_a_disk_up() {
+        // How long it tries to connect again (virtio-devices, `connect_vhost_user`).
+        const PATIENCE: Duration = Duration::from_secs(60);
+        assert_eq!(value("Restart="), "on-failure");
+        assert_eq!(value("StartLimitIntervalSec="), "0");
+        let millis = value("RestartSec=").strip_suffix("ms").unwrap().parse().unwrap();
+        let (_, seconds) = value("ExecStopPost=").split_once("sleep ").unwrap();
+        let seconds = seconds.trim_end_matches('\'').parse().unwrap();
+        let pause = Duration::from_millis(millis) + Duration::from_secs(seconds);
+        assert!(5 * pause < PATIENCE, "{pause:?}");
+        // A crash, which leaves no time for a look: guests hardly notice.
+        assert!(Duration::from_millis(millis) <= Duration::from_secs(1));
+    }
+}

@@ -20,12 +20,13 @@ use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use super::apart::drop_apart_or_never;
 use super::made::NewDirectories;
+use crate::io::open;
 use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{
@@ -104,7 +105,7 @@ pub(super) fn create_private_dir(path: &Path) -> Result<NewDirectories, SocketEr
 
 fn sync_name(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| *parent != Path::new(""));
-    match fs::File::open(parent.unwrap_or(Path::new("."))) {
+    match open::directory(parent.unwrap_or(Path::new("."))) {
         // One may be made in a directory that can't be opened for reading.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         parent => parent?.sync_all(),
@@ -298,7 +299,8 @@ impl PathLock {
     pub(super) fn take(socket: &Path) -> Result<Self, SocketError> {
         let path = lock_path(socket);
         for _ in 0..LOCK_TRIES {
-            let file = Self::open(&path)?;
+            let opened = open::own_file_or_new(&path);
+            let file = opened.map_err(|e| system(&path, "created")(e.into()))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(SocketError::InUse(socket.into())),
@@ -309,17 +311,6 @@ impl PathLock {
             }
         }
         Err(SocketError::InUse(socket.into()))
-    }
-
-    fn open(path: &Path) -> Result<File, SocketError> {
-        File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(system(path, "created"))
     }
 
     /// The last holder may have removed the file between our open and our

@@ -9,20 +9,21 @@ use bytesize::ByteSize;
 
 use super::acceptor::Acceptor;
 use super::error::HostError;
-use super::group;
 use super::host::Host;
-use super::made::{Made, NewCache, NewLeaf};
+use super::leaf_choice::{LeafChoice, LeafProblem};
+use super::look::{Looked, Records, look};
+use super::made::{Made, NewCache, NewRecords};
+use super::planned_vm::{InUse, Unfit};
+use super::runtime_dir;
 use super::side_by_side;
 use super::sockets::{self, OwnedSocket, SocketError};
-use super::state_file::{self, Attached, StateFile};
-use super::table::{Cause, Configured, Life, NewVm, Table};
-use super::vm::{BoundVm, InUse, ListeningVm, PlannedVm};
+use super::state_file::{Attached, StateFile};
+use super::table::{Cause, Configured, Life, NewVm, Origin, Table};
+use super::vm::{BoundVm, ListeningVm};
 use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
-use crate::config::{
-    Config, ControlConfig, Directories, HugepagesMode, RootConfig, VmConfig, VmEntry,
-};
+use crate::config::{Config, ControlConfig, HugepagesMode, VmConfig, VmEntry};
 use crate::disk::CachedRoot;
 use crate::error::{CHECK_LIMITS, Error};
 use crate::reactor::{Mailbox, Reactor, Watchdog};
@@ -54,7 +55,7 @@ pub(super) struct Engine {
 /// or with this machine; what it has made is gone then. What came through the API
 /// and can't be had now is no error: it is in the log and stays known as failed.
 pub(super) fn start(config: &Config) -> Result<Started, Error> {
-    let Looked { group, socket_group, directories, attached, roots, planned } =
+    let Looked { group, socket_group, directories, attached, roots, vms, records } =
         look(config, InUse::Refused)?;
     let http = config.http_port.map(bind_http).transpose()?;
     // Before all that lies in its directories, so that it goes after that.
@@ -65,8 +66,8 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
         made.directories.append(new);
     }
     // All sockets before any leaf: one that is in use creates nothing.
-    let bound =
-        planned.into_iter().map(|plan| plan.bind(socket_group)).collect::<Result<Vec<_>, _>>()?;
+    let bound = vms.fit.into_iter().map(|plan| BoundVm::bind(plan, socket_group));
+    let bound = bound.collect::<Result<Vec<_>, _>>()?;
     let control_socket =
         config.control.as_ref().map(|control| bind_control(control, group)).transpose()?;
     let state = config.control.as_ref().map(|_| StateFile::take(&config.state_dir));
@@ -89,8 +90,13 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     let table = Table::with_paths(claim.as_slice());
     let host = Host::new(directories, cache, mailboxes, acceptor, table, state, socket_group);
     host.table().configured = Configured::of(config);
-    made.leaves = host.serve_configured(config, roots, bound)?;
+    host.serve_configured(config, roots, bound, &records, &mut made)?;
+    host.fail_configured(vms.failed);
     host.restore(attached);
+    host.warn_of_serials();
+    if let Some(warning) = runtime_dir::warning(&config.runtime_dir) {
+        log::warn!("{warning}");
+    }
     super::leftovers::tell(&host);
     let kept = host.cache().stats().kept * u64::from(config.cache_block_bytes);
     if kept > 0 {
@@ -132,66 +138,6 @@ fn warn_of_stops(config: &Config, control: Option<u32>, vms: Option<u32>) {
              pass; chmod o+x {directory}, or choose a directory that does"
         );
     }
-}
-
-/// Says whether the configuration is right, as far as that can be told without
-/// changing anything. What another process uses is no mistake: it may be the
-/// leafblk that serves these VMs now.
-///
-/// # Errors
-/// The first thing that keeps a start from succeeding.
-pub fn check(config: &Config) -> Result<String, Error> {
-    let looked = look(config, InUse::Fine)?;
-    let plural =
-        |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    let count = |roots, vms| format!("{}, {}", plural(roots, "root"), plural(vms, "VM"));
-    let attached = &looked.attached;
-    Ok(format!(
-        "the configuration is right: {}; attached through the API: {}",
-        count(looked.roots.len(), looked.planned.len()),
-        count(attached.roots.len(), attached.vms.len()),
-    ))
-}
-
-/// What was found before anything is changed.
-struct Looked {
-    /// Of the control socket.
-    group: Option<u32>,
-    /// Of the VMs' sockets.
-    socket_group: Option<u32>,
-    directories: Directories,
-    attached: Attached,
-    roots: Vec<Root>,
-    planned: Vec<PlannedVm>,
-}
-
-fn look(config: &Config, in_use: InUse) -> Result<Looked, Error> {
-    let group = config.control.as_ref().and_then(|control| control.group.as_deref());
-    let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
-    let socket_group = config.socket_group.as_deref();
-    let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
-    let directories =
-        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
-    let attached = match config.control {
-        Some(_) => state_file::read(&directories).map_err(Error::failure)?,
-        None => Attached::default(),
-    };
-    let open = |root: &RootConfig| Root::open(&root.name, &root.path).map_err(Error::failure);
-    let roots: Vec<Root> = config.roots.iter().map(open).collect::<Result<_, _>>()?;
-    let planned = plan(config, &roots, in_use)?;
-    Ok(Looked { group, socket_group, directories, attached, roots, planned })
-}
-
-fn plan(config: &Config, roots: &[Root], in_use: InUse) -> Result<Vec<PlannedVm>, Error> {
-    let plan = |vm: &VmConfig| {
-        let root = roots.iter().find(|root| root.name() == vm.root);
-        let no_root = || {
-            let VmConfig { name, root, .. } = vm;
-            Error::failure(format!("VM {name} is on root {root}, which is not given; add it"))
-        };
-        PlannedVm::look(vm.clone(), root.ok_or_else(no_root)?, in_use)
-    };
-    config.vms.iter().map(plan).collect()
 }
 
 fn bind_control(control: &ControlConfig, group: Option<u32>) -> Result<OwnedSocket, Error> {
@@ -247,10 +193,7 @@ fn make_cache(config: &Config, made: &mut Made) -> Result<Arc<Cache>, Error> {
 
 fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Engine, Error> {
     let failed = |source: std::io::Error| {
-        Error::failure(format!(
-            "can't start a reactor: {source}; leafblk needs io_uring (Linux 6.1 or newer, \
-             kernel.io_uring_disabled=0)"
-        ))
+        Error::failure(format!("can't start a reactor: {source}; {CHECK_LIMITS}"))
     };
     let mailboxes: Arc<[Arc<Mailbox>]> = (0..config.reactors)
         .map(|_| Mailbox::new())
@@ -269,31 +212,36 @@ fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Engine, Error> 
 }
 
 /// The VMs, if all could be attached; none stays attached otherwise.
-fn all_or_none(attached: Vec<Result<ListeningVm, Error>>) -> Result<Vec<ListeningVm>, Error> {
+fn all_or_none(attached: Vec<Result<ListeningVm, Unfit>>) -> Result<Vec<ListeningVm>, Error> {
     let (vms, errors): (Vec<_>, Vec<_>) = attached.into_iter().partition(Result::is_ok);
     let vms: Vec<ListeningVm> = vms.into_iter().flatten().collect();
-    let Some(error) = errors.into_iter().find_map(Result::err) else {
+    let Some(unfit) = errors.into_iter().find_map(Result::err) else {
         return Ok(vms);
     };
     side_by_side::map(vms, ListeningVm::take_back);
-    Err(error)
+    Err(match unfit {
+        Unfit::Leaf(problem) => Error::failure(problem),
+        Unfit::Other(error) => error,
+    })
 }
 
 impl Host {
-    /// Serves what the configuration names, all of it or nothing; the leaves that
-    /// were made for it.
+    /// Serves what the configuration names, all of it or nothing. What was made for it
+    /// is in `made` then.
     fn serve_configured(
         &self,
         config: &Config,
         roots: Vec<Root>,
         bound: Vec<BoundVm>,
-    ) -> Result<Vec<NewLeaf>, Error> {
+        records: &Records,
+        made: &mut Made,
+    ) -> Result<(), Error> {
         for (root_config, root) in config.roots.iter().zip(roots) {
-            let cached = Arc::new(self.cached(root)?);
+            let served = Arc::new(self.cached(root)?);
             let claims = vec![PathClaim::of_root(root_config)];
             let mut table = self.table();
             table.begin_root(root_config.clone(), Cause::Configured, claims)?;
-            table.root(&root_config.name)?.life = Life::Serving(cached);
+            table.root(&root_config.name)?.life = Life::Serving(served);
         }
         let begun = bound
             .into_iter()
@@ -301,26 +249,79 @@ impl Host {
                 self.begin_configured(&bound).map(|(root, mailbox)| (bound, root, mailbox))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let runtime_dir = &self.inner().directories.runtime;
-        let opened = side_by_side::map(begun, |(bound, root, mailbox)| {
-            bound.attach(&root, runtime_dir, mailbox)
-        });
+        let inner = self.inner();
+        let opened =
+            side_by_side::map(begun, |(bound, root, mailbox)| bound.attach(&root, inner, mailbox));
         let mut opened = all_or_none(opened)?;
-        let new_leaves = opened.iter_mut().filter_map(ListeningVm::take_new_leaf).collect();
-        for vm in opened {
-            self.publish(vm, Cause::Configured)?;
+        match self.remember(&opened, records) {
+            Ok(new) => made.records = new,
+            Err(error) => {
+                side_by_side::map(opened, ListeningVm::take_back);
+                return Err(error);
+            }
         }
-        Ok(new_leaves)
+        made.leaves = opened.iter_mut().filter_map(ListeningVm::take_new_leaf).collect();
+        for vm in opened {
+            let (name, is_new) = (vm.vm().disk().name().to_owned(), vm.vm().has_new_leaf());
+            self.publish(vm, Cause::Configured)?;
+            log::info!("VM {name}: {} leaf", if is_new { "a new" } else { "its existing" });
+        }
+        Ok(())
+    }
+
+    /// Remembers the leaves of VMs that are about to be served.
+    fn remember(
+        &self,
+        opened: &[ListeningVm],
+        records: &Records,
+    ) -> Result<Option<NewRecords>, Error> {
+        let leaves = opened.iter().filter_map(|vm| vm.vm().leaf_record());
+        let new: Vec<_> = leaves.chain(records.undecided.iter().cloned()).collect();
+        let written = NewRecords::write(&self.inner().records, &new, |all| {
+            records.left.iter().for_each(|vm| all.detach(vm));
+        });
+        match written {
+            Ok(new) => Ok(Some(new)),
+            // Else they are known already, or are there the next time.
+            Err(error) if opened.iter().any(|vm| vm.vm().has_new_leaf()) => {
+                Err(Error::failure(error))
+            }
+            Err(error) => {
+                log::warn!("{error}");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes the VMs known that can't be served for their leaf's sake.
+    fn fail_configured(&self, failed: Vec<(VmConfig, Box<LeafProblem>)>) {
+        for (config, problem) in failed {
+            log::error!("VM {} is not served: {problem}", config.name);
+            let entry = VmEntry { name: config.name.clone(), ..VmEntry::default() };
+            self.table().fail_vm(config, entry, Origin::Configuration, problem.to_string());
+        }
     }
 
     fn begin_configured(&self, bound: &BoundVm) -> Result<(Arc<CachedRoot>, Arc<Mailbox>), Error> {
         let inner = self.inner();
-        let config = bound.config().clone();
+        let config = bound.plan().config().clone();
         let entry = VmEntry { name: config.name.clone(), ..VmEntry::default() };
         let claims = PathClaim::of_vm(&config).into();
         let new = NewVm { config, entry, cause: Cause::Configured, claims };
-        let (root, reactor) = self.table().begin_vm(new, inner.mailboxes.len())?;
+        let name = new.config.name.clone();
+        let mut table = self.table();
+        let (root, reactor) = table.begin_vm(new, inner.mailboxes.len())?;
+        if let Some(uuid) = bound.plan().leaf_uuid() {
+            table.claim_leaf(&name, uuid)?;
+        }
         Ok((root, Arc::clone(&inner.mailboxes[reactor])))
+    }
+
+    /// Says which VMs have the same serial number.
+    pub(super) fn warn_of_serials(&self) {
+        for same in self.table().serials().all_shared() {
+            log::warn!("{same}");
+        }
     }
 
     /// Attaches what came through the API before. What has a name of the
@@ -332,7 +333,8 @@ impl Host {
         });
         let vms = side_by_side::map(attached.vms, |vm| {
             let name = vm.name.clone();
-            self.restored(NameOf::Vm, &name, self.restore_vm(vm))
+            let restored = self.restore_vm(vm, LeafChoice::Remembered);
+            self.restored(NameOf::Vm, &name, restored)
         });
         let forgotten = roots.into_iter().chain(vms).any(|forgotten| forgotten);
         if forgotten && let Err(error) = self.keep() {

@@ -5,7 +5,6 @@
 //! old content or the new. One daemon at a time may write it: whoever holds
 //! STATE/attached.toml.lock. docs/control.md describes it for people.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +15,7 @@ use super::sockets::{PathLock, SocketError};
 use crate::config::file::{line_and_message, line_of};
 use crate::config::forms::{RootForm, VmForm};
 use crate::config::{Directories, RootConfig, RootEntry, UsageError, VmConfig, VmEntry};
+use crate::io::open;
 
 /// The file's name in the state directory.
 const NAME: &str = "attached.toml";
@@ -105,18 +105,12 @@ pub(super) enum StateError {
 /// rule.
 pub(super) fn read(directories: &Directories) -> Result<Attached, StateError> {
     let path = directories.state.join(NAME);
-    let text = match read_text(&path) {
+    let text = match open::text(&path, LEN_MAX) {
         Ok(text) => text,
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Attached::default()),
         Err(source) => return Err(StateError::Io { path, operation: "read", source }),
     };
     parse(&path, &text, directories)
-}
-
-fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    io::Read::read_to_string(&mut io::Read::take(File::open(path)?, LEN_MAX), &mut text)?;
-    Ok(text)
 }
 
 fn parse(path: &Path, text: &str, directories: &Directories) -> Result<Attached, StateError> {
@@ -216,7 +210,10 @@ mod tests {
 
     fn attached() -> Attached {
         Attached {
-            roots: vec![RootEntry { name: "d".into(), path: "/images/d.raw".into() }],
+            roots: vec![
+                RootEntry::parse("d=/images/d.raw").unwrap(),
+                RootEntry::parse("e=/images/e.raw,format=raw").unwrap(),
+            ],
             vms: vec![
                 VmEntry::parse("web1,root=d,size=20GiB,queues=2,readonly").unwrap(),
                 VmEntry::parse("web2,root=d,leaf=/l,socket=/s,ephemeral").unwrap(),

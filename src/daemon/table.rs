@@ -11,11 +11,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::error::HostError;
+use super::leaf_choice::LeafProblem;
+use super::root_watch::ServedRoot;
 use super::vm::Vm;
 use crate::config::limits::{ROOTS_MAX, VMS_MAX};
 use crate::config::name::NameOf;
 use crate::config::paths::{PathClaim, PathUses};
+use crate::config::serial::Serials;
 use crate::config::{RootConfig, UsageError, VmConfig, VmEntry};
 use crate::disk::CachedRoot;
 
@@ -84,7 +89,7 @@ pub(super) struct Row<C, T> {
 }
 
 /// A root's row.
-pub(super) type RootRow = Row<RootConfig, CachedRoot>;
+pub(super) type RootRow = Row<RootConfig, ServedRoot>;
 
 /// A VM's row. `entry` is how it was described, for the state file.
 pub(super) struct VmRow {
@@ -92,6 +97,8 @@ pub(super) struct VmRow {
     pub(super) entry: VmEntry,
     /// The reactor that serves it.
     pub(super) reactor: usize,
+    /// The UUID of the leaf that it has, once that is known.
+    pub(super) leaf: Option<[u8; 16]>,
 }
 
 impl<C, T> Row<C, T> {
@@ -136,6 +143,18 @@ pub(super) struct NewVm {
     pub(super) claims: Vec<PathClaim>,
 }
 
+fn row<'a, R>(
+    rows: &'a mut BTreeMap<String, R>,
+    of: NameOf,
+    name: &str,
+) -> Result<&'a mut R, HostError> {
+    if rows.contains_key(name) {
+        // As it is there, the error is never made.
+        return rows.get_mut(name).ok_or_else(|| HostError::no_such(of, name, []));
+    }
+    Err(HostError::no_such(of, name, rows.keys()))
+}
+
 impl Table {
     /// An empty table in which some paths are taken.
     pub(super) fn with_paths(claims: &[PathClaim]) -> Self {
@@ -176,15 +195,32 @@ impl Table {
             self.remove_vm(&name);
         }
         self.check_new(NameOf::Vm, &name, cause.origin())?;
-        let no_root = || HostError::NoSuch { of: NameOf::Root, name: config.root.clone() };
+        let no_root = || HostError::no_such(NameOf::Root, &config.root, self.roots.keys());
         let root = self.roots.get(&config.root).ok_or_else(no_root)?;
-        let root = Arc::clone(root.serving(NameOf::Root, &config.root)?);
+        let root = Arc::clone(root.serving(NameOf::Root, &config.root)?.cached());
         self.paths.claim_all(&claims)?;
         let reactor = self.least_busy(reactors);
         let (origin, keep) = (cause.origin(), cause == Cause::Kept);
         let row = Row { config, origin, keep, life: Life::Attaching, claims };
-        self.vms.insert(name, VmRow { row, entry, reactor });
+        self.vms.insert(name, VmRow { row, entry, reactor, leaf: None });
         Ok((root, reactor))
+    }
+
+    /// Gives a VM the leaf with this UUID, as long as its row is there.
+    ///
+    /// # Errors
+    /// [`LeafProblem::Copy`], if another VM has one with the same UUID.
+    pub(super) fn claim_leaf(&mut self, name: &str, uuid: [u8; 16]) -> Result<(), HostError> {
+        let other = self.vms.iter().find(|(vm, row)| *vm != name && row.leaf == Some(uuid));
+        if let Some((other, row)) = other {
+            let (other, other_leaf) = (other.clone(), row.row.config.leaf.clone());
+            let leaf = self.vm(name)?.row.config.leaf.clone();
+            let (vm, uuid) = (name.to_owned(), Uuid::from_bytes(uuid));
+            let copy = LeafProblem::Copy { vm, leaf, uuid, other, other_leaf };
+            return Err(HostError::Leaf(copy.into()));
+        }
+        self.vm(name)?.leaf = Some(uuid);
+        Ok(())
     }
 
     /// Whether a row of that name may be made.
@@ -229,19 +265,23 @@ impl Table {
     }
 
     pub(super) fn vm(&mut self, name: &str) -> Result<&mut VmRow, HostError> {
-        let no_such = || HostError::NoSuch { of: NameOf::Vm, name: name.into() };
-        self.vms.get_mut(name).ok_or_else(no_such)
+        row(&mut self.vms, NameOf::Vm, name)
     }
 
     pub(super) fn root(&mut self, name: &str) -> Result<&mut RootRow, HostError> {
-        let no_such = || HostError::NoSuch { of: NameOf::Root, name: name.into() };
-        self.roots.get_mut(name).ok_or_else(no_such)
+        row(&mut self.roots, NameOf::Root, name)
     }
 
     /// The VMs that have `root`, whatever is being done to them.
     pub(super) fn users(&self, root: &str) -> Vec<&str> {
         let users = self.vms.iter().filter(|(_, vm)| vm.row.config.root == root);
         users.map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Which VMs have which serial number, whatever is being done to them.
+    pub(super) fn serials(&self) -> Serials<'_> {
+        let configs = self.vms.values().map(|vm| &vm.row.config);
+        Serials::of(configs.map(|config| (config.name.as_str(), &config.serial)))
     }
 
     pub(super) fn remove_vm(&mut self, name: &str) {
@@ -269,7 +309,7 @@ impl Table {
         let keep = origin == Origin::Api;
         let (life, claims) = (Life::Failed(why), Vec::new());
         let row = Row { config, origin, keep, life, claims };
-        self.vms.insert(name, VmRow { row, entry, reactor: usize::MAX });
+        self.vms.insert(name, VmRow { row, entry, reactor: usize::MAX, leaf: None });
     }
 
     /// As [`Self::fail_vm`], for a root.

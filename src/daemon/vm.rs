@@ -9,150 +9,28 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::made::NewLeaf;
+use uuid::Uuid;
+
+use super::file_systems::FileSystem;
+use super::host::Inner;
+use super::leaf_choice::LeafPlan;
+use super::leaf_records::{Expected, LeafRecord, LeafRecords};
+use super::made::{NewLeaf, NewRecords};
+use super::planned_vm::{PlannedVm, Unfit, exchanged, open_leaf};
 use super::record::{self, PublishedRecord};
-use super::sockets::{OwnedSocket, SocketError};
-use crate::config::size::format_size;
+use super::sockets::OwnedSocket;
 use crate::config::{Endpoint, VmConfig};
 use crate::disk::{CachedRoot, Disk};
 use crate::error::Error;
-use crate::leaf::{Leaf, LeafError, OpenOptions, SIZE_MAX};
+use crate::leaf::{Leaf, LeafError};
 use crate::reactor::Mailbox;
-use crate::root::{Root, RootIdentity};
-use crate::units::SECTOR_SIZE;
-use crate::vhost_user::FrontendLink;
+use crate::vhost_user::{FrontendLink, UnusedLeaf};
 
-/// A VM whose settings have been held against its root and its files.
-pub(super) struct PlannedVm {
-    config: VmConfig,
-    size_bytes: u64,
-    root: RootIdentity,
-}
-
-/// What to think of files and sockets that another process uses.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum InUse {
-    /// They can't be had.
-    Refused,
-    /// It may be this VM's own, in the leafblk that serves it.
-    Fine,
-}
-
-impl PlannedVm {
-    /// Looks at a VM, and changes nothing.
-    ///
-    /// # Errors
-    /// Sizes that are impossible; leaves and sockets that can't be used.
-    pub(super) fn new(config: VmConfig, root: &Root) -> Result<Self, Error> {
-        Self::look(config, root, InUse::Refused)
-    }
-
-    /// As [`Self::new`], but what another process uses is no mistake.
-    pub(super) fn look(config: VmConfig, root: &Root, in_use: InUse) -> Result<Self, Error> {
-        let size_bytes = config.size.unwrap_or(root.len_bytes());
-        if size_bytes < root.len_bytes() {
-            return Err(Error::failure(format!(
-                "VM {}: size {size_bytes} is less than the {} bytes of root {}; leave size out, \
-                 or give a larger one",
-                config.name,
-                root.len_bytes(),
-                config.root
-            )));
-        }
-        if size_bytes > SIZE_MAX {
-            return Err(Error::failure(format!(
-                "VM {}: its root {} has {size_bytes} bytes, and a disk has at most {}; give a \
-                 smaller root",
-                config.name,
-                config.root,
-                format_size(SIZE_MAX)
-            )));
-        }
-        match super::sockets::is_stale(&config.socket) {
-            Err(SocketError::Live(_)) if in_use == InUse::Fine => {}
-            Err(error) => return Err(Error::failure(error)),
-            Ok(_) => {}
-        }
-        if config.leaf.exists() {
-            // Looks, and lets go: opening for use comes when all VMs are right.
-            let options = OpenOptions { live_map: None, read_only: true };
-            let leaf = Leaf::open(&config.leaf, root.identity(), &options);
-            match leaf.and_then(|leaf| check_size(&config, &leaf)) {
-                Err(LeafError::InUse { .. }) if in_use == InUse::Fine => {}
-                other => other.map_err(Error::failure)?,
-            }
-        } else if config.readonly && size_bytes != root.len_bytes() {
-            return Err(Error::failure(format!(
-                "VM {}: it is readonly and has no leaf ({} does not exist), so its disk has the {} \
-                 bytes of root {}, not the {size_bytes} asked for; leave size out",
-                config.name,
-                config.leaf.display(),
-                root.len_bytes(),
-                config.root
-            )));
-        }
-        Ok(Self { config, size_bytes, root: root.identity().clone() })
-    }
-
-    /// Binds the socket, and lets `group` use it.
-    ///
-    /// # Errors
-    /// The socket's.
-    pub(super) fn bind(self, group: Option<u32>) -> Result<BoundVm, Error> {
-        let socket = OwnedSocket::bind(&self.config.socket).map_err(Error::failure)?;
-        if let Some(group) = group {
-            socket.share_with(group).map_err(|error| {
-                let hint = "the user of leafblk must be a member of the socket-group";
-                Error::failure(format!("{error}; {hint}"))
-            })?;
-        }
-        Ok(BoundVm { plan: self, new_leaf: None, socket, group })
-    }
-
-    fn open_leaf(&self, root: &Root, runtime_dir: &Path) -> Result<Option<Leaf>, Error> {
-        let config = &self.config;
-        if config.readonly && !config.leaf.exists() {
-            return Ok(None);
-        }
-        let leaf = open_leaf(config, root, runtime_dir)?;
-        grow(config, &leaf).inspect_err(|_| drop(leaf.close()))?;
-        Ok(Some(leaf))
-    }
-}
-
-/// Whether an existing leaf can have the size that is asked for: its own, or a
-/// larger one, to which it grows.
-fn check_size(config: &VmConfig, leaf: &Leaf) -> Result<(), LeafError> {
-    let (path, have) = (config.leaf.clone(), leaf.sectors() * SECTOR_SIZE);
-    let asked = config.size.unwrap_or(have);
-    if asked < have || (config.readonly && asked != have) {
-        return Err(LeafError::OtherSize { path, have, asked });
-    }
-    let most = leaf.size_max();
-    if asked > most {
-        return Err(LeafError::NoRoom { path, asked, most });
-    }
-    Ok(())
-}
-
-/// Makes an existing leaf as large as is asked for.
-fn grow(config: &VmConfig, leaf: &Leaf) -> Result<(), Error> {
-    let have = leaf.sectors() * SECTOR_SIZE;
-    let Some(asked) = config.size.filter(|asked| *asked > have) else {
-        return Ok(());
-    };
-    leaf.grow(asked).map_err(Error::failure)?;
-    let (name, have, asked) = (&config.name, format_size(have), format_size(asked));
-    log::info!("VM {name}: its disk had {have} and has {asked} now, as its size says");
-    Ok(())
-}
-
-fn open_leaf(config: &VmConfig, root: &Root, runtime_dir: &Path) -> Result<Leaf, Error> {
-    let options = OpenOptions {
-        live_map: Some(runtime_dir.join(format!("{}.map", config.name))),
-        read_only: config.readonly,
-    };
-    Leaf::open(&config.leaf, root.identity(), &options).map_err(Error::failure)
+/// The disk as its settings have it.
+fn disk(config: &VmConfig, root: &Arc<CachedRoot>, leaf: Option<Arc<Leaf>>) -> Disk {
+    Disk::new(config.name.clone(), Arc::clone(root), leaf, config.readonly)
+        .with_serial(config.serial.clone())
+        .in_blocks(config.block_size)
 }
 
 /// A VM that has its socket: nobody else will serve it.
@@ -166,20 +44,32 @@ pub(super) struct BoundVm {
 }
 
 impl BoundVm {
-    pub(super) fn config(&self) -> &VmConfig {
-        &self.plan.config
+    /// Binds the socket of a VM that was looked at, and lets `group` use it.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub(super) fn bind(plan: PlannedVm, group: Option<u32>) -> Result<Self, Error> {
+        let socket = OwnedSocket::bind(&plan.config().socket).map_err(Error::failure)?;
+        if let Some(group) = group {
+            socket.share_with(group).map_err(|error| {
+                let hint = "the user of leafblk must be a member of the socket-group";
+                Error::failure(format!("{error}; {hint}"))
+            })?;
+        }
+        Ok(Self { plan, new_leaf: None, socket, group })
     }
 
-    /// Makes the leaf, unless there is one or none is needed.
+    /// What was planned.
+    pub(super) fn plan(&self) -> &PlannedVm {
+        &self.plan
+    }
+
+    /// Makes the leaf, if it is to be made.
     ///
     /// # Errors
     /// The leaf's.
     pub(super) fn with_leaf(mut self) -> Result<Self, Error> {
-        let PlannedVm { config, size_bytes, root } = &self.plan;
-        if !config.readonly && !config.leaf.exists() {
-            let new = NewLeaf::create(&config.leaf, *size_bytes, root).map_err(Error::failure)?;
-            self.new_leaf = Some(new);
-        }
+        self.new_leaf = self.plan.make_leaf().map_err(Error::failure)?;
         Ok(self)
     }
 
@@ -190,10 +80,11 @@ impl BoundVm {
     pub(super) fn attach(
         self,
         root: &Arc<CachedRoot>,
-        runtime_dir: &Path,
+        host: &Inner,
         reactor: Arc<Mailbox>,
-    ) -> Result<ListeningVm, Error> {
-        let config = self.plan.config.clone();
+    ) -> Result<ListeningVm, Unfit> {
+        let runtime_dir = &host.directories.runtime;
+        let config = self.plan.config().clone();
         let endpoint = Endpoint {
             vm: config.name.clone(),
             socket: config.socket.clone(),
@@ -202,15 +93,60 @@ impl BoundVm {
         let record = record::publish(runtime_dir, &endpoint, self.group).map_err(Error::failure)?;
         // Last, as an open leaf has to be closed again.
         let leaf = self.plan.open_leaf(root.root(), runtime_dir)?.map(Arc::new);
-        let disk = Disk::new(config.name.clone(), Arc::clone(root), leaf, config.readonly);
-        let vm = Arc::new(Vm::new(config, disk, reactor));
-        Ok(ListeningVm { vm, new_leaf: self.new_leaf, socket: self.socket, _record: record })
+        let novelty = Novelty::of(self.plan.leaf(), &config, leaf.as_deref(), &host.records);
+        let home = leaf.as_ref().and_then(|leaf| host.file_systems.of_leaf(leaf.path()));
+        let disk = disk(&config, root, leaf);
+        let vm = Arc::new(Vm::new(config, disk, reactor, (home, novelty)));
+        Ok(ListeningVm {
+            vm,
+            new_records: None,
+            new_leaf: self.new_leaf,
+            socket: self.socket,
+            _record: record,
+        })
+    }
+}
+
+/// What a leaf is to its VM.
+#[derive(Clone, Debug, Default)]
+struct Novelty {
+    /// It was made when the VM was attached.
+    is_new: bool,
+    /// There if no guest may have used it.
+    unused: Option<Arc<UnusedLeaf>>,
+}
+
+impl Novelty {
+    fn of(
+        plan: &LeafPlan,
+        config: &VmConfig,
+        leaf: Option<&Leaf>,
+        records: &Arc<LeafRecords>,
+    ) -> Self {
+        let (is_new, unused) = match plan {
+            LeafPlan::Make => (true, true),
+            LeafPlan::Use { unused, .. } => (false, *unused),
+            LeafPlan::Without => (false, false),
+        };
+        // What it holds, a guest has written.
+        let unused = leaf.filter(|leaf| unused && leaf.present_sectors() == 0).map(|leaf| {
+            let (records, name) = (Arc::clone(records), config.name.clone());
+            let disk = Uuid::from_bytes(leaf.disk_uuid());
+            Arc::new(UnusedLeaf::new(&config.leaf, move || {
+                if let Err(error) = records.change(|all| all.use_disk(&name, disk)) {
+                    log::error!("VM {name}: that its leaf is in use is not remembered: {error}");
+                }
+            }))
+        });
+        Self { is_new, unused }
     }
 }
 
 /// A VM that clients can connect to. Dropping it removes its socket and record.
 pub(super) struct ListeningVm {
     vm: Arc<Vm>,
+    /// Until they are kept. Before the leaf that they name.
+    new_records: Option<NewRecords>,
     /// Until somebody takes it.
     new_leaf: Option<NewLeaf>,
     socket: OwnedSocket,
@@ -225,6 +161,30 @@ impl ListeningVm {
 
     pub(super) fn listener(&self) -> &UnixListener {
         self.socket.listener()
+    }
+
+    /// Remembers the VM's leaf. What is remembered goes with this value until it is kept.
+    ///
+    /// # Errors
+    /// Where a new leaf can't be remembered. Of another one that is only logged: it
+    /// will be there the next time.
+    pub(super) fn remember_leaf(&mut self, records: &Arc<LeafRecords>) -> Result<(), Error> {
+        let Some(record) = self.vm.leaf_record() else {
+            return Ok(());
+        };
+        match NewRecords::write(records, &[record], |_| ()) {
+            Ok(new) => self.new_records = Some(new),
+            Err(error) if self.new_leaf.is_some() => return Err(Error::failure(error)),
+            Err(error) => log::warn!("VM {}: {error}", self.vm.disk.name()),
+        }
+        Ok(())
+    }
+
+    /// What is remembered of the leaf stays.
+    pub(super) fn keep_records(&mut self) {
+        if let Some(records) = self.new_records.take() {
+            records.keep();
+        }
     }
 
     /// The leaf, if it was made for this VM; it is the caller's to keep.
@@ -254,6 +214,10 @@ impl ListeningVm {
     ) -> Result<(Self, Result<(), LeafError>), Error> {
         let root = self.vm.disk.root().root();
         let mut leaf = open_leaf(&self.vm.config, root, runtime_dir)?;
+        if self.vm.disk.leaf().is_some_and(|old| old.uuid() != leaf.uuid()) {
+            drop(leaf.close());
+            return Err(Error::failure(exchanged(&self.vm.config)));
+        }
         let reset = leaf.reset();
         self.vm = Arc::new(self.vm.reopened(leaf));
         Ok((self, reset))
@@ -268,6 +232,9 @@ pub struct Vm {
     disk: Arc<Disk>,
     reactor: Arc<Mailbox>,
     link: Arc<FrontendLink>,
+    /// What its leaf is on.
+    home: Option<Arc<FileSystem>>,
+    novelty: Novelty,
     /// Whether the leaf is closed. Held while somebody other than its reactor
     /// works on the leaf.
     closed: Mutex<bool>,
@@ -281,7 +248,12 @@ pub(super) struct LeafGuard<'a> {
 }
 
 impl Vm {
-    fn new(config: VmConfig, disk: Disk, reactor: Arc<Mailbox>) -> Self {
+    fn new(
+        config: VmConfig,
+        disk: Disk,
+        reactor: Arc<Mailbox>,
+        (home, novelty): (Option<Arc<FileSystem>>, Novelty),
+    ) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -289,16 +261,17 @@ impl Vm {
             disk: Arc::new(disk),
             reactor,
             link: Arc::default(),
+            home,
+            novelty,
             closed: Mutex::new(false),
         }
     }
 
     fn reopened(&self, leaf: Leaf) -> Self {
         let config = self.config.clone();
-        let root = Arc::clone(self.disk.root());
-        let leaf = Some(Arc::new(leaf));
-        let disk = Disk::new(config.name.clone(), root, leaf, config.readonly);
-        Self::new(config, disk, Arc::clone(&self.reactor))
+        let disk = disk(&config, self.disk.root(), Some(Arc::new(leaf)));
+        let of_leaf = (self.home.clone(), self.novelty.clone());
+        Self::new(config, disk, Arc::clone(&self.reactor), of_leaf)
     }
 
     /// Names it within the process; a VM that is attached again has another.
@@ -319,6 +292,33 @@ impl Vm {
     /// Its frontend, and what can be told to it.
     pub fn link(&self) -> &Arc<FrontendLink> {
         &self.link
+    }
+
+    pub(super) fn home(&self) -> Option<&Arc<FileSystem>> {
+        self.home.as_ref()
+    }
+
+    /// Whether its leaf was made when it was attached.
+    pub fn has_new_leaf(&self) -> bool {
+        self.novelty.is_new
+    }
+
+    /// Why its frontend was kept out, if it was.
+    pub fn trouble(&self) -> Option<String> {
+        self.unused_leaf().and_then(|leaf| leaf.trouble())
+    }
+
+    /// Its leaf, where no guest may have used it.
+    pub(super) fn unused_leaf(&self) -> Option<&Arc<UnusedLeaf>> {
+        self.novelty.unused.as_ref()
+    }
+
+    /// What is to be remembered of its leaf; `None` if it has none.
+    pub(super) fn leaf_record(&self) -> Option<(String, LeafRecord)> {
+        let uuid = Uuid::from_bytes(self.disk.leaf()?.disk_uuid());
+        let expected = Expected::Disk { uuid, unused: self.novelty.unused.is_some() };
+        let path = self.config.leaf.clone();
+        Some((self.config.name.clone(), LeafRecord { path, expected, detached: None }))
     }
 
     pub(super) fn reactor(&self) -> &Arc<Mailbox> {
@@ -352,13 +352,18 @@ impl Vm {
         result.map_err(Error::failure)
     }
 
+    /// Whether its leaf goes when it is detached.
+    pub(super) fn loses_leaf(&self) -> bool {
+        self.config.ephemeral && !self.disk.is_read_only()
+    }
+
     /// Closes the leaf for good, at a detach: an ephemeral one is thrown away.
     ///
     /// # Errors
     /// As [`Self::close`], and as unlink(2).
     pub(super) fn end(&self) -> Result<(), Error> {
         let closed = self.close();
-        if !self.config.ephemeral || self.disk.is_read_only() {
+        if !self.loses_leaf() {
             return closed;
         }
         // Whether its content got to the disk makes no difference.

@@ -11,23 +11,31 @@ use std::sync::Arc;
 use super::acceptor::Kept;
 use super::error::HostError;
 use super::host::{Host, VmView};
+use super::leaf_choice::{LeafChoice, Remedy};
+use super::planned_vm::{InUse, Look, PlannedVm, Unfit};
 use super::table::{Cause, Life, NewVm, Origin};
-use super::vm::{ListeningVm, PlannedVm, Vm};
+use super::vm::{BoundVm, ListeningVm, Vm};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{VmConfig, VmEntry};
 use crate::disk::CachedRoot;
 
 impl Host {
-    /// Attaches a VM: there until it is detached, also after a restart.
+    /// Attaches a VM, with the leaf of that choice: there until it is detached, also
+    /// after a restart.
     ///
     /// # Errors
     /// [`HostError`]; nothing is served then, and a leaf that was made is gone.
-    pub fn attach(&self, entry: VmEntry) -> Result<VmView, HostError> {
+    pub fn attach(&self, entry: VmEntry, choice: LeafChoice) -> Result<VmView, HostError> {
         let name = entry.name.clone();
+        VmConfig::check(&entry)?;
         self.table().check_new(NameOf::Vm, &name, Origin::Api)?;
         let (config, entry) = self.resolve(entry)?;
-        self.attach_resolved(config, entry, Cause::Asked)?;
+        let serial = config.serial.clone();
+        self.attach_resolved(config, entry, Cause::Asked, choice)?;
+        if let Some(same) = self.table().serials().shared(&serial) {
+            log::warn!("{same}");
+        }
         self.vm(&name)
     }
 
@@ -43,7 +51,7 @@ impl Host {
 
     /// Attaches an entry of the state file; where that fails, it stays known
     /// as failed.
-    pub(super) fn restore_vm(&self, entry: VmEntry) -> Result<(), HostError> {
+    pub(super) fn restore_vm(&self, entry: VmEntry, choice: LeafChoice) -> Result<(), HostError> {
         let (of, name) = (NameOf::Vm, entry.name.clone());
         if self.table().vms.get(&name).is_some_and(|vm| !matches!(vm.row.life, Life::Failed(_))) {
             return Err(HostError::Exists { of, name });
@@ -63,7 +71,7 @@ impl Host {
             // It may have grown since the entry was written.
             config.size = None;
         }
-        self.attach_or_fail(config, entry, Cause::Kept)
+        self.attach_or_fail(config, entry, Cause::Kept, choice)
     }
 
     /// Attaches a VM that is wanted until somebody says otherwise: where that
@@ -73,8 +81,9 @@ impl Host {
         config: VmConfig,
         entry: VmEntry,
         cause: Cause,
+        choice: LeafChoice,
     ) -> Result<(), HostError> {
-        let attached = self.attach_resolved(config.clone(), entry.clone(), cause);
+        let attached = self.attach_resolved(config.clone(), entry.clone(), cause, choice);
         if let Err(error) = &attached
             && cause.is_known_as_failed(error)
         {
@@ -88,32 +97,103 @@ impl Host {
         config: VmConfig,
         entry: VmEntry,
         cause: Cause,
+        choice: LeafChoice,
     ) -> Result<(), HostError> {
         let name = config.name.clone();
         let claims = PathClaim::of_vm(&config).into();
         let new = NewVm { config: config.clone(), entry, cause, claims };
         let reactors = self.inner().mailboxes.len();
         let (root, reactor) = self.table().begin_vm(new, reactors)?;
-        let result = self.make(config, &root, reactor).and_then(|vm| self.publish(vm, cause));
-        match &result {
-            Ok(()) => log::info!("VM {name}: attached"),
-            Err(_) => self.table().remove_vm(&name),
+        let made = self.plan(config, &root, cause, choice);
+        let made = made.and_then(|plan| self.make(plan, &root, reactor));
+        let result = made.and_then(|vm| {
+            let is_new = vm.vm().has_new_leaf();
+            self.publish(vm, cause).map(|()| if is_new { "a new" } else { "its" })
+        });
+        match result {
+            Ok(which) => {
+                log::info!("VM {name}: attached, with {which} leaf");
+                Ok(())
+            }
+            Err(error) => {
+                self.table().remove_vm(&name);
+                Err(error)
+            }
         }
-        result
+    }
+
+    fn plan(
+        &self,
+        config: VmConfig,
+        root: &Arc<CachedRoot>,
+        cause: Cause,
+        choice: LeafChoice,
+    ) -> Result<PlannedVm, HostError> {
+        let remembered = self.inner().records.read().map_err(HostError::failed)?;
+        let remedy = self.remedy(cause);
+        let look = Look { in_use: InUse::Refused, choice, remembered: &remembered, remedy };
+        Ok(PlannedVm::look(config, root.root(), look)?)
+    }
+
+    /// What a person does about a VM that has another leaf, or none.
+    fn remedy(&self, cause: Cause) -> Remedy {
+        match cause {
+            Cause::Asked => Remedy::Attach,
+            Cause::Configured | Cause::Kept if self.inner().has_api => Remedy::Command,
+            Cause::Configured | Cause::Kept => Remedy::File(self.inner().records.path()),
+        }
     }
 
     fn make(
         &self,
-        config: VmConfig,
+        plan: PlannedVm,
         root: &Arc<CachedRoot>,
         reactor: usize,
     ) -> Result<ListeningVm, HostError> {
         let inner = self.inner();
-        let plan = PlannedVm::new(config, root.root()).map_err(HostError::Unfit)?;
-        let bound = plan.bind(self.inner().socket_group).map_err(HostError::Unfit)?;
-        let bound = bound.with_leaf().map_err(HostError::Failed)?;
+        if let Some(uuid) = plan.leaf_uuid() {
+            self.table().claim_leaf(&plan.config().name, uuid)?;
+        }
+        let bound = BoundVm::bind(plan, inner.socket_group).map_err(HostError::Unfit)?;
+        let bound = bound.with_leaf().map_err(HostError::of_new_file)?;
         let mailbox = Arc::clone(&inner.mailboxes[reactor]);
-        bound.attach(root, &inner.directories.runtime, mailbox).map_err(HostError::Failed)
+        let listening = bound.attach(root, inner, mailbox);
+        let mut listening = listening.map_err(|unfit| match unfit {
+            Unfit::Leaf(problem) => HostError::Leaf(problem),
+            Unfit::Other(error) => HostError::Failed(error),
+        })?;
+        if let Err(error) = listening.remember_leaf(&inner.records) {
+            listening.take_back();
+            return Err(HostError::Failed(error));
+        }
+        Ok(listening)
+    }
+
+    /// Serves a VM that could not be attached with another leaf than the one that it
+    /// had: a new one, or the one that is there.
+    ///
+    /// # Errors
+    /// [`HostError`]. It stays known as failed then.
+    pub fn choose_leaf(&self, name: &str, choice: LeafChoice) -> Result<VmView, HostError> {
+        let (config, entry, origin) = {
+            let mut table = self.table();
+            let row = table.vm(name)?;
+            match &row.row.life {
+                Life::Serving(_) => return Err(HostError::Served { name: name.into() }),
+                Life::Attaching | Life::Changing(..) => {
+                    row.row.serving(NameOf::Vm, name)?;
+                }
+                Life::Failed(_) => {}
+            }
+            (row.row.config.clone(), row.entry.clone(), row.row.origin)
+        };
+        match origin {
+            Origin::Configuration => {
+                self.attach_or_fail(config, entry, Cause::Configured, choice)?;
+            }
+            Origin::Api => self.restore_vm(entry, choice)?,
+        }
+        self.vm(name)
     }
 
     /// Keeps the VM, if it isn't kept yet, then lets clients in.
@@ -137,8 +217,12 @@ impl Host {
         if let Some(leaf) = listening.take_new_leaf() {
             leaf.keep();
         }
+        listening.keep_records();
         // Under one lock: whoever sees it served can take it out again.
         let mut table = self.table();
+        if let Some(leaf) = vm.disk().leaf() {
+            table.claim_leaf(name, leaf.uuid())?;
+        }
         table.vm(name)?.row.life = Life::Serving(Arc::clone(&vm));
         self.inner().acceptor.add(listening);
         Ok(())
@@ -153,10 +237,13 @@ impl Host {
     /// the sentence says what is wrong with its leaf or the state file.
     pub fn detach(&self, name: &str, force: bool) -> Result<(), HostError> {
         if self.forget_failed(name)? {
+            self.note_detached(name, false);
             return self.keep();
         }
         let listening = self.take_out(name, force, "detached")?;
         let vm = Arc::clone(listening.vm());
+        // Before the leaf goes, if it is to go.
+        self.note_detached(name, vm.loses_leaf());
         let closed = vm.end();
         drop(listening);
         self.table().remove_vm(name);
@@ -173,6 +260,18 @@ impl Host {
         })?;
         log::info!("VM {name}: detached");
         Ok(())
+    }
+
+    /// Notes that a VM is not served any more; nothing is known of it afterwards where
+    /// its leaf goes, too.
+    fn note_detached(&self, name: &str, loses_leaf: bool) {
+        let noted = self.inner().records.change(|all| match loses_leaf {
+            true => drop(all.set(name, None)),
+            false => all.detach(name),
+        });
+        if let Err(error) = noted {
+            log::warn!("VM {name}: {error}");
+        }
     }
 
     /// Removes a row that stands for a VM which could not be attached.

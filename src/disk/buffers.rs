@@ -32,12 +32,13 @@ impl BufCursor {
         }
     }
 
-    /// Copies `bytes` into the buffers, as far as they reach.
+    /// Copies `bytes` into the buffers, as far as they reach; how many that were.
     ///
     /// # Safety
     /// The buffers are mapped.
     #[inline]
-    pub unsafe fn write(&mut self, bufs: &[GuestBuf], mut bytes: &[u8]) {
+    pub unsafe fn write(&mut self, bufs: &[GuestBuf], bytes: &[u8]) -> usize {
+        let (all, mut bytes) = (bytes.len(), bytes);
         while !bytes.is_empty()
             && let Some(buf) = self.next_buf(bufs, bytes.len())
         {
@@ -47,23 +48,27 @@ impl BufCursor {
             unsafe { copy(now, buf.ptr()) };
             bytes = later;
         }
+        all - bytes.len()
     }
 
-    /// Writes `count` zeros.
+    /// Writes `count` zeros, as far as the buffers reach; how many that were.
     ///
     /// # Safety
     /// The buffers are mapped.
-    pub unsafe fn write_zeroes(&mut self, bufs: &[GuestBuf], mut count: usize) {
-        while count > 0
-            && let Some(buf) = self.next_buf(bufs, count)
+    pub unsafe fn write_zeroes(&mut self, bufs: &[GuestBuf], count: usize) -> usize {
+        let mut left = count;
+        while left > 0
+            && let Some(buf) = self.next_buf(bufs, left)
         {
             // SAFETY: `buf` is mapped.
             unsafe { ptr::write_bytes(buf.ptr(), 0, buf.len()) };
-            count -= buf.len();
+            left -= buf.len();
         }
+        count - left
     }
 
-    /// Passes over `count` bytes and appends the buffers that hold them.
+    /// Passes over `count` bytes and appends the buffers that hold them, as far as there
+    /// are any.
     pub fn take(&mut self, bufs: &[GuestBuf], mut count: usize, into: &mut Vec<GuestBuf>) {
         while count > 0
             && let Some(buf) = self.next_buf(bufs, count)
@@ -117,5 +122,40 @@ impl Ahead {
             let line = std::ptr::without_provenance(self.address.wrapping_add(offset));
             prefetch::line_for_later(line);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Buffers of these lengths, with odd gaps between them.
+    fn bufs(memory: &mut [u8], lens: &[usize]) -> Vec<GuestBuf> {
+        let mut at = 1;
+        let buf = |len: &usize| {
+            let buf = GuestBuf::new(memory[at..at + len].as_mut_ptr(), *len);
+            at += len + 3;
+            buf
+        };
+        lens.iter().map(buf).collect()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_counted_as_written() {
+        let mut memory = vec![0xa5; 4096];
+        let bufs = bufs(&mut memory, &[7, 0, 500, 600]);
+        for (len, fits) in [(0, 0), (1, 1), (1106, 1106), (1107, 1107), (1108, 1107)] {
+            // SAFETY: the buffers lie in `memory`, which lives on.
+            let copied = unsafe { BufCursor::default().write(&bufs, &vec![1; len]) };
+            // SAFETY: see above.
+            let zeroed = unsafe { BufCursor::default().write_zeroes(&bufs, len) };
+            assert_eq!((copied, zeroed), (fits, fits), "{len}");
+        }
+        let mut cursor = BufCursor::default();
+        cursor.skip(&bufs, 1000);
+        // SAFETY: see above.
+        assert_eq!(unsafe { cursor.write(&bufs, &[1; 512]) }, 107);
+        // SAFETY: see above.
+        assert_eq!(unsafe { cursor.write(&bufs, &[1; 512]) }, 0, "at the end");
     }
 }

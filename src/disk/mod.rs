@@ -9,8 +9,10 @@ mod buffers;
 mod copy;
 mod counters;
 pub mod courtesy;
+mod failures;
 pub mod lanes;
 mod map;
+mod piece;
 mod transfer;
 
 use std::io;
@@ -18,13 +20,17 @@ use std::sync::Arc;
 
 pub use buffers::{Ahead, BufCursor};
 pub use counters::Counters;
+pub use failures::{Activity, Failing, Failures, HOLD};
 pub use map::{CELLS_MAX, DiskMap};
+pub use piece::{LeafPiece, Piece, RootPiece};
+pub use transfer::{Missing, Stopped};
 
 use crate::cache::RootCache;
-use crate::leaf::{Leaf, WriteCache};
+use crate::config::serial::Serial;
+use crate::leaf::{Leaf, LeafError, WriteCache};
 use crate::logging::limit::{Limit, Seldom};
 use crate::root::Root;
-use crate::units::{Sector, SectorRange};
+use crate::units::{BlockSize, Sector, SectorRange};
 
 /// A root with its blocks in the cache.
 #[derive(Debug)]
@@ -32,6 +38,7 @@ pub struct CachedRoot {
     root: Root,
     cache: Arc<RootCache>,
     block_shift: u32,
+    failures: Failures,
 }
 
 impl CachedRoot {
@@ -45,12 +52,18 @@ impl CachedRoot {
             let end = if end == root.len_bytes() { end.next_multiple_of(block) } else { end };
             cache.mark_zero(start.div_ceil(block)..end / block);
         }
-        Self { root, cache, block_shift: block_bytes.trailing_zeros() - 9 }
+        let block_shift = block_bytes.trailing_zeros() - 9;
+        Self { root, cache, block_shift, failures: Failures::default() }
     }
 
     /// The image.
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// Whether reads of it fail, whichever VM's they are.
+    pub fn failures(&self) -> &Failures {
+        &self.failures
     }
 
     /// Its blocks.
@@ -65,6 +78,18 @@ impl CachedRoot {
         sector.0 >> self.block_shift
     }
 
+    /// Bytes of a block.
+    pub fn block_len(&self) -> usize {
+        512 << self.block_shift
+    }
+
+    /// The root's sectors in a block: fewer at its end.
+    pub fn sectors_of(&self, block: u64) -> SectorRange {
+        let whole = SectorRange::new(self.block_start(block), 1 << self.block_shift);
+        let root = SectorRange::whole(self.root.sectors());
+        whole.unwrap_or_default().intersection(root.unwrap_or_default())
+    }
+
     /// The first sector of a block.
     #[inline]
     pub fn block_start(&self, block: u64) -> Sector {
@@ -72,36 +97,24 @@ impl CachedRoot {
     }
 }
 
-/// Sectors whose place is looked for at a time, 1 MiB: each block of a packed leaf
-/// may have its own.
-const PLACE_SECTORS: u64 = 2048;
-
-/// Sectors that come from one place.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Piece {
-    /// The leaf holds them, together in its file.
-    Leaf(SectorRange),
-    /// They are the root's, within one cache block.
-    Root(SectorRange),
-    /// The leaf holds them as zeros, or they lie beyond the root's end and were
-    /// never written.
-    Zero(SectorRange),
-}
-
 /// One VM's disk.
 #[derive(Debug)]
 pub struct Disk {
     name: String,
+    serial: Serial,
+    block_size: BlockSize,
     read_only: bool,
     root: Arc<CachedRoot>,
     leaf: Option<Arc<Leaf>>,
     counters: Counters,
+    failures: Failures,
     log_limit: Limit,
     errors: Seldom,
 }
 
 impl Disk {
-    /// The disk named `name`; without a leaf it is the root itself, read-only.
+    /// The disk named `name`, with that for a serial number and sectors for blocks;
+    /// without a leaf it is the root itself, read-only.
     pub fn new(
         name: String,
         root: Arc<CachedRoot>,
@@ -109,14 +122,51 @@ impl Disk {
         read_only: bool,
     ) -> Self {
         let read_only = read_only || leaf.is_none();
-        let (counters, log_limit) = (Counters::default(), Limit::default());
-        let errors = Seldom::default();
-        Self { name, read_only, root, leaf, counters, log_limit, errors }
+        let (counters, failures) = (Counters::default(), Failures::default());
+        let (log_limit, errors) = (Limit::default(), Seldom::default());
+        let serial = Serial::of_name(&name);
+        let block_size = BlockSize::default();
+        Self {
+            name,
+            serial,
+            block_size,
+            read_only,
+            root,
+            leaf,
+            counters,
+            failures,
+            log_limit,
+            errors,
+        }
+    }
+
+    /// The same disk with this serial number.
+    #[must_use]
+    pub fn with_serial(mut self, serial: Serial) -> Self {
+        self.serial = serial;
+        self
+    }
+
+    /// The same disk in blocks of this size. It doesn't change what is where.
+    #[must_use]
+    pub fn in_blocks(mut self, size: BlockSize) -> Self {
+        self.block_size = size;
+        self
     }
 
     /// The VM's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What its guest reads as the disk's serial number.
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    /// What its guest addresses it by.
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
     }
 
     /// Size in sectors. It may grow at any time.
@@ -163,6 +213,44 @@ impl Disk {
         &self.counters
     }
 
+    /// What of its work fails.
+    #[inline]
+    pub fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// Its work met an error, for the log and for whoever asks how the VM is.
+    #[cold]
+    pub(crate) fn failed(&self, activity: Activity, error: std::fmt::Arguments<'_>) {
+        self.log_error(error);
+        self.failures.failed(activity, error);
+    }
+
+    /// A read of its root met an error: all VMs of the root have a problem.
+    #[cold]
+    pub(crate) fn root_failed(&self, error: std::fmt::Arguments<'_>) {
+        self.log_error(error);
+        self.root.failures.failed(Activity::RootRead, error);
+    }
+
+    /// The root was read, and not only the cache.
+    #[inline]
+    pub(crate) fn root_succeeded(&self) {
+        self.root.failures.succeeded(Activity::RootRead);
+    }
+
+    /// As [`Self::failed`]. That a leaf takes no more writes is known from the leaf
+    /// itself, and would hide why.
+    #[cold]
+    pub(crate) fn leaf_failed(&self, activity: Activity, error: &LeafError) {
+        match error {
+            LeafError::Poisoned { .. } | LeafError::Abandoned { .. } => {
+                self.log_error(format_args!("{error}"));
+            }
+            _ => self.failed(activity, format_args!("{error}")),
+        }
+    }
+
     /// How much its guest and frontend may have logged.
     pub(crate) fn log_limit(&self) -> &Limit {
         &self.log_limit
@@ -172,40 +260,6 @@ impl Disk {
     /// its requests may meet one, and whatever other VMs' requests meet.
     pub(crate) fn log_error(&self, error: std::fmt::Arguments<'_>) {
         self.errors.error(format_args!("VM {}: {error}", self.name));
-    }
-
-    /// Where the first sectors of the (non-empty) range come from.
-    #[inline]
-    pub fn piece(&self, range: SectorRange) -> Piece {
-        let (present, count) = match &self.leaf {
-            Some(leaf) => leaf.next_run(range),
-            None => (false, range.count()),
-        };
-        let (run, _) = range.split_at(count);
-        if present {
-            return self.held_piece(run);
-        }
-        let root_sectors = self.root.root.sectors();
-        let start = run.start();
-        if start.0 >= root_sectors {
-            return Piece::Zero(run);
-        }
-        let block_end = self.root.block_start(self.root.block_of(start) + 1);
-        Piece::Root(run.split_at(block_end.0.min(root_sectors) - start.0).0)
-    }
-}
-
-impl Disk {
-    /// Where the first of held sectors come from. Not inlined: the root's sectors,
-    /// which come from the cache, are the shorter way.
-    #[inline(never)]
-    fn held_piece(&self, run: SectorRange) -> Piece {
-        let Some(leaf) = &self.leaf else {
-            return Piece::Zero(run);
-        };
-        let (place, count) = leaf.place(run.split_at(PLACE_SECTORS).0);
-        let run = run.split_at(count).0;
-        if place.is_some() { Piece::Leaf(run) } else { Piece::Zero(run) }
     }
 }
 

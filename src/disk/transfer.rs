@@ -1,9 +1,10 @@
 //! What can be read and written at once, without waiting for a disk.
 #![expect(unsafe_code, reason = "hands guest buffers to copies and system calls")]
 
-use super::{Ahead, BufCursor, Disk, Piece};
+use super::{Activity, Ahead, BufCursor, Disk, LeafPiece, Piece, RootPiece};
 use crate::cache::{Lookup, Reader};
 use crate::leaf::LeafError;
+use crate::metrics::Counter;
 use crate::units::SectorRange;
 use crate::virtqueue::GuestBuf;
 
@@ -14,6 +15,26 @@ const INLINE_SECTORS: u64 = 2048;
 /// system call, however short it is, and a guest can make all of them short.
 const PIECE_SECTORS: u64 = 8;
 
+/// Where a read that could go no further at once stands.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Stopped {
+    /// What is left of its range.
+    pub rest: SectorRange,
+    /// What must be waited for before the first of it can be read; nothing where there
+    /// was only enough done for one call.
+    pub missing: Option<Missing>,
+}
+
+/// What a read must wait for.
+#[derive(Clone, Copy, Debug)]
+pub enum Missing {
+    /// Their block is not in the cache.
+    Root(RootPiece),
+    /// They are not in the page cache.
+    Leaf(LeafPiece),
+}
+
 impl Disk {
     /// Where the first data is that a read of the range will copy.
     #[inline]
@@ -21,22 +42,12 @@ impl Disk {
         if range.is_empty() {
             return Ahead::default();
         }
-        if let Piece::Root(piece) = self.piece(range) {
-            let block = self.root.block_of(piece.start());
-            if let Lookup::Hit(bytes) = self.root.cache.lookup(reader, block) {
-                return Ahead::new(self.within(&bytes, piece));
-            }
+        if let Piece::Root(piece) = self.piece(range)
+            && let Lookup::Hit(block) = self.root.cache.lookup(reader, piece.block())
+        {
+            return Ahead::new(piece.within(&block));
         }
         Ahead::default()
-    }
-
-    /// The part of a cache block's bytes that `piece` is.
-    #[inline]
-    fn within<'a>(&self, block: &'a [u8], piece: SectorRange) -> &'a [u8] {
-        let start = self.root.block_start(self.root.block_of(piece.start()));
-        let skip = piece.byte_offset() - start.to_bytes();
-        #[expect(clippy::cast_possible_truncation, reason = "within one cache block")]
-        block.get(skip as usize..(skip + piece.byte_len()) as usize).unwrap_or_default()
     }
 
     /// Reads from the start of `range` for as long as nothing must be waited
@@ -54,11 +65,11 @@ impl Disk {
         cursor: &mut BufCursor,
     ) -> SectorRange {
         // SAFETY: by this function's contract.
-        unsafe { self.read_some_now(INLINE_SECTORS, reader, range, bufs, cursor) }
+        unsafe { self.read_some_now(INLINE_SECTORS, reader, range, bufs, cursor) }.rest
     }
 
     /// As [`Self::read_now`], at most `most` sectors, and fewer where they come
-    /// in many pieces.
+    /// in many pieces; where it stopped and why.
     ///
     /// # Safety
     /// As for [`Self::read_now`].
@@ -70,19 +81,26 @@ impl Disk {
         range: SectorRange,
         bufs: &[GuestBuf],
         cursor: &mut BufCursor,
-    ) -> SectorRange {
+    ) -> Stopped {
         let (mut now, later) = range.split_at(most);
-        let mut effort = most;
+        let (mut effort, mut missing) = (most, None);
         while !now.is_empty() && effort > 0 {
+            let piece = self.piece(now);
             // SAFETY: by this function's contract.
-            let done = unsafe { self.read_piece_now(reader, self.piece(now), bufs, cursor) };
+            let done = unsafe { self.read_piece_now(reader, piece, bufs, cursor) };
             if done == 0 {
+                missing = match piece {
+                    Piece::Root(piece) => Some(Missing::Root(piece)),
+                    Piece::Leaf(piece) => Some(Missing::Leaf(piece)),
+                    Piece::Zero(_) => None,
+                };
                 break;
             }
             now = now.split_at(done).1;
             effort = effort.saturating_sub(done.max(PIECE_SECTORS));
         }
-        SectorRange::new(now.start(), now.count() + later.count()).unwrap_or(now)
+        let done = range.count() - now.count() - later.count();
+        Stopped { rest: range.split_at(done).1, missing }
     }
 
     /// As [`Self::read_now`] for one piece; how many of its sectors were read.
@@ -94,75 +112,73 @@ impl Disk {
         bufs: &[GuestBuf],
         cursor: &mut BufCursor,
     ) -> u64 {
-        // SAFETY (all of the function's blocks): by its contract.
         match piece {
             Piece::Root(piece) => {
-                let block = self.root.block_of(piece.start());
-                match self.root.cache.lookup(reader, block) {
-                    // SAFETY: see above.
-                    Lookup::Hit(bytes) => unsafe {
-                        cursor.write(bufs, self.within(&bytes, piece));
-                        self.counters.read_sectors_cache.add(piece.count());
-                        self.counters.cache_hits.add(1);
-                    },
-                    // SAFETY: see above.
-                    Lookup::Zero => unsafe { self.write_zeroes_to(piece, bufs, cursor) },
-                    Lookup::Miss => return 0,
+                let found = self.root.cache.lookup(reader, piece.block());
+                let is_hit = matches!(found, Lookup::Hit(_));
+                let counter = &self.counters.read_sectors_cache;
+                // SAFETY: by this function's contract.
+                let done = unsafe { self.copy_found(found, piece, bufs, cursor, counter) };
+                if is_hit {
+                    self.counters.cache_hits.add(1);
                 }
-                piece.count()
+                done.unwrap_or(0)
             }
-            Piece::Zero(piece) => {
-                // SAFETY: see above.
-                unsafe { self.write_zeroes_to(piece, bufs, cursor) };
-                piece.count()
-            }
-            // SAFETY: see above.
+            // SAFETY: by this function's contract.
+            Piece::Zero(piece) => unsafe { self.write_zeroes_to(piece, bufs, cursor) },
+            // SAFETY: by this function's contract.
             Piece::Leaf(piece) => unsafe { self.read_leaf_now(piece, bufs, cursor) },
         }
     }
 
-    /// Reads one piece of the root whose block was filled for it.
+    /// Copies a piece of the root out of what a lookup of its block found. That lookup
+    /// decides, and there is no second one: another reactor may have evicted the block
+    /// since. How many sectors were copied, which `counter` counts; `None` where nothing
+    /// was found.
     ///
     /// # Safety
     /// As for [`Self::read_now`].
-    pub unsafe fn read_filled(
+    #[inline]
+    #[must_use]
+    pub unsafe fn copy_found(
         &self,
-        reader: &Reader,
-        piece: SectorRange,
+        found: Lookup<'_>,
+        piece: RootPiece,
         bufs: &[GuestBuf],
         cursor: &mut BufCursor,
-    ) {
-        let block = self.root.block_of(piece.start());
-        match self.root.cache.lookup(reader, block) {
-            Lookup::Hit(bytes) => {
+        counter: &Counter,
+    ) -> Option<u64> {
+        match found {
+            Lookup::Hit(block) => {
                 // SAFETY: by this function's contract.
-                unsafe { cursor.write(bufs, self.within(&bytes, piece)) };
-                self.counters.read_sectors_root.add(piece.count());
+                let copied = unsafe { piece.copy(&block, bufs, cursor) };
+                counter.add(copied);
+                Some(copied)
             }
             // SAFETY: by this function's contract.
-            Lookup::Zero => unsafe { self.write_zeroes_to(piece, bufs, cursor) },
-            Lookup::Miss => debug_assert!(false, "looked up in the same turn"),
+            Lookup::Zero => Some(unsafe { self.write_zeroes_to(piece.range(), bufs, cursor) }),
+            Lookup::Miss => None,
         }
     }
 
     unsafe fn write_zeroes_to(
         &self,
-        piece: SectorRange,
+        range: SectorRange,
         bufs: &[GuestBuf],
         cursor: &mut BufCursor,
-    ) {
+    ) -> u64 {
         #[expect(clippy::cast_possible_truncation, reason = "at most INLINE_SECTORS")]
+        let len = range.byte_len() as usize;
         // SAFETY: by this function's contract, which is `read_now`'s.
-        unsafe {
-            cursor.write_zeroes(bufs, piece.byte_len() as usize)
-        };
-        self.counters.read_sectors_zero.add(piece.count());
+        let written = unsafe { cursor.write_zeroes(bufs, len) };
+        self.counters.read_sectors_zero.add(range.count());
+        written as u64 / 512
     }
 
     /// What of a leaf piece is in the page cache, in whole sectors.
     unsafe fn read_leaf_now(
         &self,
-        piece: SectorRange,
+        piece: LeafPiece,
         bufs: &[GuestBuf],
         cursor: &mut BufCursor,
     ) -> u64 {
@@ -174,7 +190,7 @@ impl Disk {
         let mut ahead = *cursor;
         let (mut count, mut len) = (0, 0);
         #[expect(clippy::cast_possible_truncation, reason = "at most INLINE_SECTORS")]
-        let want = piece.byte_len() as usize;
+        let want = piece.range().byte_len() as usize;
         while count < GATHER && len < want {
             let Some(buf) = ahead.next_buf(bufs, want - len) else {
                 break;
@@ -184,9 +200,12 @@ impl Disk {
             count += 1;
         }
         // SAFETY: by this function's contract.
-        let read = unsafe { leaf.read(piece.start(), &gathered[..count], true) };
+        let read = unsafe { leaf.read(piece.offset(), &gathered[..count], true) };
         // An error other than EAGAIN shows again where it can be waited for.
         let sectors = read.unwrap_or(0) as u64 / 512;
+        if sectors > 0 {
+            self.failures.succeeded(Activity::LeafRead);
+        }
         cursor.skip(bufs, sectors as usize * 512);
         self.counters.read_sectors_leaf.add(sectors);
         sectors

@@ -1,11 +1,10 @@
 //! A guest's memory as the frontend shares it: mapped regions, and the
 //! translation of guest and frontend addresses to ours.
 //!
-//! `vm-memory` owns the mappings. This module adds what a data path needs: a
-//! translation that is one compare in the common case, a guard that keeps a
-//! frontend that truncates its memory from killing the process ([`sigbus`]), and
-//! limits to what a frontend may have mapped ([`account`]). It knows nothing of
-//! rings or requests.
+//! This module owns the table of [`region`]s. It adds what a data path needs: a
+//! translation that is quick however many regions there are ([`places`]), a guard that keeps a frontend that truncates its memory from killing the
+//! process ([`sigbus`]), and limits to what a frontend may have mapped ([`account`]).
+//! It knows nothing of rings or requests.
 //!
 //! Invariants: regions overlap neither in guest nor in frontend addresses; a
 //! pointer handed out lies in a mapping that lives as long as the
@@ -14,39 +13,22 @@
 //! frontend chose.
 
 pub mod account;
+mod places;
+mod region;
 pub mod sigbus;
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs};
-use rustix::param::page_size;
-use vm_memory::mmap::{MmapRegion, MmapRegionError};
-use vm_memory::{FileOffset, VolatileMemory};
-
 pub use account::Account;
-use account::{Charge, MAPPINGS_MAX, table_bytes_max};
+use account::{MAPPINGS_MAX, MAPPINGS_SHARE, table_bytes_max};
+use places::{Place, Places};
+use region::Region;
+pub use region::RegionSpec;
 
-/// Regions that one frontend may share (what QEMU calls memory slots).
-pub const REGIONS_MAX: usize = 32;
-
-const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
-
-/// What a frontend says of one region (vhost-user, "Memory region description").
-#[derive(Debug)]
-pub struct RegionSpec {
-    /// First guest physical address.
-    pub guest_addr: u64,
-    /// Length in bytes.
-    pub size: u64,
-    /// First address in the frontend's own address space.
-    pub user_addr: u64,
-    /// Where in the file the region begins, in bytes.
-    pub mmap_offset: u64,
-    /// The memory.
-    pub file: File,
-}
+/// Regions that one frontend may share (memory slots): all that QEMU ever uses, which
+/// takes the smaller number of this and 512, and reckons with 509 for DIMMs and
+/// virtio-mem.
+pub const REGIONS_MAX: usize = 512;
 
 /// Why memory could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -81,103 +63,20 @@ pub enum GuestMemoryError {
     PoolEmpty,
     #[error("the frontend has more than {MAPPINGS_MAX} pieces of memory mapped at a time")]
     TooManyMappings,
+    #[error(
+        "the VMs that are connected share so many pieces of memory that leafblk has no room for \
+         more; give VMs fewer and larger ones (DIMMs, virtio-mem), or spread those that have more \
+         than {MAPPINGS_SHARE} over several leafblk"
+    )]
+    NoMappingsLeft,
     #[error("no memory region at guest address {0:#x} to remove")]
     NoSuchRegion(u64),
     #[error("can't inspect the frontend's memory file: {0}")]
     Inspect(#[from] rustix::io::Errno),
     #[error("can't map the frontend's memory: {0}")]
-    Map(#[from] MmapRegionError),
+    Map(#[source] std::io::Error),
     #[error("all {0} places of the guard against truncated memory are taken")]
     GuardFull(usize),
-}
-
-#[derive(Debug)]
-struct Region {
-    guest_addr: u64,
-    user_addr: u64,
-    size: u64,
-    host: *mut u8,
-    // Unregistered before the mapping goes, and given back after it is gone:
-    // fields drop in this order.
-    guard: sigbus::Guard,
-    _mapping: MmapRegion,
-    _charge: Charge,
-}
-
-#[expect(unsafe_code, reason = "a mapping is memory, not a thread's property")]
-// SAFETY: `host` points into the mapping that the region owns, which is no
-// thread's property. Nobody makes a reference to what is behind it but to
-// atomics, and nobody trusts that two reads give the same: see `GuestMemory`.
-unsafe impl Send for Region {}
-#[expect(unsafe_code, reason = "as above")]
-// SAFETY: as for Send.
-unsafe impl Sync for Region {}
-
-impl Region {
-    fn map(spec: RegionSpec, account: &Arc<Account>) -> Result<Self, GuestMemoryError> {
-        let RegionSpec { guest_addr, size, user_addr, mmap_offset, file } = spec;
-        let end = mmap_offset.checked_add(size).ok_or(GuestMemoryError::BadRange)?;
-        if size == 0
-            || guest_addr.checked_add(size).is_none()
-            || user_addr.checked_add(size).is_none()
-            || end > i64::MAX.unsigned_abs()
-        {
-            return Err(GuestMemoryError::BadRange);
-        }
-        // Only files of tmpfs and hugetlbfs have seals, also those that can't be
-        // sealed. Asking never waits, where fstat(2) might for FUSE or NFS.
-        fcntl_get_seals(&file).map_err(|_| GuestMemoryError::NotMemory)?;
-        // With the seal the file can't be cut short at all; only then is its
-        // length worth a look. Frontends that made it unsealable are left to
-        // the guard.
-        let _ = fcntl_add_seals(&file, SealFlags::SHRINK);
-        let have = fstat(&file)?.st_size.unsigned_abs();
-        if have < end {
-            return Err(GuestMemoryError::FileTooShort { need: end, have });
-        }
-        let fs = fstatfs(&file)?;
-        let is_huge = fs.f_type == HUGETLBFS_MAGIC;
-        let small_page = page_size() as u64;
-        let page_size = if is_huge { fs.f_bsize.unsigned_abs() } else { small_page };
-        // A region may begin inside a hugepage, which must be mapped whole.
-        let before = mmap_offset % page_size;
-        if !before.is_multiple_of(small_page) {
-            return Err(GuestMemoryError::BadRange);
-        }
-        let length = before.checked_add(size).ok_or(GuestMemoryError::BadRange)?;
-        let length = if is_huge { length.next_multiple_of(page_size) } else { length };
-        let charge = account.charge(length)?;
-        let length = usize::try_from(length).map_err(|_| GuestMemoryError::BadRange)?;
-        log::debug!("mapping {size:#x} bytes of fd {} at {mmap_offset:#x}", file.as_raw_fd());
-        let mapping = MmapRegion::build(
-            Some(FileOffset::new(file, mmap_offset - before)),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_NORESERVE,
-        )?;
-        let start = mapping.as_volatile_slice().ptr_guard_mut().as_ptr();
-        let guard = sigbus::Guard::register(start as usize, length, page_size)
-            .ok_or(GuestMemoryError::GuardFull(sigbus::RANGES_MAX))?;
-        let before = usize::try_from(before).map_err(|_| GuestMemoryError::BadRange)?;
-        let host = start.wrapping_add(before);
-        Ok(Self { guest_addr, user_addr, size, host, guard, _mapping: mapping, _charge: charge })
-    }
-
-    /// The host address of `offset`, if `len` bytes from there are inside.
-    #[inline]
-    fn at(&self, offset: u64, len: u64) -> Option<*mut u8> {
-        if offset <= self.size && len <= self.size - offset {
-            // wrapping_add: plain address arithmetic inside the mapping.
-            #[expect(clippy::cast_possible_truncation, reason = "offset < size, a usize")]
-            Some(self.host.wrapping_add(offset as usize))
-        } else {
-            None
-        }
-    }
-}
-
-fn overlaps(a: u64, a_len: u64, b: u64, b_len: u64) -> bool {
-    a < b + b_len && b < a + a_len
 }
 
 /// All regions of one frontend. Cheap to rebuild: regions are shared.
@@ -194,7 +93,11 @@ fn overlaps(a: u64, a_len: u64, b: u64, b_len: u64) -> bool {
 /// system calls.
 #[derive(Debug, Default)]
 pub struct GuestMemory {
+    /// By guest address.
     regions: Vec<Arc<Region>>,
+    by_guest_addr: Places,
+    by_user_addr: Places,
+    faults: sigbus::Look,
 }
 
 impl GuestMemory {
@@ -206,6 +109,18 @@ impl GuestMemory {
     pub fn map(specs: Vec<RegionSpec>, account: &Arc<Account>) -> Result<Self, GuestMemoryError> {
         let add = |memory: Self, spec| memory.with_region(spec, account);
         specs.into_iter().try_fold(Self::default(), add)
+    }
+
+    fn of(regions: Vec<Arc<Region>>) -> Self {
+        let places = |start: fn(&Region) -> u64| {
+            regions.iter().map(|r| Place::new(start(r), r.size(), r.host())).collect()
+        };
+        Self {
+            by_guest_addr: places(Region::guest_addr),
+            by_user_addr: places(Region::user_addr),
+            faults: sigbus::Look::default(),
+            regions,
+        }
     }
 
     /// These regions and one more (vhost-user ADD_MEM_REG).
@@ -220,24 +135,20 @@ impl GuestMemory {
         if self.regions.len() >= REGIONS_MAX {
             return Err(GuestMemoryError::TooMany);
         }
-        let need = self.regions.iter().fold(spec.size, |sum, r| sum.saturating_add(r.size));
+        let need = self.regions.iter().fold(spec.size, |sum, r| sum.saturating_add(r.size()));
         let limit = table_bytes_max();
         if need > limit {
             return Err(GuestMemoryError::TooLarge { need, limit });
         }
+        let guest_addr = spec.guest_addr;
         let region = Region::map(spec, account)?;
-        for other in &self.regions {
-            if overlaps(region.guest_addr, region.size, other.guest_addr, other.size)
-                || overlaps(region.user_addr, region.size, other.user_addr, other.size)
-            {
-                return Err(GuestMemoryError::Overlap(region.guest_addr));
-            }
+        if self.regions.iter().any(|other| other.overlaps(&region)) {
+            return Err(GuestMemoryError::Overlap(guest_addr));
         }
         let mut regions = self.regions.clone();
-        regions.push(Arc::new(region));
-        // The largest first: most translations hit it at the first compare.
-        regions.sort_by_key(|r| std::cmp::Reverse(r.size));
-        Ok(Self { regions })
+        let at = regions.partition_point(|other| other.guest_addr() < guest_addr);
+        regions.insert(at, Arc::new(region));
+        Ok(Self::of(regions))
     }
 
     /// These regions without one (vhost-user REM_MEM_REG).
@@ -251,39 +162,51 @@ impl GuestMemory {
         size: u64,
     ) -> Result<Self, GuestMemoryError> {
         let mut regions = self.regions.clone();
-        let same =
-            |r: &Arc<Region>| (r.guest_addr, r.user_addr, r.size) == (guest_addr, user_addr, size);
+        let same = |r: &Arc<Region>| {
+            (r.guest_addr(), r.user_addr(), r.size()) == (guest_addr, user_addr, size)
+        };
         let at = regions.iter().position(same).ok_or(GuestMemoryError::NoSuchRegion(guest_addr))?;
         regions.remove(at);
-        Ok(Self { regions })
+        Ok(Self::of(regions))
+    }
+
+    /// Whether all that `other` has is here as well: its pointers stay good.
+    pub fn has_all_of(&self, other: &Self) -> bool {
+        let mut here = self.regions.iter();
+        other.regions.iter().all(|wanted| here.any(|region| Arc::ptr_eq(region, wanted)))
     }
 
     /// The host address of `len` bytes at a guest physical address, if one
     /// region holds them all.
     #[inline]
     pub fn translate(&self, guest_addr: u64, len: u64) -> Option<*mut u8> {
-        self.regions.iter().find_map(|r| r.at(guest_addr.wrapping_sub(r.guest_addr), len))
+        let (host, here) = self.by_guest_addr.find(guest_addr)?;
+        (len <= here).then_some(host)
     }
 
     /// As [`Self::translate`], but for as many bytes of `len` as the region
     /// that holds the first one has: a buffer may span adjoining regions.
     pub fn translate_some(&self, guest_addr: u64, len: u64) -> Option<(*mut u8, u64)> {
-        self.regions.iter().find_map(|r| {
-            let offset = guest_addr.wrapping_sub(r.guest_addr);
-            let here = len.min(r.size.checked_sub(offset).filter(|rest| *rest > 0)?);
-            Some((r.at(offset, here)?, here))
-        })
+        let (host, here) = self.by_guest_addr.find(guest_addr)?;
+        Some((host, len.min(here)))
     }
 
     /// The host address of `len` bytes at an address of the frontend.
     pub fn translate_user(&self, user_addr: u64, len: u64) -> Option<*mut u8> {
-        self.regions.iter().find_map(|r| r.at(user_addr.wrapping_sub(r.user_addr), len))
+        let (host, here) = self.by_user_addr.find(user_addr)?;
+        (len <= here).then_some(host)
     }
 
     /// Whether the frontend took memory away that was then touched. Such a
     /// device is over: what it read or wrote there was lost.
+    #[inline]
     pub fn is_faulted(&self) -> bool {
-        self.regions.iter().any(|r| r.guard.is_faulted())
+        self.faults.is_needed() && self.look_for_faults()
+    }
+
+    #[cold]
+    fn look_for_faults(&self) -> bool {
+        self.faults.look(|| self.regions.iter().any(|region| region.is_faulted()))
     }
 
     /// Whether there is no memory at all.

@@ -13,19 +13,19 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
-use super::account::MAPPINGS_MAX;
+use super::account::ALL_MAPPINGS_MAX;
 
-/// Ranges that can be guarded at once: all that 1024 frontends may have mapped.
-pub const RANGES_MAX: usize = 1024 * MAPPINGS_MAX;
+/// Ranges that can be guarded at once: all that frontends may have mapped.
+pub const RANGES_MAX: usize = ALL_MAPPINGS_MAX;
 
 /// A place for a range. Its owner changes it while signal handlers of other
 /// threads read it, so a reader takes what it read only if `generation` is the
 /// same before and after: see [`Range::read`].
 struct Range {
-    /// 0: free; 1: being set up; otherwise the first address.
+    /// The first address; 0 while nobody has the place, or it is being set up.
     start: AtomicUsize,
     /// Counts the owners.
     generation: AtomicUsize,
@@ -34,29 +34,49 @@ struct Range {
     faulted: AtomicBool,
 }
 
-static RANGES: [Range; RANGES_MAX] = [const {
-    Range {
-        start: AtomicUsize::new(0),
-        generation: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-        page_size: AtomicUsize::new(0),
-        faulted: AtomicBool::new(false),
-    }
-}; RANGES_MAX];
+static RANGES: [Range; RANGES_MAX] = [const { Range::empty() }; RANGES_MAX];
 
 /// Places up to here have been used; the others need no look.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
+/// Those of them that are free now. Not for the signal handler.
+static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+/// Ranges of which some memory was found gone, ever.
+static FAULTS: AtomicUsize = AtomicUsize::new(0);
+
+/// A place that nobody has, of the first ones: the handler looks at all that were ever
+/// used.
+fn claim() -> Option<usize> {
+    let mut free = free_places();
+    free.pop().or_else(|| {
+        let index = USED.load(Ordering::Relaxed);
+        (index < RANGES_MAX).then(|| {
+            USED.store(index + 1, Ordering::Release);
+            index
+        })
+    })
+}
+
+fn free_places() -> MutexGuard<'static, Vec<usize>> {
+    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Range {
-    fn claim(&self) -> bool {
-        self.start.load(Ordering::Relaxed) == 0
-            && self.start.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    /// Nobody's.
+    const fn empty() -> Self {
+        Self {
+            start: AtomicUsize::new(0),
+            generation: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            page_size: AtomicUsize::new(0),
+            faulted: AtomicBool::new(false),
+        }
     }
 
     /// Sets a claimed place up.
     fn set(&self, start: usize, len: usize, page_size: usize) {
-        // Release: who reads this generation sees that the place was claimed,
-        // and no start of an earlier one.
+        // Release: who reads this generation sees no start of an earlier owner.
         self.generation.fetch_add(1, Ordering::Release);
         // Who reads one of the values below sees the generation.
         fence(Ordering::Release);
@@ -64,6 +84,11 @@ impl Range {
         self.page_size.store(page_size, Ordering::Relaxed);
         self.faulted.store(false, Ordering::Relaxed);
         self.start.store(start, Ordering::Release);
+    }
+
+    /// Its owner leaves it.
+    fn clear(&self) {
+        self.start.store(0, Ordering::Release);
     }
 
     /// The first address, length and page size of one and the same owner.
@@ -80,7 +105,7 @@ impl Range {
         let page_size = self.page_size.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         let same = self.generation.load(Ordering::Relaxed) == generation;
-        (start > 1 && same).then_some((start, len, page_size))
+        (start != 0 && same).then_some((start, len, page_size))
     }
 }
 
@@ -111,8 +136,7 @@ impl Guard {
     pub fn register(start: usize, len: usize, page_size: u64) -> Option<Self> {
         INSTALL.call_once(install);
         let page_size = usize::try_from(page_size).ok()?;
-        let index = RANGES.iter().position(Range::claim)?;
-        USED.fetch_max(index + 1, Ordering::AcqRel);
+        let index = claim()?;
         RANGES[index].set(start, len, page_size);
         Some(Self { index })
     }
@@ -125,7 +149,41 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        RANGES[self.index].start.store(0, Ordering::Release);
+        RANGES[self.index].clear();
+        free_places().push(self.index);
+    }
+}
+
+/// Somebody's last look at his ranges. A look is only needed after a fault, of anybody's
+/// range, so that the many ranges of one table cost nothing.
+#[derive(Debug)]
+pub(super) struct Look {
+    /// How many faults there had been at the last one that found nothing.
+    faults: AtomicUsize,
+}
+
+impl Default for Look {
+    /// None yet: the ranges may be older.
+    fn default() -> Self {
+        Self { faults: AtomicUsize::new(usize::MAX) }
+    }
+}
+
+impl Look {
+    #[inline]
+    pub(super) fn is_needed(&self) -> bool {
+        // Acquire: who sees the count sees whose range it was.
+        FAULTS.load(Ordering::Acquire) != self.faults.load(Ordering::Relaxed)
+    }
+
+    /// Looks by `is_faulted`; its answer.
+    pub(super) fn look(&self, is_faulted: impl FnOnce() -> bool) -> bool {
+        let faults = FAULTS.load(Ordering::Acquire);
+        let found = is_faulted();
+        if !found {
+            self.faults.store(faults, Ordering::Relaxed);
+        }
+        found
     }
 }
 
@@ -160,6 +218,7 @@ extern "C" fn on_sigbus(
     {
         // Before the zeros appear: who reads them can then know.
         range.faulted.store(true, Ordering::Release);
+        FAULTS.fetch_add(1, Ordering::AcqRel);
         // The whole range at once: page by page, each replacement would split
         // the mapping, up to the limit of mappings.
         // SAFETY: `start` and `len` are one owner's, and that owner is the one
@@ -213,28 +272,38 @@ mod tests {
 
     #[test]
     fn a_place_that_changes_hands_never_shows_one_owners_start_with_anothers_length() {
-        let place = Range {
-            start: AtomicUsize::new(0),
-            generation: AtomicUsize::new(0),
-            len: AtomicUsize::new(0),
-            page_size: AtomicUsize::new(0),
-            faulted: AtomicBool::new(false),
-        };
-        let own = |start, len| {
-            assert!(place.claim());
-            place.set(start, len, 0x1000);
-        };
-        own(LOW, 0x1000);
+        let place = Range::empty();
+        place.set(LOW, 0x1000, 0x1000);
         assert_eq!(place.read(), Some((LOW, 0x1000, 0x1000)));
         // Another address, or the same one once more: mmap(2) gives it again.
         for start in [HIGH, LOW] {
             let seen = place.read_with(|| {
-                place.start.store(0, Ordering::Release);
-                own(start, 0x10_0000);
+                place.clear();
+                place.set(start, 0x10_0000, 0x1000);
             });
             assert_eq!(seen, None);
             assert_eq!(place.read(), Some((start, 0x10_0000, 0x1000)));
         }
-        assert!(!place.claim(), "it is taken");
+        place.clear();
+        assert_eq!(place.read(), None);
+    }
+
+    #[test]
+    fn places_are_used_again_and_none_has_two_owners() {
+        let guard =
+            |i: usize| Guard::register(HIGH + (1 << 29) + (i << 12), 0x1000, 0x1000).unwrap();
+        let mut guards: Vec<_> = (0..600).map(guard).collect();
+        // Others use places meanwhile, but not hundreds.
+        let used = USED.load(Ordering::Relaxed) + 300;
+        for _ in 0..10 {
+            guards.retain(|guard| guard.index % 2 == 0);
+            let missing = 600 - guards.len();
+            guards.extend((0..missing).map(guard));
+            let mut places: Vec<_> = guards.iter().map(|guard| guard.index).collect();
+            places.sort_unstable();
+            places.dedup();
+            assert_eq!(places.len(), 600);
+        }
+        assert!(USED.load(Ordering::Relaxed) < used);
     }
 }

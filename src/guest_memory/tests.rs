@@ -1,5 +1,12 @@
+use std::fs::File;
+
+use assert_no_alloc::{assert_no_alloc, violation_count};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rustix::fs::{MemfdFlags, fcntl_get_seals, ftruncate, memfd_create};
+
 use super::*;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 fn memory_file(len: u64) -> File {
     let fd = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
@@ -27,6 +34,74 @@ fn addresses_translate_inside_a_region_only() {
     assert!(memory.translate_some(0x3000, 1).is_none());
     assert!(memory.translate_user(0x9000_0fff, 1).is_some());
     assert!(memory.translate_user(0x9000_0fff, 2).is_none());
+}
+
+/// As many regions as there may be, in gaps of a page each; added in any order.
+fn all_regions() -> GuestMemory {
+    let file = memory_file(0x2000);
+    let mut numbers: Vec<u64> = (0..REGIONS_MAX as u64).collect();
+    numbers.shuffle(&mut StdRng::seed_from_u64(1));
+    let spec = |i: &u64| RegionSpec {
+        guest_addr: i * 0x3000,
+        size: 0x2000,
+        user_addr: (1 << 40) - i * 0x2000,
+        mmap_offset: 0,
+        file: file.try_clone().unwrap(),
+    };
+    map(numbers.iter().map(spec).collect()).unwrap()
+}
+
+#[test]
+fn each_address_of_hundreds_of_regions_is_found_and_none_between_them() {
+    let memory = all_regions();
+    let base = |i: u64| memory.translate(i * 0x3000, 0x2000).unwrap() as u64;
+    let bases: Vec<u64> = (0..REGIONS_MAX as u64).map(base).collect();
+    let mut rng = StdRng::seed_from_u64(2);
+    for _ in 0..100_000 {
+        let region = rng.random_range(0..REGIONS_MAX);
+        let (addr, len) = (rng.random_range(0..0x3000), rng.random_range(0..0x3000));
+        let at = region as u64 * 0x3000 + addr;
+        let room = 0x2000u64.saturating_sub(addr);
+        let host = (room > 0).then_some(bases[region] + addr);
+        let found = memory.translate(at, len).map(|ptr| ptr as u64);
+        assert_eq!(found, host.filter(|_| len <= room), "{len:#x} at {at:#x}");
+        let some = memory.translate_some(at, len).map(|(ptr, here)| (ptr as u64, here));
+        assert_eq!(some, host.map(|host| (host, len.min(room))), "{len:#x} at {at:#x}");
+        let user = (1 << 40) - region as u64 * 0x2000 + (addr & 0x1fff);
+        let found = memory.translate_user(user, 1).unwrap() as u64;
+        assert_eq!(found, bases[region] + (addr & 0x1fff));
+    }
+    assert!(memory.translate(REGIONS_MAX as u64 * 0x3000, 1).is_none());
+    assert!(memory.translate(u64::MAX, 1).is_none());
+}
+
+#[test]
+fn a_translation_allocates_nothing() {
+    let memory = all_regions();
+    let before = violation_count();
+    assert_no_alloc(|| {
+        for i in 0..REGIONS_MAX as u64 {
+            let at = (i * 91) % REGIONS_MAX as u64 * 0x3000;
+            std::hint::black_box(memory.translate(at, 16));
+            std::hint::black_box(memory.translate(at + 0x2000, 16));
+        }
+    });
+    assert_eq!(violation_count(), before);
+}
+
+#[test]
+fn one_region_more_than_there_may_be_is_refused_and_one_less_makes_room() {
+    let memory = all_regions();
+    let more = || spec(1 << 50, 1 << 50, 0x1000);
+    let account = Account::new();
+    assert!(matches!(memory.with_region(more(), &account), Err(GuestMemoryError::TooMany)));
+    let fewer = memory.without_region(7 * 0x3000, (1 << 40) - 7 * 0x2000, 0x2000).unwrap();
+    assert!(fewer.translate(7 * 0x3000, 1).is_none());
+    let again = fewer.with_region(more(), &account).unwrap();
+    assert!(again.translate(1 << 50, 0x1000).is_some());
+    // What was mapped stays where it is.
+    assert!(again.has_all_of(&fewer) && !again.has_all_of(&memory));
+    assert_eq!(again.translate(8 * 0x3000, 1), memory.translate(8 * 0x3000, 1));
 }
 
 #[test]
@@ -64,20 +139,24 @@ fn regions_come_and_go_one_at_a_time() {
 #[expect(unsafe_code, reason = "touches the mapping as the data path does")]
 fn memory_that_is_truncated_later_marks_the_region_and_kills_nobody() {
     let file = memory_file(0x4000);
-    let spec = RegionSpec {
+    let truncated = RegionSpec {
         guest_addr: 0,
         size: 0x4000,
         user_addr: 0x10_0000,
         mmap_offset: 0,
         file: file.try_clone().unwrap(),
     };
-    let memory = map(vec![spec]).unwrap();
+    let memory = map(vec![truncated]).unwrap();
     let last = memory.translate(0x3000, 1).unwrap();
     ftruncate(&file, 0x1000).unwrap();
     assert!(!memory.is_faulted());
     // SAFETY: the address is inside the mapping; the guard catches the fault.
     unsafe { last.write_volatile(7) };
-    assert!(memory.is_faulted());
+    assert!(memory.is_faulted() && memory.is_faulted());
+    // A table that was made of it knows, and one of others does not.
+    let more = memory.with_region(spec(1 << 30, 1 << 30, 0x1000), &Account::new()).unwrap();
+    assert!(more.is_faulted());
+    assert!(!more.without_region(0, 0x10_0000, 0x4000).unwrap().is_faulted());
 }
 
 #[test]

@@ -10,10 +10,12 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, linkat};
+
+use super::open;
 
 /// Why there is no such file; each with the name that it would have.
 #[derive(Debug)]
@@ -61,14 +63,14 @@ impl Beside {
             _ => PathBuf::from("."),
         };
         let made = if nameless {
-            open_nameless(&directory).map(|file| file.map(|file| (file, None)))
+            open::nameless_file(&directory).map(|file| file.map(|file| (file, None)))
         } else {
             Ok(None)
         };
         let made = match made {
             Ok(None) => {
                 let name = temporary_name(target, &directory);
-                let file = options().create_new(true).open(&name);
+                let file = open::new_file(&name);
                 file.map(|file| (file, Some(name)))
             }
             Ok(Some(made)) => Ok(made),
@@ -146,7 +148,7 @@ impl Beside {
     }
 
     fn sync_directory(&self) -> Result<(), BesideError> {
-        File::open(&self.directory).and_then(|dir| dir.sync_all()).map_err(|e| self.error(e))
+        open::directory(&self.directory).and_then(|dir| dir.sync_all()).map_err(|e| self.error(e))
     }
 
     fn remove_temporary(&mut self) {
@@ -160,22 +162,6 @@ impl Beside {
 impl Drop for Beside {
     fn drop(&mut self) {
         self.remove_temporary();
-    }
-}
-
-fn options() -> std::fs::OpenOptions {
-    let mut options = File::options();
-    options.read(true).write(true).mode(0o600);
-    options
-}
-
-/// A file without a name, or `None` where the file system can't do that.
-fn open_nameless(directory: &Path) -> io::Result<Option<File>> {
-    match options().custom_flags(libc::O_TMPFILE).open(directory) {
-        Ok(file) => Ok(Some(file)),
-        // open(2): kernels and file systems without O_TMPFILE.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => Ok(None),
-        Err(e) => Err(e),
     }
 }
 

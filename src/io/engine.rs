@@ -11,8 +11,8 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::{IoUring, opcode, types};
 
-/// Operations that may be in flight on one ring; a caller over it waits in its
-/// own, bounded, queue.
+/// Operations that may be in flight on one ring; who finds no [`Vacancy`] waits in a
+/// queue of its own, a bounded one.
 pub(crate) const IN_FLIGHT_MAX: u32 = 256;
 
 /// One reactor's ring.
@@ -55,61 +55,9 @@ impl Engine {
         IN_FLIGHT_MAX - self.in_flight
     }
 
-    /// Whether another operation fits.
-    pub(crate) fn has_room(&self) -> bool {
-        self.in_flight < IN_FLIGHT_MAX
-    }
-
-    /// Queues a read of `len` bytes at `offset` into `ptr`.
-    ///
-    /// # Safety
-    /// `ptr` stays valid for writes of `len` bytes until `token` is reaped,
-    /// and `fd` stays open until then.
-    pub(crate) unsafe fn read(
-        &mut self,
-        fd: RawFd,
-        ptr: *mut u8,
-        len: u32,
-        offset: u64,
-        token: u64,
-    ) {
-        let entry =
-            opcode::Read::new(types::Fd(fd), ptr, len).offset(offset).build().user_data(token);
-        // SAFETY: the caller keeps the buffer and the descriptor.
-        unsafe { self.push(&entry) }
-    }
-
-    /// Queues a vectored read.
-    ///
-    /// # Safety
-    /// As for [`Self::read`], for every buffer of `iov` and for the `count`
-    /// entries at `iov` themselves.
-    pub(crate) unsafe fn readv(
-        &mut self,
-        fd: RawFd,
-        iov: *const libc::iovec,
-        count: u32,
-        offset: u64,
-        token: u64,
-    ) {
-        let entry =
-            opcode::Readv::new(types::Fd(fd), iov, count).offset(offset).build().user_data(token);
-        // SAFETY: the caller keeps the buffers and the descriptor.
-        unsafe { self.push(&entry) }
-    }
-
-    /// # Safety
-    /// As for [`Self::read`].
-    unsafe fn push(&mut self, entry: &io_uring::squeue::Entry) {
-        debug_assert!(self.has_room(), "callers ask has_room first");
-        // SAFETY: the entry's addresses stay valid by this function's contract.
-        while unsafe { self.ring.submission().push(entry) }.is_err() {
-            // The queue is as long as what may be in flight, so it is full of
-            // entries that only want submitting.
-            let _ = self.ring.submit();
-        }
-        self.in_flight += 1;
-        self.unsubmitted += 1;
+    /// Room for another operation, if there is any.
+    pub(crate) fn vacancy(&mut self) -> Option<Vacancy<'_>> {
+        (self.in_flight < IN_FLIGHT_MAX).then_some(Vacancy(self))
     }
 
     /// Hands what is queued to the kernel; costs nothing where nothing is.
@@ -141,11 +89,61 @@ impl Engine {
     }
 
     /// The next completion: token and result (bytes read, or an error).
-    pub(crate) fn reap(&mut self) -> Option<(u64, io::Result<u32>)> {
+    pub(crate) fn reap(&mut self) -> Option<(u32, io::Result<u32>)> {
         let entry = self.ring.completion().next()?;
         self.in_flight -= 1;
         let result = u32::try_from(entry.result())
             .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
-        Some((entry.user_data(), result))
+        #[expect(clippy::cast_possible_truncation, reason = "as it was given")]
+        let token = entry.user_data() as u32;
+        Some((token, result))
+    }
+}
+
+/// Room for one operation. Only who has it can queue one.
+#[must_use]
+pub(crate) struct Vacancy<'a>(&'a mut Engine);
+
+impl Vacancy<'_> {
+    /// Queues a read of `len` bytes at `offset` into `ptr`.
+    ///
+    /// # Safety
+    /// `ptr` stays valid for writes of `len` bytes until `token` is reaped,
+    /// and `fd` stays open until then.
+    pub(crate) unsafe fn read(self, fd: RawFd, ptr: *mut u8, len: u32, offset: u64, token: u32) {
+        let entry = opcode::Read::new(types::Fd(fd), ptr, len).offset(offset).build();
+        // SAFETY: the caller keeps the buffer and the descriptor.
+        unsafe { self.push(entry, token) }
+    }
+
+    /// Queues a vectored read.
+    ///
+    /// # Safety
+    /// As for [`Self::read`], for every buffer of `iov` and for the `count`
+    /// entries at `iov` themselves.
+    pub(crate) unsafe fn readv(
+        self,
+        fd: RawFd,
+        iov: *const libc::iovec,
+        count: u32,
+        offset: u64,
+        token: u32,
+    ) {
+        let entry = opcode::Readv::new(types::Fd(fd), iov, count).offset(offset).build();
+        // SAFETY: the caller keeps the buffers and the descriptor.
+        unsafe { self.push(entry, token) }
+    }
+
+    /// # Safety
+    /// As for [`Self::read`].
+    unsafe fn push(self, entry: io_uring::squeue::Entry, token: u32) {
+        let Self(engine) = self;
+        let entry = entry.user_data(u64::from(token));
+        // SAFETY: the entry's addresses stay valid by this function's contract.
+        let pushed = unsafe { engine.ring.submission().push(&entry) };
+        // The queue is as long as what may be in flight, of which this is less.
+        assert!(pushed.is_ok(), "the io_uring has less room than it was made with");
+        engine.in_flight += 1;
+        engine.unsubmitted += 1;
     }
 }

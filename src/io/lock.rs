@@ -44,7 +44,7 @@ pub(crate) fn take(file: &File, shared: bool) -> io::Result<bool> {
 /// a lock on the inode. By the number alone: what it says of devices is not what
 /// stat(2) does on btrfs. A dead holder is not listed, or as process 0.
 fn is_held_by_the_living(inode: u64) -> io::Result<bool> {
-    let locks = std::fs::read_to_string("/proc/locks")?;
+    let locks = crate::io::open::kernel_text("/proc/locks")?;
     Ok(locks.lines().any(|line| {
         // 1: FLOCK ADVISORY WRITE 708 08:01:12345 0 EOF
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -60,7 +60,7 @@ fn is_held_by_the_living(inode: u64) -> io::Result<bool> {
 /// Whether there is such a process, and it isn't ending: one that was killed
 /// lets go of its locks by itself, once the kernel has done what it waits for.
 fn lives(process: u32) -> bool {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}"));
+    let read = |name: &str| crate::io::open::kernel_text(format!("/proc/{process}/{name}"));
     match (read("stat"), read("status")) {
         (Ok(stat), Ok(status)) => !is_exiting(&stat) && !is_killed(&status),
         // Gone, or hidden; a look that failed otherwise says nothing.

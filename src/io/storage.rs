@@ -11,8 +11,10 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::OnceLock;
 
-use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, fdatasync};
+use rustix::io::Errno;
 
+use super::open::{self, Access};
 use crate::virtqueue::GuestBuf;
 
 /// Buffers that one readv(2) or writev(2) takes (IOV_MAX).
@@ -77,6 +79,16 @@ pub trait Storage: Send + Sync + Debug {
     /// # Errors
     /// As fstat(2).
     fn len_bytes(&self) -> io::Result<u64>;
+
+    /// Where from `offset` on there may be something else than zeros, as far as the
+    /// storage knows without reading; `None` where zeros are all that is left
+    /// (SEEK_DATA, lseek(2)).
+    ///
+    /// # Errors
+    /// As the storage.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok(Some(offset))
+    }
 
     /// Bytes that the file occupies on its disk.
     ///
@@ -185,8 +197,7 @@ impl FileStorage {
 
     fn opened_for_write_back(&self) -> Option<&File> {
         let open = || -> io::Result<File> {
-            // By its descriptor: its name may be another file's by now.
-            let file = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+            let file = open::again(&self.file, Access::Read, OFlags::empty())?;
             // Without flags it does nothing: an error is about the call.
             sync_file_range(&file, 0, 0, 0)?;
             Ok(file)
@@ -281,6 +292,16 @@ impl Storage for FileStorage {
         Ok(self.file.metadata()?.len())
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        // All I/O says where: nobody else uses the file's own position.
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            // Not known on this file system, or for this kind of file.
+            Err(_) => Ok(Some(offset)),
+        }
+    }
+
     fn allocated(&self) -> io::Result<u64> {
         Ok(std::os::unix::fs::MetadataExt::blocks(&self.file.metadata()?) * 512)
     }
@@ -298,6 +319,18 @@ impl Storage for FileStorage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn holes_are_passed_over() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(1 << 40).unwrap();
+        let storage = FileStorage::new(file);
+        assert_eq!(storage.next_data(0).unwrap(), None);
+        write_all(&storage, &[1; 10], 1 << 30).unwrap();
+        assert_eq!(storage.next_data(0).unwrap(), Some(1 << 30));
+        assert_eq!(storage.next_data((1 << 30) + 5).unwrap(), Some((1 << 30) + 5));
+        assert_eq!(storage.next_data(1 << 31).unwrap(), None);
+    }
 
     /// A write-back error is told once to each opening of a file; what shows
     /// that there are two is flock(2), which keeps openings apart likewise.

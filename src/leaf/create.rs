@@ -68,8 +68,28 @@ pub fn create_storage(
     virtual_size: u64,
     root: &RootIdentity,
 ) -> Result<(), LeafError> {
-    let header = new_header(layout, virtual_size, root)?;
-    write_header(storage, &header)
+    write_whole(path, storage, &new_header(layout, virtual_size, root)?)
+}
+
+/// As [`create_storage`], packed if that is possible, for a leaf that is to take the place
+/// of the one with the header `old`: it holds the same disk.
+///
+/// # Errors
+/// As [`create_storage`].
+pub fn create_successor(
+    path: &Path,
+    storage: &dyn Storage,
+    virtual_size: u64,
+    root: &RootIdentity,
+    old: &Header,
+) -> Result<(), LeafError> {
+    let new = new_header(Layout::Packed, virtual_size, root)?;
+    let header = Header { disk: Some(old.disk_uuid()), ..new };
+    write_whole(path, storage, &header)
+}
+
+fn write_whole(path: &Path, storage: &dyn Storage, header: &Header) -> Result<(), LeafError> {
+    write_header(storage, header)
         .and_then(|()| storage.sync_data())
         .map_err(|source| LeafError::Create { path: path.to_owned(), source })
 }
@@ -96,6 +116,7 @@ fn new_header(layout: Layout, virtual_size: u64, root: &RootIdentity) -> Result<
         compatible: 0,
         map_void: false,
         uuid: *uuid::Uuid::new_v4().as_bytes(),
+        disk: None,
         generation: 1,
         virtual_size,
         map_offset: MAP_OFFSET,

@@ -6,12 +6,17 @@ use std::io;
 use super::{Leaf, LeafError};
 use crate::io::storage::zero;
 use crate::sync::atomic::Ordering;
-use crate::units::{Sector, SectorRange};
+use crate::units::SectorRange;
 use crate::virtqueue::GuestBuf;
 
 /// Bytes that one write to the storage has: the file's lock is held for so long
 /// at a time, however large the request. Tests try it with small ones.
 const STEP_BYTES: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
+
+/// Sectors of a direct leaf that are made zeros in one call, 16 MiB: if they are 4 KiB
+/// here and there, the file system has some thousand places to give back. Tests try it
+/// with few.
+const ZERO_SECTORS: u64 = if cfg!(test) { 256 } else { 32 << 10 };
 
 /// Buffers that one write to the storage has at most where a list must be cut.
 const GATHER: usize = 64;
@@ -88,7 +93,8 @@ impl<'a> Pending<'a> {
 }
 
 impl Leaf {
-    /// Reads held sectors that lie together ([`Self::place`]). May be short; with
+    /// Reads held sectors that lie together from `place` on, which [`Self::place`]
+    /// said: a block keeps its place while the leaf is in use. May be short; with
     /// `nowait`, `WouldBlock` where the data isn't in the page cache.
     ///
     /// # Errors
@@ -97,9 +103,9 @@ impl Leaf {
     /// # Safety
     /// The buffers are valid for writes during the call.
     #[inline]
-    pub unsafe fn read(&self, start: Sector, bufs: &[GuestBuf], nowait: bool) -> io::Result<usize> {
+    pub unsafe fn read(&self, place: u64, bufs: &[GuestBuf], nowait: bool) -> io::Result<usize> {
         // SAFETY: by this function's contract.
-        unsafe { self.storage.read_into(bufs, self.data_offset(start), nowait) }
+        unsafe { self.storage.read_into(bufs, place, nowait) }
     }
 
     /// Writes `range`, all of it, then marks it as held.
@@ -138,17 +144,35 @@ impl Leaf {
     /// # Errors
     /// As [`Self::write`].
     pub fn write_zeroes(&self, range: SectorRange) -> Result<(), LeafError> {
+        let mut rest = range;
+        while !rest.is_empty() {
+            rest = self.write_zeroes_in_part(rest)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the first sectors of the range read as zeros, as many as one call to the
+    /// file system does in moments; returns the rest. For whoever has something else to
+    /// do in between: a range may have a hundred thousand places in the file, and each
+    /// call holds the file's lock.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_zeroes_in_part(&self, range: SectorRange) -> Result<SectorRange, LeafError> {
         self.check_writable("write zeroes", range)?;
+        // fallocate(2) takes no empty range.
         if range.is_empty() {
-            // fallocate(2) takes no empty range.
-            return Ok(());
+            return Ok(range);
         }
         if self.map.is_packed() {
-            return self.zero_packed(range);
+            let done = self.zero_packed(range)?;
+            return Ok(range.split_at(done).1);
         }
-        let (offset, len) = (self.data_offset(range.start()), range.byte_len());
+        let (first, rest) = range.split_at(ZERO_SECTORS);
+        let (offset, len) = (self.data_offset + first.byte_offset(), first.byte_len());
         zero(&*self.storage, offset, len).map_err(|e| self.unfinished("write zeroes", e))?;
-        self.mark(range)
+        self.mark(first)?;
+        Ok(rest)
     }
 
     /// Where in the file a write of the range goes on after so many bytes, and how

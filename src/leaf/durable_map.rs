@@ -29,7 +29,9 @@ pub(super) fn load(storage: &dyn Storage, header: &Header, map: &LiveMap) -> io:
     let mut table =
         vec![0; if header.table_offset.is_some() { GROUP_PAGES * TABLE_LEN } else { 0 }];
     let pages = map.pages();
-    for first in (0..pages).step_by(GROUP_PAGES) {
+    let mut next = 0;
+    while next < pages {
+        let first = next;
         let count = GROUP_PAGES.min(pages - first);
         let bits = &mut bits[..count * PAGE_LEN];
         read_exact(storage, bits, header.map_offset + (first * PAGE_LEN) as u64)?;
@@ -38,7 +40,9 @@ pub(super) fn load(storage: &dyn Storage, header: &Header, map: &LiveMap) -> io:
             read_exact(storage, table, offset + (first * TABLE_LEN) as u64)?;
         }
         let table_len = if header.table_offset.is_some() { count * TABLE_LEN } else { 0 };
+        next = first + count;
         if is_zero(bits) && is_zero(&table[..table_len]) {
+            next = next_page(storage, header, next)?.min(pages);
             continue;
         }
         for i in 0..count {
@@ -55,6 +59,19 @@ pub(super) fn load(storage: &dyn Storage, header: &Header, map: &LiveMap) -> io:
         }
     }
     Ok(half_written)
+}
+
+/// The first map page from `page` on that the file may have something of, or of whose
+/// part of the table: a disk of petabytes has a map of gigabytes, nearly all of it a hole.
+fn next_page(storage: &dyn Storage, header: &Header, page: usize) -> io::Result<usize> {
+    let next = |start: u64, unit: usize| -> io::Result<usize> {
+        let data = storage.next_data(start + (page * unit) as u64)?;
+        let page = data.map(|at| usize::try_from((at - start) / unit as u64));
+        Ok(page.and_then(Result::ok).unwrap_or(usize::MAX))
+    };
+    let of_map = next(header.map_offset, PAGE_LEN)?;
+    let of_table = header.table_offset.map(|start| next(start, TABLE_LEN)).transpose()?;
+    Ok(of_map.min(of_table.unwrap_or(usize::MAX)))
 }
 
 /// Fills the table's pages that belong to a map page, and takes away what of

@@ -63,6 +63,13 @@ pub enum LeafError {
     )]
     LiveMapAhead { path: PathBuf, map: PathBuf, why: &'static str },
     #[error(
+        "leaf {}: its live map {} is in use by another process, which has a copy of this leaf; stop \
+         that process first (the leaf's tools do without the map if told --flushed-only)",
+        path.display(),
+        map.display()
+    )]
+    LiveMapInUse { path: PathBuf, map: PathBuf },
+    #[error(
         "leaf {}: {operation} failed: {source}; look at its disk and the runtime directory (free space, \
          errors in dmesg)",
         path.display()

@@ -18,7 +18,8 @@
 //! | 128 | 2 | root: length of its name |
 //! | 130 | 254 | root: name, UTF-8 |
 //! | 384 | 8 | block table offset, if packed |
-//! | 392 | 3700 | zeros |
+//! | 392 | 16 | UUID of the disk, if it is another than the leaf's; zeros |
+//! | 408 | 3684 | zeros |
 //! | 4092 | 4 | CRC-32C of bytes 0 to 4091 |
 //!
 //! All numbers little-endian. Identity first, then what changes, then the
@@ -42,6 +43,7 @@ const FEATURE_MAP_VOID: u64 = 1;
 const FEATURE_PACKED: u64 = 2;
 const FEATURES_KNOWN: u64 = FEATURE_MAP_VOID | FEATURE_PACKED;
 const TABLE_OFFSET: usize = 384;
+const DISK_OFFSET: usize = 392;
 const NAME_OFFSET: usize = 130;
 const NAME_MAX: usize = 254;
 const CRC_OFFSET: usize = LEN - 4;
@@ -60,6 +62,9 @@ pub struct Header {
     pub map_void: bool,
     /// The leaf's identity.
     pub uuid: [u8; 16],
+    /// The UUID of the first leaf of this disk, where this is a later one that was put
+    /// in its place ([`Self::disk_uuid`]).
+    pub disk: Option<[u8; 16]>,
     /// Grows with each header, but for one that is written to both copies.
     pub generation: u64,
     /// Size of the disk in bytes.
@@ -122,6 +127,7 @@ impl Header {
         put(128, &u16::try_from(name_len).unwrap_or(0).to_le_bytes());
         put(NAME_OFFSET, &self.root.name.as_bytes()[..name_len]);
         put(TABLE_OFFSET, &self.table_offset.unwrap_or(0).to_le_bytes());
+        put(DISK_OFFSET, &self.disk.unwrap_or_default());
         let crc = crc32c::crc32c(&bytes[..CRC_OFFSET]);
         bytes[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -161,6 +167,7 @@ impl Header {
             compatible: u64::from_le_bytes(number(bytes, 16)),
             map_void: incompatible & FEATURE_MAP_VOID != 0,
             uuid: number(bytes, 32),
+            disk: Some(number(bytes, DISK_OFFSET)).filter(|disk| *disk != [0; 16]),
             generation: u64::from_le_bytes(number(bytes, 48)),
             virtual_size: u64::from_le_bytes(number(bytes, 56)),
             map_offset: u64::from_le_bytes(number(bytes, 64)),
@@ -175,6 +182,12 @@ impl Header {
             },
         };
         if header.is_sane() { Ok(header) } else { Err(HeaderError::Damaged) }
+    }
+
+    /// Which disk the leaf holds the changes of: a tool that puts a new leaf in an old
+    /// one's place, with the same content, hands that on.
+    pub fn disk_uuid(&self) -> [u8; 16] {
+        self.disk.unwrap_or(self.uuid)
     }
 
     fn flags(&self) -> u32 {

@@ -17,6 +17,7 @@
 //! A map can grow while it is used: the mapping has room for the largest disk
 //! that the leaf may become, which is address space and nothing else.
 
+mod aside;
 mod leaf_path;
 pub(super) mod leftovers;
 mod owner;
@@ -29,7 +30,7 @@ mod words;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
@@ -123,6 +124,8 @@ impl Shape {
 #[derive(Debug)]
 pub(super) struct LiveMap {
     file: File,
+    /// Where the file is, if it has a name.
+    path: Option<PathBuf>,
     /// Whether the map was made nobody's, which it then stays. Held while its
     /// owner is written.
     disowned: Mutex<bool>,
@@ -147,45 +150,44 @@ fn first_word(start: u64, count: u64) -> (u64, u64) {
 impl LiveMap {
     /// An empty map in a new file at `path`, or in anonymous memory. It is nobody's
     /// yet, so that a kill leaves none that is half filled; `owner` is whose it is
-    /// to be.
-    pub(super) fn create(path: Option<&Path>, owner: &Owner, shape: &Shape) -> io::Result<Self> {
-        let file = match path {
-            Some(path) => place::create(path, owner)?,
-            None => File::from(memfd_create("leafblk-map", MemfdFlags::CLOEXEC)?),
+    /// to be, and `leaf` where that leaf's file is.
+    pub(super) fn create(
+        path: Option<&Path>,
+        owner: &Owner,
+        leaf: &Path,
+        shape: &Shape,
+    ) -> io::Result<Self> {
+        let (file, path) = match path {
+            Some(path) => place::create(path, owner, leaf).map(|(file, at)| (file, Some(at)))?,
+            None => (File::from(memfd_create("leafblk-map", MemfdFlags::CLOEXEC)?), None),
         };
         ftruncate(&file, shape.file_len()?)?;
         allocate(&file, 0)?;
-        Self::map(file, shape)
+        Self::map(file, path, shape)
     }
 
     /// The map that an earlier daemon left, in the directory of `path`, and the
-    /// generation of its header where that is newer than the one that counts. It
-    /// is at `path` then, unless it is only to be read.
+    /// generation of its header where that is newer than the one that counts.
+    /// [`place::open`] says where it is then.
     pub(super) fn take_over(
         path: &Path,
-        wanted: &place::Wanted,
+        wanted: &place::Wanted<'_>,
         read_only: bool,
     ) -> Result<Option<(Self, Option<u64>)>, place::OpenError> {
-        let (file, ahead) = match place::open(path, wanted, read_only)? {
+        let (file, at, ahead) = match place::open(path, wanted, read_only)? {
             place::Found::Nothing => return Ok(None),
-            place::Found::Fits(file) => (file, None),
-            place::Found::Ahead(file, generation) => (file, Some(generation)),
+            place::Found::Fits(file, at) => (file, at, None),
+            place::Found::Ahead(file, at, generation) => (file, at, Some(generation)),
         };
-        if !read_only {
-            place::mark_used(&file);
-        }
-        let map = Self::map(file, &wanted.shape)?;
-        for page in 0..map.pages() {
-            // SEEK_DATA would skip more cleverly; a take-over is rare.
-            map.adopt_page(page)?;
-        }
+        let map = Self::map(file, Some(at), &wanted.shape)?;
+        map.adopt_pages(0..map.pages())?;
         map.adopt_table()?;
         Ok(Some((map, ahead)))
     }
 
     /// A map in anonymous memory with the same bits and places.
     pub(super) fn copied(&self, owner: &Owner, shape: &Shape) -> io::Result<Self> {
-        let copy = Self::create(None, owner, shape)?;
+        let copy = Self::create(None, owner, Path::new(""), shape)?;
         let mut bytes = Vec::with_capacity(PAGE_LEN);
         let pages = (0..self.pages()).chain(self.table_pages());
         for page in pages.filter(|page| self.has_bits(*page)) {
@@ -196,9 +198,14 @@ impl LiveMap {
         Ok(copy)
     }
 
-    /// Removes the map's file, if it is the one at `path`.
-    pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
-        place::remove(path, &self.file)
+    /// Removes the map's file, if it has a name.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        self.path.as_ref().map_or(Ok(()), |path| place::remove(path, &self.file))
+    }
+
+    /// Lets other processes have the map's file, though this value may live on.
+    pub(super) fn unlock(&self) {
+        let _ = self.file.unlock();
     }
 
     /// Whether the file is a live map of `owner`'s.
@@ -207,13 +214,14 @@ impl LiveMap {
         Ok(owner.is_in(file, shape.sectors) && file.metadata()?.len() >= shape.file_len()?)
     }
 
-    fn map(file: File, shape: &Shape) -> io::Result<Self> {
+    fn map(file: File, path: Option<PathBuf>, shape: &Shape) -> io::Result<Self> {
         let (pages, pages_max) = (pages_of(shape.sectors)?, shape.pages_max()?);
         let pages_in_all = shape.pages_in_all(pages_max)?;
         let words = pages_in_all.checked_mul(PAGE_WORDS).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self {
             words: Words::of_file(&file, PAGE_LEN as u64, words)?,
             file,
+            path,
             disowned: Mutex::default(),
             pages: AtomicUsize::new(pages),
             pages_max,

@@ -33,7 +33,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-pub use create::{Layout, create, create_as, create_storage};
+pub use create::{Layout, create, create_as, create_storage, create_successor};
 pub use error::LeafError;
 pub use live_map::leftovers::{Leftover, Leftovers};
 pub use open::{OpenOptions, clear_leftovers};
@@ -82,6 +82,8 @@ pub struct Leaf {
     map: LiveMap,
     read_only: bool,
     present: AtomicU64,
+    /// Bytes that the file occupies, when that was last looked at; all ones: not known.
+    occupied: AtomicU64,
     /// Counts completed writes; what a flush has covered follows it.
     written: AtomicU64,
     flushed: AtomicU64,
@@ -117,6 +119,11 @@ impl Leaf {
         self.header().uuid
     }
 
+    /// Tells its disk apart from others ([`header::Header::disk_uuid`]).
+    pub fn disk_uuid(&self) -> [u8; 16] {
+        self.header().disk_uuid()
+    }
+
     /// The disk's size in sectors. It may grow at any time ([`Self::grow`]).
     #[inline]
     pub fn sectors(&self) -> u64 {
@@ -128,12 +135,23 @@ impl Leaf {
         self.present.load(Ordering::Relaxed)
     }
 
-    /// Bytes that the file occupies on its disk.
+    /// Bytes that the file occupies on its disk. Asks the file system, which may hang.
     ///
     /// # Errors
     /// As fstat(2).
     pub fn allocated_bytes(&self) -> io::Result<u64> {
         self.storage.allocated()
+    }
+
+    /// Asks the file system how much the file occupies, for [`Self::occupied_bytes`].
+    pub fn measure(&self) {
+        self.occupied.store(self.allocated_bytes().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Bytes that the file occupied when that was last measured; `None` where the file
+    /// system did not tell.
+    pub fn occupied_bytes(&self) -> Option<u64> {
+        Some(self.occupied.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX)
     }
 
     /// Whether the leaf holds no sector of the range.
@@ -161,12 +179,10 @@ impl Leaf {
         self.map.pages_used() * live_map::PAGE_LEN as u64
     }
 
-    /// Where a held sector's data is in the file; of one that has no place, the
-    /// start of the data.
-    #[inline]
-    pub fn data_offset(&self, sector: Sector) -> u64 {
-        let one = SectorRange::new(sector, 1).unwrap_or_default();
-        self.place(one).0.unwrap_or(self.data_offset)
+    /// Where a held sector's data is in the file; none where it is zeros without a
+    /// place.
+    pub fn place_of(&self, sector: Sector) -> Option<u64> {
+        self.place(SectorRange::new(sector, 1)?).0
     }
 
     /// The descriptor for reads by io_uring, if the storage has one.
@@ -241,6 +257,7 @@ impl Leaf {
     /// Lets others open the file, though this value may live on for a while.
     /// Nothing may be read from or written to the leaf afterwards.
     pub fn release(&self) {
+        self.map.unlock();
         self.storage.unlock();
     }
 

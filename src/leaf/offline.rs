@@ -15,7 +15,9 @@ use super::header::{self, Header, HeaderError};
 use super::live_map::place::{self, Wanted};
 use super::{Leaf, LeafError};
 use crate::io::lock as flock;
+use crate::io::open::{self, Access, OpenError};
 use crate::io::storage::{FileStorage, read_exact, write_all};
+use crate::root::RootIdentity;
 use crate::units::{Sector, SectorRange};
 
 /// How often a path is opened again that was given to another file meanwhile.
@@ -31,11 +33,11 @@ const OPEN_TRIES: u32 = 8;
 pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
     let open_error = |source| LeafError::Open { path: path.to_owned(), source };
     for _ in 0..OPEN_TRIES {
-        // Looked at first: opening a FIFO would wait for its other end.
-        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            return Err(LeafError::NotALeaf { path: path.to_owned() });
-        }
-        let file = File::options().read(true).write(write).open(path).map_err(open_error)?;
+        let access = if write { Access::Write } else { Access::Read };
+        let file = open::file(path, access).map_err(|error| match error {
+            OpenError::Kind(_) => LeafError::NotALeaf { path: path.to_owned() },
+            OpenError::Io(source) => open_error(source),
+        })?;
         if !flock::take(&file, !write).map_err(open_error)? {
             return Err(LeafError::InUse { path: path.to_owned() });
         }
@@ -87,15 +89,57 @@ pub fn clone(path: &Path, file: &File) -> Result<File, LeafError> {
     file.try_clone().map_err(|source| LeafError::Open { path: path.to_owned(), source })
 }
 
+/// Which leaf is at a path.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Identity {
+    /// The leaf's UUID.
+    pub uuid: [u8; 16],
+    /// Its disk's ([`Header::disk_uuid`]).
+    pub disk: [u8; 16],
+    /// The root that it was made on.
+    pub root: RootIdentity,
+}
+
+/// Which leaf is at `path`, whether it is in use or not; `None` where there is nothing.
+///
+/// # Errors
+/// [`LeafError`], where what is there is no leaf that can be read.
+pub fn identity(path: &Path) -> Result<Option<Identity>, LeafError> {
+    let file = match open::file(path, Access::Read) {
+        Ok(file) => file,
+        Err(OpenError::Io(e)) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(OpenError::Io(source)) => {
+            return Err(LeafError::Open { path: path.to_owned(), source });
+        }
+        Err(OpenError::Kind(_)) => return Err(LeafError::NotALeaf { path: path.to_owned() }),
+    };
+    // Of a leaf in use one copy may be half written; the other is whole then.
+    let (header, _) = header(path, &file)?;
+    Ok(Some(Identity { uuid: header.uuid, disk: header.disk_uuid(), root: header.root }))
+}
+
 /// The live map in `dir`, under whatever name, that a daemon which was killed
-/// left for the leaf with this header, of which the other copy is damaged if it is
-/// `alone`; `None` if there is none.
+/// left for the leaf at `path` with this header, of which the other copy is damaged if
+/// it is `alone`; `None` if there is none.
 ///
 /// # Errors
 /// As readdir(3); a directory that doesn't exist has no map.
-pub fn find_live_map(dir: &Path, header: &Header, alone: bool) -> io::Result<Option<PathBuf>> {
+pub fn find_live_map(
+    dir: &Path,
+    path: &Path,
+    header: &Header,
+    alone: bool,
+) -> io::Result<Option<PathBuf>> {
     // Whoever opens the leaf with it finds out whether it can be joined.
-    place::find(dir, &Wanted::of(header, alone))
+    place::find(dir, &Wanted::of(path, header, alone))
+}
+
+/// Removes a live map that fits no leaf any more, unless another process has it.
+///
+/// # Errors
+/// As open(2) and unlink(2).
+pub fn remove_live_map(map: &Path) -> io::Result<()> {
+    place::remove_unused(map)
 }
 
 impl Leaf {

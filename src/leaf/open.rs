@@ -102,7 +102,7 @@ impl Leaf {
                 given: root.to_string(),
             });
         }
-        let wanted = Wanted::of(header, copies.is_alone());
+        let wanted = Wanted::of(path, header, copies.is_alone());
         let found = map::find(path, &*storage, header, &wanted, options)?;
         if header.map_void && !options.read_only {
             // A reset was cut off. The header may be a killed daemon's, and not
@@ -149,6 +149,7 @@ impl Leaf {
             slots: Mutex::new(Slots::from(slots_end)),
             sectors: AtomicU64::new(header.virtual_size / 512),
             present: AtomicU64::new(map.count()),
+            occupied: AtomicU64::new(storage.allocated().unwrap_or(u64::MAX)),
             map,
             read_only: options.read_only,
             // What was taken over has not been flushed.
@@ -229,9 +230,7 @@ impl Leaf {
 
     /// Removes the live map, where the leaf is deleted: what it names is gone.
     pub fn discard_live_map(&self) {
-        if let Some(path) = &self.live_map_path {
-            let _ = self.map.remove(path);
-        }
+        let _ = self.map.remove();
     }
 
     /// Makes the live map that of the header, which is durable.
@@ -243,6 +242,8 @@ impl Leaf {
     /// A new live map in place of the one that there is, from the durable map.
     pub(super) fn reload_map(&mut self) -> Result<(), LeafError> {
         let header = self.header();
+        // The new one may take its name.
+        self.map.unlock();
         let (map, _) =
             map::new(&self.path, &*self.storage, &header, self.live_map_path.as_deref())?;
         self.slots = Mutex::new(Slots::from(map.slots_end()));

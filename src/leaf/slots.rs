@@ -126,7 +126,6 @@ impl Leaf {
 
     /// The place of sectors whose slots were taken.
     pub(super) fn taken(&self, place: Option<u64>) -> Result<u64, LeafError> {
-        debug_assert!(place.is_some());
         place.ok_or_else(|| self.unfinished("write", io::ErrorKind::InvalidData.into()))
     }
 
@@ -189,46 +188,36 @@ impl Leaf {
         Ok(())
     }
 
-    /// Makes the range of a packed leaf read as zeros.
-    pub(super) fn zero_packed(&self, range: SectorRange) -> Result<(), LeafError> {
+    /// Makes the first sectors of the (non-empty) range of a packed leaf read as zeros:
+    /// those in one place of the file, or without one, within one table page. How many.
+    pub(super) fn zero_packed(&self, range: SectorRange) -> Result<u64, LeafError> {
         let [head, whole, tail] = split(range);
-        self.zero_part(head)?;
-        let mut block = whole.start().0 / BLOCK_SECTORS;
-        let end = block + whole.count() / BLOCK_SECTORS;
-        while block < end {
-            let step = end.min((block / PAGE_ENTRIES + 1) * PAGE_ENTRIES);
-            self.zero_blocks(block..step)?;
-            block = step;
+        if !head.is_empty() || whole.is_empty() {
+            let part = if head.is_empty() { tail } else { head };
+            self.zero_part(part)?;
+            return Ok(part.count());
         }
-        self.zero_part(tail)
-    }
-
-    /// Whole blocks of one table page.
-    fn zero_blocks(&self, blocks: std::ops::Range<u64>) -> Result<(), LeafError> {
-        let mut rest = range_of(blocks);
-        while !rest.is_empty() {
-            let block = rest.start().0 / BLOCK_SECTORS;
-            let count = match self.map.entry(block) {
-                Entry::Slot(_) => {
-                    let (offset, count) = self.place(rest);
-                    self.zero_at(offset, count)?;
-                    self.mark(rest.split_at(count).0)?;
-                    count
-                }
-                Entry::Zeros => {
-                    // Another thread may have set it and no bit yet.
-                    self.mark(rest.split_at(BLOCK_SECTORS).0)?;
-                    BLOCK_SECTORS
-                }
-                Entry::Empty => {
-                    let run = self.empty_run(rest);
-                    self.zero_empty(run)?;
-                    run.count()
-                }
-            };
-            rest = rest.split_at(count).1;
+        let block = whole.start().0 / BLOCK_SECTORS;
+        let in_page = (block / PAGE_ENTRIES + 1) * PAGE_ENTRIES - block;
+        let first = whole.split_at(in_page * BLOCK_SECTORS).0;
+        match self.map.entry(block) {
+            Entry::Slot(_) => {
+                let (offset, count) = self.place(first);
+                self.zero_at(offset, count)?;
+                self.mark(first.split_at(count).0)?;
+                Ok(count)
+            }
+            Entry::Zeros => {
+                // Another thread may have set it and no bit yet.
+                self.mark(first.split_at(BLOCK_SECTORS).0)?;
+                Ok(BLOCK_SECTORS)
+            }
+            Entry::Empty => {
+                let run = self.empty_run(first);
+                self.zero_empty(run)?;
+                Ok(run.count())
+            }
         }
-        Ok(())
     }
 
     /// The blocks at the range's start that have no entry.

@@ -102,9 +102,9 @@ fn read(leaf: &Leaf, start: u64, count: u64) -> Vec<u8> {
         let part = &mut bytes[done as usize * 512..][..here as usize * 512];
         let bufs = [GuestBuf::new(part.as_mut_ptr(), part.len())];
         match place {
-            Some(_) => {
+            Some(place) => {
                 // SAFETY: the buffer lives on.
-                let count = unsafe { leaf.read(Sector(start + done), &bufs, false) }.unwrap();
+                let count = unsafe { leaf.read(place, &bufs, false) }.unwrap();
                 assert_eq!(count, part.len());
             }
             None => part.fill(0),

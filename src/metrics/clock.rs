@@ -51,7 +51,7 @@ impl Clock {
 
     #[cfg(target_arch = "x86_64")]
     fn counter() -> Option<Self> {
-        let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+        let info = crate::io::open::kernel_text("/proc/cpuinfo").ok()?;
         let flags = info.lines().find(|line| line.starts_with("flags"))?;
         let steady = |wanted| flags.split_ascii_whitespace().any(|flag| flag == wanted);
         if !steady("constant_tsc") || !steady("nonstop_tsc") {

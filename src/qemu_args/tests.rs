@@ -5,7 +5,7 @@ fn endpoint(vm: &str, socket: &str) -> Endpoint {
 }
 
 fn text(hypervisor: Hypervisor, vm: &str, socket: &str) -> String {
-    options(hypervisor, &endpoint(vm, socket)).unwrap().text
+    options(hypervisor, &endpoint(vm, socket)).unwrap().text()
 }
 
 /// What a POSIX shell makes of the text.
@@ -29,7 +29,7 @@ fn qemu_gets_shared_memory_a_reconnecting_chardev_and_the_queues() {
             "-machine",
             "memory-backend=leafblk-mem",
             "-chardev",
-            "socket,id=leafblk-web1,path=/run/leafblk/web1.sock,reconnect-ms=1000",
+            "socket,id=leafblk-web1,path=/run/leafblk/web1.sock,reconnect=1",
             "-device",
             "vhost-user-blk-pci,chardev=leafblk-web1,num-queues=2,queue-size=256",
         ]
@@ -41,10 +41,7 @@ fn odd_paths_survive_the_shell_and_the_hypervisors_syntax() {
     let path = "/tmp/it's a, $x `y`.sock";
     let qemu = words(&text(Hypervisor::Qemu, "w", path));
     assert!(
-        qemu.contains(&format!(
-            "socket,id=leafblk-w,path={},reconnect-ms=1000",
-            path.replace(',', ",,")
-        )),
+        qemu.contains(&format!("socket,id=leafblk-w,path={},reconnect=1", path.replace(',', ",,"))),
         "{qemu:?}"
     );
     let ch = words(&text(Hypervisor::CloudHypervisor, "w", path));
@@ -74,6 +71,32 @@ fn firecracker_gets_json_with_an_identifier_that_it_takes() {
 }
 
 #[test]
+fn libvirt_gets_a_domain_with_shared_memory_and_a_socket_that_reconnects() {
+    let xml = text(Hypervisor::Libvirt, "web1", "/run/it's <a> & b.sock");
+    for part in [
+        "<name>web1</name>",
+        "<access mode='shared'/>",
+        "queues='2' queue_size='256'/>",
+        "path='/run/it&apos;s &lt;a&gt; &amp; b.sock'>",
+        "<reconnect enabled='yes' timeout='1'/>",
+    ] {
+        assert!(xml.contains(part), "{part}: {xml}");
+    }
+    let error = options(Hypervisor::Libvirt, &endpoint("w", "/a\u{1}")).unwrap_err();
+    assert!(error.to_string().contains("a control character, which libvirt"), "{error}");
+}
+
+#[test]
+fn json_has_the_arguments_as_a_shell_would_make_them_of_the_text() {
+    let endpoint = endpoint("w", "/tmp/it's a, $x `y`.sock");
+    for hypervisor in [Hypervisor::Qemu, Hypervisor::CloudHypervisor] {
+        let options = options(hypervisor, &endpoint).unwrap();
+        let json = options.to_json(&endpoint);
+        assert_eq!(json["argv"], serde_json::json!(words(&options.text())));
+    }
+}
+
+#[test]
 fn a_path_that_a_syntax_cannot_carry_is_refused() {
     use std::os::unix::ffi::OsStringExt;
     for bad in ["/a\"b", "/a[b", "/a]b"] {
@@ -82,7 +105,12 @@ fn a_path_that_a_syntax_cannot_carry_is_refused() {
     }
     let mut bytes = endpoint("w", "");
     bytes.socket = std::ffi::OsString::from_vec(b"/\xff".to_vec()).into();
-    for hypervisor in [Hypervisor::Qemu, Hypervisor::CloudHypervisor, Hypervisor::Firecracker] {
+    for hypervisor in [
+        Hypervisor::Qemu,
+        Hypervisor::CloudHypervisor,
+        Hypervisor::Firecracker,
+        Hypervisor::Libvirt,
+    ] {
         let error = options(hypervisor, &bytes).unwrap_err();
         assert!(error.to_string().contains("no UTF-8"), "{error}");
     }
@@ -91,5 +119,5 @@ fn a_path_that_a_syntax_cannot_carry_is_refused() {
 #[test]
 fn an_unknown_hypervisor_is_refused_with_the_choices() {
     let text = "xen".parse::<Hypervisor>().unwrap_err().to_string();
-    assert_eq!(text, "for: \"xen\" is unknown; use qemu, cloud-hypervisor or firecracker");
+    assert_eq!(text, "for: \"xen\" is unknown; use qemu, cloud-hypervisor, firecracker or libvirt");
 }

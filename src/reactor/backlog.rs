@@ -27,6 +27,11 @@ pub(super) struct Backlog {
     queued: bool,
 }
 
+/// One of a device's places: given back once.
+#[must_use]
+#[derive(Debug)]
+pub(super) struct Place(());
+
 /// What is next.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Next {
@@ -66,22 +71,19 @@ impl Backlog {
         self.parts.is_empty() && self.tasks.is_empty()
     }
 
-    /// Whether another part may wait, where `room` more reads may be in flight
-    /// in all. Never more than what is left: so there is always something left
+    /// A place for another part to wait in, if it may, where `room` more reads may be in
+    /// flight in all. Never more than what is left: so there is always something left
     /// for a device that has none, whoever came before it.
-    pub(super) fn has_place(&self, room: u32) -> bool {
-        self.waiting < PLACES.min(room)
+    pub(super) fn take_place(&mut self, room: u32) -> Option<Place> {
+        let is_free = self.waiting < PLACES.min(room);
+        self.waiting += u32::from(is_free);
+        is_free.then_some(Place(()))
     }
 
-    /// A part begins to wait.
-    pub(super) fn part_began(&mut self) {
-        self.waiting += 1;
-    }
-
-    /// A part is done.
-    pub(super) fn part_ended(&mut self) {
-        debug_assert!(self.waiting > 0, "a part ends once");
-        self.waiting = self.waiting.saturating_sub(1);
+    /// A part is done that waited in this place, which was taken here.
+    pub(super) fn give_back_place(&mut self, place: Place) {
+        let Place(()) = place;
+        self.waiting -= 1;
     }
 
     /// The device has the turn that [`Rounds::next`] gave it.
@@ -184,7 +186,7 @@ mod tests {
     fn a_device_that_waits_for_the_disk_comes_back_when_a_part_is_done() {
         let (mut rounds, mut backlog) = (Rounds::default(), Backlog::default());
         backlog.add_task(1);
-        backlog.part_began();
+        let place = backlog.take_place(1).unwrap();
         rounds.add(0, &mut backlog);
         assert_eq!(rounds.next(), Some(0));
         backlog.turn_began();
@@ -192,7 +194,7 @@ mod tests {
         backlog.put_back_task(1);
         rounds.ended(0, &mut backlog, false);
         assert!(rounds.is_empty(), "its next turn would be as useless");
-        backlog.part_ended();
+        backlog.give_back_place(place);
         rounds.add(0, &mut backlog);
         // With nothing that could bring it back it is asked again and again.
         rounds.next();
@@ -207,12 +209,12 @@ mod tests {
         let mut taken = 0;
         for number in 0..60 {
             let mut greedy = Backlog::default();
-            while greedy.has_place(ROOM - taken) {
-                greedy.part_began();
+            while greedy.take_place(ROOM - taken).is_some() {
                 taken += 1;
             }
             if number < 5 {
-                assert!(Backlog::default().has_place(ROOM - taken), "after {number}");
+                let other = Backlog::default().take_place(ROOM - taken);
+                assert!(other.is_some(), "after {number}");
             }
             assert!(greedy.waiting <= PLACES);
         }

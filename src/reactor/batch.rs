@@ -50,10 +50,11 @@ impl Default for Batch {
 
 impl Batch {
     /// Pops until the batch is full, the queue is empty, or what was popped
-    /// costs `most`; how many. An error ends the device, after these.
+    /// costs `most`; how many. An error ends the device, after these, or lets the
+    /// queue wait for memory.
     pub(super) fn fill(&mut self, device: &mut Device, index: usize, most: u64) -> usize {
         (self.count, self.cost, self.full) = (0, 0, false);
-        let Some(ring) = device.queues[index].as_mut().map(|queue| &mut queue.ring) else {
+        let Some(ring) = device.queues[index].as_mut().and_then(|queue| queue.ring.here()) else {
             return 0;
         };
         #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
@@ -67,8 +68,9 @@ impl Batch {
                     // A ring that is gone reads as zeros: name the cause.
                     if device.is_faulted() {
                         device.break_with(&MEMORY_GONE);
+                    } else {
+                        device.note_error(index, e);
                     }
-                    device.break_with(&e);
                     return self.count;
                 }
             }

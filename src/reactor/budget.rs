@@ -13,7 +13,8 @@ const ALONE_TURN: u64 = 1 << 20;
 /// What a byte written costs: 4 KiB are written to a leaf in 5 to 8 µs.
 const WRITE: u64 = 16;
 /// What a segment costs beside its data: its descriptor is read and translated
-/// (10 to 20 ns), and its page is likely in no cache of this CPU.
+/// (10 to 20 ns), and its page is likely in no cache of this CPU. A descriptor costs
+/// as much where no segment comes of it, as with a length of zero.
 const SEGMENT: u64 = 512;
 /// What it costs to have a read started, or its end taken.
 pub(super) const PART: u64 = 8 << 10;
@@ -33,19 +34,20 @@ pub(super) fn of_chain(chain: &Chain) -> u64 {
         list.iter().map(|buf| buf.len() as u64).sum()
     };
     let data = total(&chain.readable) * WRITE + total(&chain.writable);
-    data + chain.segments() as u64 * SEGMENT
+    data + u64::from(chain.descriptors()).max(chain.segments() as u64) * SEGMENT
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtqueue::rig::Rig;
     use crate::virtqueue::{GuestBuf, SEGMENTS_MAX};
 
     fn chain(readable: &[usize], writable: &[usize]) -> Chain {
         let list = |lens: &[usize]| {
             lens.iter().map(|len| GuestBuf::new(std::ptr::null_mut(), *len)).collect()
         };
-        Chain { head: 0, readable: list(readable), writable: list(writable) }
+        Chain::of(list(readable), list(writable))
     }
 
     #[test]
@@ -62,6 +64,8 @@ mod tests {
             let longest = chain(&[16], &[len; SEGMENTS_MAX - 1]);
             assert!(of_chain(&longest) >= of_turn(false));
         }
+        // Of those of no bytes no segment is left.
+        assert!(of_chain(&Rig::chain_of_empty_descriptors()) >= of_turn(false));
         // Nor do many short ones come for nothing.
         assert!(of_chain(&chain(&[0], &[])) * 512 >= of_turn(false));
     }

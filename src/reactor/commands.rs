@@ -1,11 +1,10 @@
 //! What control threads ask for: devices that come and go, queues that start
 //! and stop.
 
-use std::os::fd::AsRawFd;
-
-use super::device::{Device, Queue, forget_kick};
+use super::device::{Device, Queue};
 use super::run::Runner;
 use super::{Command, DeviceId, QueueSetup};
+use crate::disk::Activity;
 use crate::logging::limit::log_for;
 use crate::virtqueue::QueueError;
 
@@ -44,7 +43,7 @@ impl Runner {
             }
             Command::SetMemory(id, memory, answer) => {
                 if let Some(slot) = self.place_of(id) {
-                    self.with_device(slot, |device| device.pending_memory = Some((memory, answer)));
+                    self.with_device(slot, |device| device.change_memory(memory, answer));
                 }
             }
             Command::Stop(id, queue, answer) => {
@@ -53,7 +52,7 @@ impl Runner {
                 };
                 self.with_device(slot, |device| {
                     match device.queues.get_mut(usize::from(queue)).and_then(Option::as_mut) {
-                        Some(queue) => queue.stopping = Some(answer),
+                        Some(queue) => queue.stop(answer),
                         None => drop(answer.send(None)),
                     }
                 });
@@ -63,7 +62,7 @@ impl Runner {
                 let _ = answer.send(result);
             }
             Command::Enable(id, queue, enabled, answer) => {
-                self.with_queue(id, queue, |queue| queue.enabled = enabled);
+                self.with_queue(id, queue, |queue| queue.enable(enabled));
                 if let Some(slot) = self.place_of(id) {
                     self.heat(slot);
                 }
@@ -76,9 +75,9 @@ impl Runner {
                 }
                 let _ = answer.send(());
             }
-            Command::SetWriteBack(id, write_back, answer) => {
+            Command::SetAgreed(id, agreed, answer) => {
                 if let Some(device) = self.device(id) {
-                    device.write_back = write_back;
+                    device.agreed = agreed;
                 }
                 let _ = answer.send(());
             }
@@ -105,12 +104,12 @@ impl Runner {
 
     /// See [`Device::settle`].
     pub(super) fn settle(&mut self, slot: usize) {
-        let epoll = self.epoll.as_raw_fd();
         let Some(device) = self.devices[slot].as_deref_mut() else {
             return;
         };
-        if device.settle(epoll, &self.counters) {
+        if device.settle(&self.counters) {
             device.disk.counters().connected.set(0);
+            device.disk.failures().begun_anew(Activity::Device);
             self.devices[slot] = None;
             self.count_devices();
             self.hot.retain(|hot| *hot != slot);
@@ -121,8 +120,7 @@ impl Runner {
         }
     }
 
-    fn start_queue(&mut self, id: DeviceId, setup: QueueSetup) -> Result<(), QueueError> {
-        let epoll = self.epoll.as_raw_fd();
+    fn start_queue(&mut self, id: DeviceId, mut setup: QueueSetup) -> Result<(), QueueError> {
         let Some(slot) = self.place_of(id) else {
             return Ok(());
         };
@@ -133,21 +131,26 @@ impl Runner {
         while device.queues.len() <= index {
             device.queues.push(None);
         }
-        debug_assert!(device.queues[index].is_none(), "a queue is stopped before it starts");
-        forget_kick(epoll, device.queues[index].take());
+        if device.queues[index].is_some() {
+            return Err(QueueError::Running(setup.index));
+        }
         if let Some(left) = device.caller.penalty_left() {
             return Err(QueueError::Penalty(left.as_secs() + 1));
         }
-        let queue = Queue::new(setup, &device.memory, &device.caller)?;
-        if let Some(kick) = &queue.kick {
-            let events = epoll::Events::EPOLLIN | epoll::Events::EPOLLET;
-            let event = epoll::Event::new(events, slot as u64);
-            if let Err(e) =
-                epoll::ctl(epoll, epoll::ControlOptions::EPOLL_CTL_ADD, kick.as_raw_fd(), event)
-            {
-                let name = device.disk.name();
-                log_for!(device.disk, Warn, "VM {name}: can't wait for kicks, polling: {e}");
-            }
+        let kick = setup.kick.take();
+        let mut queue = Queue::new(setup, &device.memory, &device.caller)?;
+        if let Some(kick) = kick
+            && let Err(e) = queue.watch(&self.epoll, kick, slot as u64)
+        {
+            let name = device.disk.name();
+            log_for!(
+                device.disk,
+                Warn,
+                "VM {name}: can't wait for the kicks of queue {index}: {e}; the queue is polled \
+                 instead, every millisecond when reactor {} has nothing else to do, until its VMM \
+                 connects again; if there is no space, raise fs.epoll.max_user_watches (sysctl)",
+                self.index
+            );
         }
         if queue.resubmitted > 0 {
             let (count, name) = (u64::from(queue.resubmitted), device.disk.name());
@@ -160,6 +163,7 @@ impl Runner {
         }
         device.queues[index] = Some(queue);
         device.broken = false;
+        device.disk.failures().begun_anew(Activity::Device);
         (device.kicks, device.rings_show) = (0, false);
         device.break_if_a_call_waits();
         // What came before the kick was watched must be looked for; and a

@@ -3,12 +3,16 @@
 //! can be given back.
 #![expect(unsafe_code, reason = "data in guest memory")]
 
-use super::backlog::Next;
+use super::backlog::{Next, Place};
+use super::block_wait::BlockWait;
 use super::budget;
 use super::device::Device;
+use super::leaf_wait::LeafWait;
 use super::run::Runner;
-use super::task::{PartKind, TASK_PARTS_MAX};
-use crate::disk::{BufCursor, Piece};
+use super::slab::{Lists, Slab};
+use super::task::{Job, Part, Read, TASK_PARTS_MAX, Task, Wait};
+use crate::disk::Missing;
+use crate::logging::internal;
 use crate::request::Status;
 use crate::units::SectorRange;
 
@@ -19,24 +23,25 @@ const LEAF_READ_SECTORS: u64 = 1024;
 const BLOCK_READ_SECTORS: u64 = 512;
 
 impl Runner {
-    /// A read that waits begins: `rest` is still to be read, to `bufs` from
-    /// `cursor` on.
-    pub(super) fn begin_read(
-        &mut self,
-        device: &mut Device,
-        id: u32,
-        rest: SectorRange,
-        cursor: BufCursor,
-    ) {
-        let task = self.tasks.get(id);
-        (task.rest, task.cursor, task.scheduled) = (rest, cursor, true);
+    /// A read that waits begins.
+    pub(super) fn begin_read(&mut self, device: &mut Device, slot: usize, id: u32) {
         device.backlog.add_task(id);
-        self.rounds.add(task.slot, &mut device.backlog);
+        self.rounds.add(slot, &mut device.backlog);
     }
 
-    pub(super) fn end_read(&mut self, id: u32) {
-        let failed = self.tasks.get(id).failed;
-        self.complete(id, if failed { Status::IoError } else { Status::Ok });
+    /// Answers a read that has nothing more to do and to wait for.
+    pub(super) fn end_read_if_over(&mut self, id: u32) {
+        let is_over = self.tasks.get(id).and_then(|task| task.read()).is_some_and(|r| r.is_over());
+        if !is_over {
+            return;
+        }
+        if let Some(task) = self.tasks.remove(id)
+            && let Job::Read(read, completion) = task.job
+        {
+            self.lists.give_back(read.bufs);
+            let status = if read.failed { Status::IoError } else { Status::Ok };
+            self.complete(task.slot, task.started, completion, status);
+        }
     }
 
     /// Goes on with reads that could not be answered at once, a step of one
@@ -95,71 +100,86 @@ impl Runner {
     fn advance(&mut self, id: u32) -> Option<u64> {
         let mut cost = 0;
         loop {
-            let task = self.tasks.get(id);
-            let device = self.devices[task.slot].as_deref_mut()?;
-            if task.rest.is_empty() || task.failed || task.pending >= TASK_PARTS_MAX {
+            let Self { tasks, devices, reader, engine, lists, parts, .. } = self;
+            let Some((read, device)) = read_of(tasks, devices, id) else {
+                internal::note(format_args!("task {id} is no read of a device"));
+                return Some(budget::PART);
+            };
+            if !read.goes_on() || read.pending >= TASK_PARTS_MAX {
                 break;
             }
             if cost >= budget::STEP {
                 device.backlog.add_task(id);
                 return Some(cost);
             }
-            let before = task.rest.count();
-            let (most, rest) = (budget::STEP / 512, task.rest);
+            let before = read.rest.count();
+            let (most, rest) = (budget::STEP / 512, read.rest);
             // SAFETY: the buffers lie in the device's memory, which is not
             // unmapped while this task is in flight.
-            task.rest = unsafe {
-                device.disk.read_some_now(most, &self.reader, rest, &task.bufs, &mut task.cursor)
+            let stopped = unsafe {
+                device.disk.read_some_now(most, reader, rest, &read.bufs, &mut read.cursor)
             };
-            if task.rest.count() < before {
+            read.rest = stopped.rest;
+            if read.rest.count() < before {
                 // Few sectors may have come in many pieces.
                 cost += budget::STEP;
                 continue;
             }
-            if !device.backlog.has_place(self.engine.room()) {
+            let Some(missing) = stopped.missing else {
+                internal::note(format_args!("a read has fewer buffers than sectors"));
+                read.failed = true;
+                break;
+            };
+            let Some(place) = device.backlog.take_place(engine.room()) else {
                 device.backlog.put_back_task(id);
                 return (cost > 0).then_some(cost);
-            }
-            let (range, kind) = match device.disk.piece(task.rest) {
-                // Zeroed since it was looked at.
-                Piece::Zero(_) => continue,
-                Piece::Root(range) => {
-                    device.disk.counters().cache_misses.add(1);
-                    (range.split_at(BLOCK_READ_SECTORS).0, PartKind::Block(None, 0))
-                }
-                Piece::Leaf(range) => (range.split_at(LEAF_READ_SECTORS).0, PartKind::Leaf),
             };
-            device.backlog.part_began();
-            let part = self.new_part(id, range, kind);
+            if matches!(missing, Missing::Root(_)) {
+                device.disk.counters().cache_misses.add(1);
+            }
+            let part = parts.insert(part_of(id, read, missing, place, lists));
             match self.start_part(part) {
                 Some(more) => cost += more,
                 // It is tried again, and the task goes on when it is done.
                 None => break,
             }
         }
-        let task = self.tasks.get(id);
-        task.scheduled = false;
-        if task.is_over() {
-            self.end_read(id);
+        if let Some(read) = self.tasks.get(id).and_then(|task| task.read()) {
+            read.scheduled = false;
         }
+        self.end_read_if_over(id);
         Some(cost.max(1))
     }
+}
 
-    /// Makes a part of what a task must wait for next.
-    fn new_part(&mut self, id: u32, range: SectorRange, kind: PartKind) -> u32 {
-        let task = self.tasks.get(id);
-        let part_id = self.parts.take();
-        let part = self.parts.get(part_id);
-        (part.task, part.range, part.cursor) = (id, range, task.cursor);
-        #[expect(clippy::cast_possible_truncation, reason = "at most LEAF_READ_SECTORS")]
-        let len = range.byte_len() as usize;
-        match kind {
-            PartKind::Leaf => task.cursor.take(&task.bufs, len, &mut part.bufs),
-            _ => task.cursor.skip(&task.bufs, len),
+/// A task's read and its device.
+fn read_of<'a>(
+    tasks: &'a mut Slab<Task>,
+    devices: &'a mut [Option<Box<Device>>],
+    id: u32,
+) -> Option<(&'a mut Read, &'a mut Device)> {
+    let task = tasks.get(id)?;
+    let device = devices.get_mut(task.slot)?.as_deref_mut()?;
+    Some((task.read()?, device))
+}
+
+/// Makes a part of task `id`, of what its read must wait for next.
+fn part_of(id: u32, read: &mut Read, missing: Missing, place: Place, lists: &mut Lists) -> Part {
+    #[expect(clippy::cast_possible_truncation, reason = "at most LEAF_READ_SECTORS")]
+    let len = |range: SectorRange| range.byte_len() as usize;
+    let (range, wait) = match missing {
+        Missing::Root(piece) => {
+            let (piece, cursor) = (piece.first(BLOCK_READ_SECTORS), read.cursor);
+            read.cursor.skip(&read.bufs, len(piece.range()));
+            (piece.range(), Wait::Block(BlockWait::new(piece, cursor)))
         }
-        part.kind = kind;
-        task.rest = task.rest.split_at(range.count()).1;
-        task.pending += 1;
-        part_id
-    }
+        Missing::Leaf(piece) => {
+            let (piece, mut bufs) = (piece.first(LEAF_READ_SECTORS), lists.take());
+            read.cursor.take(&read.bufs, len(piece.range()), &mut bufs);
+            (piece.range(), Wait::Leaf(LeafWait::new(piece, bufs)))
+        }
+    };
+    read.rest = read.rest.split_at(range.count()).1;
+    read.pending += 1;
+    Part { task: id, place, wait }
 }

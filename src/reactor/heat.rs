@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 
 use super::run::{Runner, TOKEN_MAIL, TOKEN_RING};
 use super::serve::MEMORY_GONE;
+use crate::virtqueue::SplitQueue;
 
 /// Events that one look takes.
 const EVENTS: usize = 64;
@@ -54,7 +55,7 @@ impl Runner {
         if !device.hot {
             device.hot = true;
             self.hot.push(slot);
-            device.queues.iter_mut().flatten().for_each(|q| q.ring.disable_notifications());
+            device.rings().for_each(SplitQueue::disable_notifications);
         }
     }
 
@@ -76,14 +77,15 @@ impl Runner {
             }
             device.mind_private_memory();
             let served = device.is_served();
-            let mut keep = false;
+            let mut keep = device.is_impatient();
             for queue in device.queues.iter_mut().flatten() {
-                let more = queue.ring.enable_notifications();
-                found |= more && served && queue.is_served();
-                keep |= (more && served && queue.is_served()) || queue.kick.is_none();
+                queue.ring.here().map(SplitQueue::enable_notifications);
+                let more = served && queue.has_work();
+                found |= more;
+                keep |= more || queue.kick.is_polled();
             }
             if keep {
-                device.queues.iter_mut().flatten().for_each(|q| q.ring.disable_notifications());
+                device.rings().for_each(SplitQueue::disable_notifications);
             }
             device.hot = keep;
             keep

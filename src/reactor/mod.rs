@@ -17,6 +17,7 @@
 
 mod backlog;
 mod batch;
+mod block_wait;
 mod budget;
 mod call;
 mod commands;
@@ -27,12 +28,16 @@ mod device;
 mod heat;
 mod idle;
 mod interrupt;
+mod kick;
+mod leaf_wait;
 mod mailbox;
 mod manners;
 mod pace;
 mod parts;
 mod run;
 mod serve;
+mod slab;
+mod step;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -51,6 +56,7 @@ pub use watchdog::Watchdog;
 use crate::cache::Cache;
 use crate::disk::Disk;
 use crate::guest_memory::GuestMemory;
+use crate::units::BlockSize;
 use crate::virtqueue::{InflightRegion, QueueError, RingConfig};
 
 /// Names a device within its reactor; never used again.
@@ -64,23 +70,35 @@ pub enum Command {
     Attach(Arc<Disk>, SyncSender<DeviceId>),
     /// Stop all queues, finish what is in flight, forget the device.
     Detach(DeviceId, SyncSender<()>),
-    /// Use another memory table, once nothing in flight uses the old one.
-    SetMemory(DeviceId, Arc<GuestMemory>, SyncSender<Result<(), QueueError>>),
+    /// Use another memory table; nothing in flight uses the old one when this is
+    /// answered. A queue whose ring is not in it waits until it is in a later one.
+    SetMemory(DeviceId, Arc<GuestMemory>, SyncSender<()>),
     /// Run a queue.
     Start(DeviceId, Box<QueueSetup>, SyncSender<Result<(), QueueError>>),
     /// Let a running queue be served, or not.
     Enable(DeviceId, u16, bool, SyncSender<()>),
     /// Call the driver through another eventfd.
     SetCall(DeviceId, u16, Option<OwnedFd>, SyncSender<()>),
-    /// Acknowledge writes before they are flushed (write-back), or after.
-    SetWriteBack(DeviceId, bool, SyncSender<()>),
-    /// Stop a queue once nothing of it is in flight; the answer is the index of
-    /// the next chain that it would have taken.
+    /// Serve requests as frontend and driver have agreed to.
+    SetAgreed(DeviceId, Agreed, SyncSender<()>),
+    /// Stop a queue once nothing of it is in flight, and all that an earlier backend
+    /// left is done; the answer is the index of the next chain that it would have
+    /// taken. What can't be done since the device is broken or the ring away stays
+    /// noted as in flight.
     Stop(DeviceId, u16, SyncSender<Option<u16>>),
     /// Nothing but an answer: the reactor lives.
     Ping(SyncSender<()>),
     /// End the thread. Devices are detached before.
     Shutdown,
+}
+
+/// What was agreed to that concerns requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Agreed {
+    /// Acknowledge writes before they are flushed (write-back), or after.
+    pub write_back: bool,
+    /// What requests are whole numbers of.
+    pub unit: BlockSize,
 }
 
 /// All that a queue needs to run.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Mailbox;
 use super::backlog::Rounds;
 use super::batch::Batch;
+use super::block_wait::Aside;
 use super::budget;
 use super::counters::{DEVICES_PER_CLOCK, ReactorCounters, TurnClock};
 use super::device::Device;
@@ -15,7 +16,8 @@ use super::idle::IdleWindow;
 use super::mailbox::Mail;
 use super::manners::Manners;
 use super::pace::Waits;
-use super::task::{Answered, Part, Slab, Task};
+use super::slab::{Lists, Slab};
+use super::task::{Answered, Part, Task};
 use crate::cache::{Cache, Reader, Waiter};
 use crate::io::engine::Engine;
 use crate::metrics::Tally;
@@ -42,12 +44,16 @@ pub(super) struct Runner {
     pub(super) reader: Reader,
     pub(super) engine: Engine,
     pub(super) peers: Arc<[Arc<Mailbox>]>,
-    pub(super) epoll: OwnedFd,
+    pub(super) epoll: Arc<OwnedFd>,
     pub(super) devices: Vec<Option<Box<Device>>>,
     pub(super) next_id: u32,
     pub(super) hot: Vec<usize>,
     pub(super) tasks: Slab<Task>,
     pub(super) parts: Slab<Part>,
+    /// Of buffers, for tasks and parts.
+    pub(super) lists: Lists,
+    /// For a part that reads a block aside, unless one does.
+    pub(super) aside: Option<Aside>,
     /// Whose turn it is among the devices with deferred reads.
     pub(super) rounds: Rounds,
     /// Queues with something to publish: device place, queue.
@@ -102,12 +108,14 @@ impl Runner {
             reader: cache.reader().map_err(io::Error::other)?,
             engine,
             peers,
-            epoll,
+            epoll: Arc::new(epoll),
             devices: Vec::new(),
             next_id: 0,
             hot: Vec::new(),
             tasks: Slab::new(),
             parts: Slab::new(),
+            lists: Lists::default(),
+            aside: Some(Aside::default()),
             rounds: Rounds::default(),
             unpublished: Vec::new(),
             answered: Vec::new(),
@@ -217,10 +225,12 @@ impl Runner {
         budget::of_turn(self.hot.len().max(self.rounds.len()) <= 1)
     }
 
-    fn serve_hot(&mut self) -> bool {
-        let mut worked = false;
-        for i in 0..self.hot.len() {
-            worked |= self.serve_device(self.hot[i]);
+    pub(super) fn serve_hot(&mut self) -> bool {
+        let (mut worked, mut next) = (false, 0);
+        // A device's turn may end it.
+        while let Some(slot) = self.hot.get(next) {
+            worked |= self.serve_device(*slot);
+            next += 1;
         }
         worked
     }

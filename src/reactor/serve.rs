@@ -4,14 +4,16 @@
 use std::time::Instant;
 
 use super::completion::Completion;
-use super::device::Device;
+use super::device::{Device, Queue};
 use super::pace::{Surroundings, WritePace};
 use super::run::Runner;
-use super::task::{Answered, TaskKind};
-use crate::disk::BufCursor;
+use super::task::{Answered, Job, Read, Task};
 use crate::disk::lanes::Work;
+use crate::disk::{Activity, BufCursor};
 use crate::leaf::LeafError;
+use crate::logging::internal;
 use crate::metrics::Operation;
+use crate::metrics::clock::Stamp;
 use crate::request::{Command, ID_LEN, RequestError, Status};
 use crate::units::SectorRange;
 use crate::virtqueue::Chain;
@@ -37,6 +39,9 @@ impl Runner {
         };
         let mut worked = false;
         let mut left = self.turn_cost();
+        if device.memory_settles_at.is_some() {
+            device.end_patience(Instant::now());
+        }
         if device.is_served() {
             let count = device.queues.len();
             let mut queue = device.next_queue;
@@ -60,6 +65,8 @@ impl Runner {
         self.devices[slot] = Some(device);
         if worked {
             self.use_up_turn(slot, left);
+            // What a queue that stops waits for may have been answered at once.
+            self.settle_if_waiting(slot);
         }
         worked
     }
@@ -73,10 +80,7 @@ impl Runner {
         index: usize,
         most: u64,
     ) -> Option<u64> {
-        let ready = |d: &Device| {
-            d.queues[index].as_ref().is_some_and(|q| q.is_served() && q.ring.has_available())
-        };
-        if !ready(device) {
+        if !device.queues[index].as_ref().is_some_and(Queue::has_work) {
             return None;
         }
         let queue = u16::try_from(index).ok()?;
@@ -138,9 +142,11 @@ impl Runner {
                     device.disk.read_now(&self.reader, range, &chain.writable, &mut cursor)
                 };
                 if !rest.is_empty() {
-                    let task = self.new_task(device, slot, completion, TaskKind::Read);
-                    std::mem::swap(&mut self.tasks.get(task).bufs, &mut chain.writable);
-                    return self.begin_read(device, task, rest, cursor);
+                    let bufs = std::mem::replace(&mut chain.writable, self.lists.take());
+                    let read =
+                        Read { bufs, rest, cursor, pending: 0, failed: false, scheduled: true };
+                    let task = self.new_task(device, slot, Job::Read(read, completion));
+                    return self.begin_read(device, slot, task);
                 }
                 Status::Ok
             }
@@ -157,10 +163,7 @@ impl Runner {
                 _ => Status::Ok,
             },
             Ok(Command::GetId) => {
-                let mut id = [0; ID_LEN];
-                let name = device.disk.name().as_bytes();
-                let len = name.len().min(ID_LEN);
-                id[..len].copy_from_slice(&name[..len]);
+                let id: [u8; ID_LEN] = device.disk.serial().to_bytes();
                 // SAFETY: as above; the cursor stops at the buffers' end.
                 unsafe { BufCursor::default().write(&chain.writable, &id) };
                 Status::Ok
@@ -177,7 +180,7 @@ impl Runner {
                 Status::Ok
             }
             Err(error) => {
-                log::debug!("VM {}: {error}", device.disk.name());
+                note_refusal(device, &error);
                 error.status().unwrap_or(Status::IoError)
             }
         };
@@ -211,7 +214,7 @@ impl Runner {
             writing_map: leaf.is_some_and(|leaf| leaf.is_writing_map()),
         };
         if !device.pace.is_inline(range.start().0, range.count(), around) {
-            let bufs = std::mem::take(&mut chain.readable);
+            let bufs = std::mem::replace(&mut chain.readable, self.lists.take());
             return self.hand_over(device, slot, completion, Work::Write(range, bufs));
         }
         let begun = Instant::now();
@@ -220,7 +223,8 @@ impl Runner {
         let result = unsafe { device.disk.write_now(range, &chain.readable) };
         device.pace.wrote(begun, alone, &mut self.waits);
         match result {
-            Ok(()) if device.write_back => {
+            Ok(()) if device.agreed.write_back => {
+                device.disk.failures().succeeded(Activity::Write);
                 self.pace_write_back(device, slot);
                 self.answer(device, completion, Status::Ok);
             }
@@ -229,7 +233,7 @@ impl Runner {
             }
             Err(error) => {
                 if let Some(error) = error {
-                    note_error(device, &error);
+                    note_error(device, Activity::Write, &error);
                 }
                 self.answer(device, completion, Status::IoError);
             }
@@ -250,33 +254,22 @@ impl Runner {
             return;
         }
         let Some(lanes) = &device.lanes else { return };
-        let task = self.tasks.take();
-        let entry = self.tasks.get(task);
-        (entry.kind, entry.slot) = (TaskKind::WriteBack, slot);
+        let started = self.clock.begun();
+        let task = self.tasks.insert(Task { slot, started, job: Job::WriteBack });
         device.in_flight += 1;
         device.pace.write_back_began();
         // SAFETY: no buffers.
         unsafe { lanes.submit(Work::WriteBack, false, task) };
     }
 
-    fn new_task(
-        &mut self,
-        device: &mut Device,
-        slot: usize,
-        completion: Completion,
-        kind: TaskKind,
-    ) -> u32 {
-        let id = self.tasks.take();
-        let task = self.tasks.get(id);
+    /// A request that is answered later.
+    fn new_task(&mut self, device: &mut Device, slot: usize, job: Job) -> u32 {
         self.counters.deferred.add(1);
         device.in_flight += 1;
-        if let Some(queue) = device.queues[usize::from(completion.queue())].as_mut() {
+        if let Some(queue) = job.queue().and_then(|queue| device.queues[queue].as_mut()) {
             queue.in_flight += 1;
         }
-        (task.kind, task.slot, task.started) = (kind, slot, self.clock.begun());
-        task.completion = Some(completion);
-        (task.pending, task.failed, task.scheduled) = (0, false, false);
-        id
+        self.tasks.insert(Task { slot, started: self.clock.begun(), job })
     }
 
     fn hand_over(&mut self, device: &mut Device, slot: usize, completion: Completion, work: Work) {
@@ -284,16 +277,20 @@ impl Runner {
             // Of a read-only disk, whose changes are refused before.
             return self.answer(device, completion, Status::IoError);
         }
-        let kind = match &work {
-            Work::Write(range, _) => TaskKind::Change { large: WritePace::is_large(range.count()) },
-            Work::Zero(_) => TaskKind::Change { large: true },
-            Work::Flush { .. } | Work::WriteBack => TaskKind::Flush,
+        let large = match &work {
+            Work::Write(range, _) => Some(WritePace::is_large(range.count())),
+            Work::Zero(_) => Some(true),
+            Work::Flush { .. } | Work::WriteBack => None,
         };
-        if let TaskKind::Change { large } = kind {
-            device.pace.lane_began(large);
-        }
-        let then_flush = !device.write_back && kind != TaskKind::Flush;
-        let task = self.new_task(device, slot, completion, kind);
+        let then_flush = !device.agreed.write_back && large.is_some();
+        let job = match large {
+            Some(large) => {
+                device.pace.lane_began(large);
+                Job::Change { large, completion }
+            }
+            None => Job::Flush(completion),
+        };
+        let task = self.new_task(device, slot, job);
         if let Some(lanes) = &device.lanes {
             // SAFETY: the buffers lie in the device's memory, which is not
             // replaced or unmapped while this task is in flight.
@@ -308,47 +305,61 @@ impl Runner {
         result: Result<(), LeafError>,
         bufs: Vec<crate::virtqueue::GuestBuf>,
     ) {
-        let task = self.tasks.get(id);
-        let (kind, slot) = (task.kind, task.slot);
-        if bufs.capacity() > task.bufs.capacity() {
-            task.bufs = bufs;
+        self.lists.give_back(bufs);
+        if self.tasks.get(id).is_none_or(|task| task.read().is_some()) {
+            return internal::note(format_args!("a lane has answered task {id}, which it hasn't"));
         }
-        if let Some(device) = self.devices[slot].as_deref_mut() {
-            if let TaskKind::Change { large } = kind {
-                device.pace.lane_ended(large);
-            }
-            if let Err(error) = &result {
-                note_error(device, error);
-            }
-        }
-        if kind == TaskKind::WriteBack {
-            self.tasks.get(id).kind = TaskKind::Free;
-            self.tasks.give_back(id);
-            if let Some(device) = self.devices[slot].as_deref_mut() {
-                device.in_flight -= 1;
-                device.pace.write_back_ended();
-                if result.is_err() {
-                    device.disk.counters().write_back_errors.add(1);
-                }
-            }
-            self.settle_if_waiting(slot);
+        let Some(Task { slot, started, job }) = self.tasks.remove(id) else {
             return;
+        };
+        if let Some(device) = self.devices[slot].as_deref_mut() {
+            let activity = match &job {
+                Job::Flush(_) => Activity::Flush,
+                Job::Change { large, .. } => {
+                    device.pace.lane_ended(*large);
+                    Activity::Write
+                }
+                Job::WriteBack | Job::Read(..) => Activity::Write,
+            };
+            match &result {
+                Err(error) => note_error(device, activity, error),
+                // Write-back is not what the guest waits for.
+                Ok(()) if matches!(job, Job::WriteBack) => {}
+                Ok(()) => device.disk.failures().succeeded(activity),
+            }
         }
-        self.complete(id, if result.is_ok() { Status::Ok } else { Status::IoError });
+        let Some(completion) = job.into_completion() else {
+            return self.wrote_back(slot, result.is_ok());
+        };
+        let status = if result.is_ok() { Status::Ok } else { Status::IoError };
+        self.complete(slot, started, completion, status);
         if let Some(mut device) = self.devices[slot].take() {
             self.pace_write_back(&mut device, slot);
             self.devices[slot] = Some(device);
         }
     }
 
-    /// Ends a task: its chain goes back.
-    pub(super) fn complete(&mut self, id: u32, status: Status) {
-        let task = self.tasks.get(id);
-        debug_assert!(task.kind != TaskKind::Free && task.pending == 0);
-        task.kind = TaskKind::Free;
-        let (slot, started, completion) = (task.slot, task.started, task.completion.take());
-        self.tasks.give_back(id);
-        let Some((device, completion)) = self.devices[slot].as_deref_mut().zip(completion) else {
+    fn wrote_back(&mut self, slot: usize, ok: bool) {
+        if let Some(device) = self.devices[slot].as_deref_mut() {
+            device.in_flight -= 1;
+            device.pace.write_back_ended();
+            if !ok {
+                device.disk.counters().write_back_errors.add(1);
+            }
+        }
+        self.settle_if_waiting(slot);
+    }
+
+    /// The request of a task that was removed goes back.
+    pub(super) fn complete(
+        &mut self,
+        slot: usize,
+        started: Stamp,
+        completion: Completion,
+        status: Status,
+    ) {
+        let Some(device) = self.devices[slot].as_deref_mut() else {
+            // Dropped, which it tells of.
             return;
         };
         let (queue, operation) = (completion.queue(), completion.operation());
@@ -378,10 +389,23 @@ impl Runner {
     }
 }
 
-fn note_error(device: &mut Device, error: &LeafError) {
+/// Most refusals are a driver's nonsense, and in the counters. A buffer that is in no
+/// memory may be the VMM's doing.
+#[cold]
+fn note_refusal(device: &Device, error: &RequestError) {
+    let name = device.disk.name();
+    match error {
+        RequestError::BufferOutside(_) => {
+            device.refusals.error(format_args!("VM {name}: {error}"));
+        }
+        _ => log::debug!("VM {name}: {error}"),
+    }
+}
+
+fn note_error(device: &mut Device, activity: Activity, error: &LeafError) {
     match error {
         LeafError::Io { source, .. } if is_memory_gone(source) => device.break_with(&MEMORY_GONE),
-        _ => device.disk.log_error(format_args!("{error}")),
+        _ => device.disk.leaf_failed(activity, error),
     }
 }
 

@@ -1,13 +1,13 @@
 //! Requests that could not be served at once, and the parts that they wait for.
 //!
 //! A *task* is one such request; a *part* is one stretch of a read that waits:
-//! for a cache block, or for the leaf's disk. Both live in slabs whose entries,
-//! with the lists in them, are used again; few of them, so that what a guest once
-//! asked for doesn't stay in memory for ever.
+//! for a cache block, or for the leaf's disk.
 
 use super::DeviceId;
+use super::backlog::Place;
+use super::block_wait::BlockWait;
 use super::completion::Completion;
-use crate::cache::FillTicket;
+use super::leaf_wait::LeafWait;
 use crate::disk::BufCursor;
 use crate::metrics::Operation;
 use crate::metrics::clock::Stamp;
@@ -17,45 +17,85 @@ use crate::virtqueue::GuestBuf;
 /// Parts that one task may wait for at a time.
 pub(super) const TASK_PARTS_MAX: u32 = 16;
 
-/// What a task is about.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) enum TaskKind {
-    /// In the free list.
-    #[default]
-    Free,
+/// One request in flight.
+#[derive(Debug)]
+pub(super) struct Task {
+    /// The device's place.
+    pub(super) slot: usize,
+    /// When its chain was taken.
+    pub(super) started: Stamp,
+    pub(super) job: Job,
+}
+
+/// What a task is about, with the answer that is owed.
+#[derive(Debug)]
+pub(super) enum Job {
     /// A read, served by parts.
-    Read,
+    Read(Read, Completion),
     /// A change of the leaf by its lane: one that takes long, or a short one.
-    Change { large: bool },
+    Change { large: bool, completion: Completion },
     /// A flush.
-    Flush,
+    Flush(Completion),
     /// Write-back: nobody's request.
     WriteBack,
 }
 
-/// One request in flight.
-#[derive(Debug, Default)]
-pub(super) struct Task {
-    pub(super) kind: TaskKind,
-    /// The answer that is owed; none for write-back, nor in the free list.
-    pub(super) completion: Option<Completion>,
-    /// When its chain was taken.
-    pub(super) started: Stamp,
-    /// The device's place.
-    pub(super) slot: usize,
+impl Job {
+    /// Whose chain it is about: a queue's place.
+    pub(super) fn queue(&self) -> Option<usize> {
+        match self {
+            Self::Read(_, completion)
+            | Self::Change { completion, .. }
+            | Self::Flush(completion) => Some(usize::from(completion.queue())),
+            Self::WriteBack => None,
+        }
+    }
+
+    /// The answer that is owed, if there is one.
+    pub(super) fn into_completion(self) -> Option<Completion> {
+        match self {
+            Self::Read(_, completion)
+            | Self::Change { completion, .. }
+            | Self::Flush(completion) => Some(completion),
+            Self::WriteBack => None,
+        }
+    }
+}
+
+/// A read in flight.
+#[derive(Debug)]
+pub(super) struct Read {
     pub(super) bufs: Vec<GuestBuf>,
+    /// What no part is about.
     pub(super) rest: SectorRange,
+    /// Where in the buffers that goes.
     pub(super) cursor: BufCursor,
+    /// Its parts.
     pub(super) pending: u32,
     pub(super) failed: bool,
     /// In its device's backlog, or being run.
     pub(super) scheduled: bool,
 }
 
-impl Task {
-    /// Whether a read has nothing more to do or to wait for.
+impl Read {
+    /// Whether there is nothing more to do or to wait for.
     pub(super) fn is_over(&self) -> bool {
-        self.pending == 0 && (self.failed || self.rest.is_empty())
+        self.pending == 0 && !self.goes_on()
+    }
+
+    /// Whether there is more to do than to wait.
+    pub(super) fn goes_on(&self) -> bool {
+        !self.failed && !self.rest.is_empty()
+    }
+}
+
+impl Task {
+    /// The read that it is.
+    pub(super) fn read(&mut self) -> Option<&mut Read> {
+        match &mut self.job {
+            Job::Read(read, _) => Some(read),
+            Job::Change { .. } | Job::Flush(_) | Job::WriteBack => None,
+        }
     }
 }
 
@@ -69,119 +109,18 @@ pub(super) struct Answered {
     pub(super) started: Stamp,
 }
 
-/// What a part waits for.
-#[derive(Debug, Default)]
-pub(super) enum PartKind {
-    #[default]
-    Free,
-    /// A cache block: filled by this part if there is a ticket, by another
-    /// otherwise. How many bytes of it have been read.
-    Block(Option<FillTicket>, u32),
-    /// The leaf's disk.
-    Leaf,
-}
-
 /// One stretch of a read.
-#[derive(Debug, Default)]
-pub(super) struct Part {
-    pub(super) kind: PartKind,
-    pub(super) task: u32,
-    pub(super) range: SectorRange,
-    pub(super) cursor: BufCursor,
-    /// For the leaf: the buffers that are still to be filled.
-    pub(super) bufs: Vec<GuestBuf>,
-}
-
-/// Entries whose lists are kept when they are free.
-const KEPT: usize = 256;
-/// Buffers that a kept list has room for, 4 KiB: twice what a driver's request
-/// has that keeps to `seg_max`. Longer lists are made anew.
-const LIST_KEPT: usize = 256;
-
-/// What a slab is made of.
-pub(super) trait Entry: Default {
-    /// Its list.
-    fn bufs(&mut self) -> &mut Vec<GuestBuf>;
-}
-
-impl Entry for Task {
-    fn bufs(&mut self) -> &mut Vec<GuestBuf> {
-        &mut self.bufs
-    }
-}
-
-impl Entry for Part {
-    fn bufs(&mut self) -> &mut Vec<GuestBuf> {
-        &mut self.bufs
-    }
-}
-
-/// Entries that keep their place when they are freed, and some their lists.
 #[derive(Debug)]
-pub(super) struct Slab<T> {
-    entries: Vec<T>,
-    /// Free, with their lists: at most [`KEPT`]. They are used first.
-    free: Vec<u32>,
-    /// Free, without.
-    bare: Vec<u32>,
+pub(super) struct Part {
+    pub(super) task: u32,
+    /// Its device's.
+    pub(super) place: Place,
+    pub(super) wait: Wait,
 }
 
-impl<T: Entry> Slab<T> {
-    pub(super) fn new() -> Self {
-        Self { entries: Vec::new(), free: Vec::new(), bare: Vec::new() }
-    }
-
-    /// A free entry, as it was left.
-    pub(super) fn take(&mut self) -> u32 {
-        self.free.pop().or_else(|| self.bare.pop()).unwrap_or_else(|| {
-            self.entries.push(T::default());
-            u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX)
-        })
-    }
-
-    pub(super) fn give_back(&mut self, id: u32) {
-        debug_assert!(!self.free.contains(&id), "entry {id} is free already");
-        let bufs = self.entries[id as usize].bufs();
-        bufs.clear();
-        if self.free.len() < KEPT {
-            if bufs.capacity() > LIST_KEPT {
-                *bufs = Vec::new();
-            }
-            self.free.push(id);
-        } else {
-            *bufs = Vec::new();
-            self.bare.push(id);
-        }
-    }
-
-    #[inline]
-    pub(super) fn get(&mut self, id: u32) -> &mut T {
-        &mut self.entries[id as usize]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_that_were_needed_once_give_their_memory_back() {
-        let mut slab = Slab::<Part>::new();
-        let ids: Vec<u32> = (0..4096).map(|_| slab.take()).collect();
-        for (i, id) in ids.into_iter().enumerate() {
-            slab.get(id).bufs.reserve_exact(if i % 2 == 0 { 128 } else { 1024 });
-            slab.give_back(id);
-        }
-        let kept: usize = slab.entries.iter().map(|part| part.bufs.capacity()).sum();
-        assert!(kept <= KEPT * LIST_KEPT, "{kept} buffers");
-        // What is used next has its list still.
-        let kept_lists = (0..KEPT).filter(|_| {
-            let id = slab.take();
-            slab.get(id).bufs.capacity() > 0
-        });
-        assert_eq!(kept_lists.count(), KEPT / 2);
-        let (a, b) = (slab.take(), slab.take());
-        assert_ne!(a, b);
-        assert_eq!(slab.entries.len(), 4096, "places are used again");
-    }
+/// What a part waits for.
+#[derive(Debug)]
+pub(super) enum Wait {
+    Block(BlockWait),
+    Leaf(LeafWait),
 }

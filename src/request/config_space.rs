@@ -2,6 +2,7 @@
 //! (virtio 1.3, 5.2.4), little-endian.
 
 use super::RANGES_MAX;
+use crate::units::BlockSize;
 
 /// Length of the space that a vhost-user frontend can ask for.
 pub const LEN: usize = 256;
@@ -11,8 +12,8 @@ pub const WRITEBACK_OFFSET: usize = 32;
 /// Most segments of data in one request: with header and status it fills a
 /// ring of 128 and stays well below what readv(2) takes.
 const SEG_MAX: u32 = 126;
-/// 2³ · 512 bytes: what the page cache under a leaf works in.
-const PHYSICAL_BLOCK_EXP: u8 = 3;
+/// Sectors that the page cache under a leaf works in.
+const PHYSICAL_BLOCK_SECTORS: u64 = 8;
 /// Sectors one segment of a discard or write-zeroes request may have (2 GiB):
 /// bounds one request's work.
 pub const DISCARD_SECTORS_MAX: u32 = 1 << 22;
@@ -24,6 +25,8 @@ const DISCARD_ALIGNMENT: u32 = 8;
 pub struct ConfigSpace {
     /// Size in sectors.
     pub capacity_sectors: u64,
+    /// What the guest addresses the disk by.
+    pub block_size: BlockSize,
     /// Request queues.
     pub queues: u16,
     /// Writes stay in the cache until a flush.
@@ -40,8 +43,8 @@ impl ConfigSpace {
         let ranges = u32::try_from(RANGES_MAX).unwrap_or(1).to_le_bytes();
         put(0, &self.capacity_sectors.to_le_bytes());
         put(12, &SEG_MAX.to_le_bytes());
-        put(20, &512u32.to_le_bytes()); // blk_size
-        put(24, &[PHYSICAL_BLOCK_EXP]); // alignment_offset stays 0
+        put(20, &self.block_size.to_bytes().to_le_bytes()); // blk_size
+        put(24, &[self.physical_block_exp()]); // alignment_offset stays 0
         put(26, &1u16.to_le_bytes()); // min_io_size, in logical blocks
         put(WRITEBACK_OFFSET, &[u8::from(self.write_back)]);
         put(34, &self.queues.to_le_bytes());
@@ -52,6 +55,12 @@ impl ConfigSpace {
         put(52, &ranges);
         put(56, &[1]); // write_zeroes_may_unmap
         bytes
+    }
+
+    /// How many logical blocks are a physical one, as a power of two.
+    fn physical_block_exp(self) -> u8 {
+        let blocks = PHYSICAL_BLOCK_SECTORS / self.block_size.sectors();
+        u8::try_from(blocks.trailing_zeros()).unwrap_or(0)
     }
 
     /// `size` bytes from `offset` on; `None` outside the space.

@@ -8,6 +8,8 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::units::BlockSize;
+
 const fn bits(numbers: &[u32]) -> u64 {
     let (mut all, mut i) = (0, 0);
     while i < numbers.len() {
@@ -23,6 +25,8 @@ pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// VIRTIO_F_INDIRECT_DESC.
 pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// VIRTIO_BLK_F_BLK_SIZE: the driver knows the size of the disk's logical blocks.
+pub const BLK_SIZE: u64 = 1 << VIRTIO_BLK_F_BLK_SIZE;
 /// VIRTIO_BLK_F_FLUSH: the driver knows of a write-back cache.
 pub const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 /// VIRTIO_BLK_F_CONFIG_WCE: the driver may switch it off.
@@ -30,12 +34,9 @@ pub const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
 
 /// What is offered for a disk.
 pub fn offered(read_only: bool) -> u64 {
-    let common = bits(&[
-        VIRTIO_BLK_F_SEG_MAX,
-        VIRTIO_BLK_F_BLK_SIZE,
-        VIRTIO_BLK_F_TOPOLOGY,
-        VIRTIO_BLK_F_MQ,
-    ]) | VERSION_1
+    let common = bits(&[VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_MQ])
+        | BLK_SIZE
+        | VERSION_1
         | EVENT_IDX
         | INDIRECT_DESC
         | FLUSH
@@ -46,6 +47,12 @@ pub fn offered(read_only: bool) -> u64 {
         bits(&[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES])
     };
     common | special
+}
+
+/// What requests are whole numbers of. A driver that did not acknowledge BLK_SIZE
+/// doesn't know of blocks that are larger than a sector.
+pub fn request_unit(acked: u64, block_size: BlockSize) -> BlockSize {
+    if acked & BLK_SIZE == 0 { BlockSize::Sector } else { block_size }
 }
 
 /// Whether writes stay in the cache until a flush, by what was negotiated and

@@ -58,8 +58,15 @@ pub enum RequestError {
     ShortHeader,
     #[error("a request has no room for its status")]
     NoStatus,
+    #[error(
+        "a request's buffer at guest address {0:#x} is in no memory that the frontend shares; the \
+         request fails"
+    )]
+    BufferOutside(u64),
     #[error("a request's data is no whole number of sectors")]
     RaggedData,
+    #[error("a request is no whole number of the disk's logical blocks")]
+    Misaligned,
     #[error("a request reaches past the end of the disk")]
     PastEnd,
     #[error("a request writes to a read-only disk")]
@@ -80,7 +87,9 @@ impl RequestError {
         match self {
             Self::NoStatus => None,
             Self::ShortHeader
+            | Self::BufferOutside(_)
             | Self::RaggedData
+            | Self::Misaligned
             | Self::PastEnd
             | Self::ReadOnly
             | Self::BadRanges

@@ -7,13 +7,16 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::config_space::DISCARD_SECTORS_MAX;
-use super::{Command, RANGES_MAX, RequestError};
+use super::{Command, ID_LEN, RANGES_MAX, RequestError};
 use crate::metrics::Operation;
-use crate::units::{Ranges, SECTOR_SIZE, Sector, SectorRange};
+use crate::units::{BlockSize, Ranges, SECTOR_SIZE, Sector, SectorRange};
 use crate::virtqueue::{Chain, GuestBuf};
 
 const HEADER_LEN: usize = 16;
 const RANGE_LEN: usize = 16;
+/// VIRTIO_BLK_T_FLUSH_OUT, which the legacy interface had for a flush too (virtio
+/// 1.3, 5.2.6.3).
+const FLUSH_OUT: u32 = 5;
 /// VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP.
 const RANGE_UNMAP: u32 = 1;
 
@@ -22,6 +25,8 @@ const RANGE_UNMAP: u32 = 1;
 pub struct Limits {
     /// The disk's size.
     pub capacity_sectors: u64,
+    /// What reads and writes are whole numbers of, as discards are.
+    pub unit: BlockSize,
     /// Whether writes are refused.
     pub read_only: bool,
 }
@@ -36,7 +41,8 @@ pub struct ParsedRequest {
     pub command: Result<Command, RequestError>,
     /// Where the status goes; null if there is no place.
     pub status: *mut u8,
-    /// Bytes of data that go to the driver, status not counted.
+    /// Bytes of data that the driver has got once the command is carried out, the
+    /// status not counted.
     pub data_len: u64,
 }
 
@@ -48,6 +54,9 @@ pub fn parse(chain: &mut Chain, limits: &Limits) -> ParsedRequest {
     if status.is_null() {
         return ParsedRequest::without_header(RequestError::NoStatus, status);
     }
+    if let Some(addr) = chain.outside() {
+        return ParsedRequest::without_header(RequestError::BufferOutside(addr), status);
+    }
     let mut header = [0u8; HEADER_LEN];
     if !take_bytes(&mut chain.readable, &mut header) {
         return ParsedRequest::without_header(RequestError::ShortHeader, status);
@@ -55,12 +64,13 @@ pub fn parse(chain: &mut Chain, limits: &Limits) -> ParsedRequest {
     let word = u128::from_le_bytes(header);
     #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
     let (kind, sector) = (word as u32, (word >> 64) as u64);
-    let data_len = total(&chain.writable);
+    let room = total(&chain.writable);
     let command = match kind {
-        VIRTIO_BLK_T_IN => range_of(sector, data_len, limits).map(Command::Read),
+        VIRTIO_BLK_T_IN => range_of(sector, room, limits).map(Command::Read),
         VIRTIO_BLK_T_OUT if limits.read_only => Err(RequestError::ReadOnly),
         VIRTIO_BLK_T_OUT => range_of(sector, total(&chain.readable), limits).map(Command::Write),
-        VIRTIO_BLK_T_FLUSH => Ok(Command::Flush),
+        // Whatever its sector and its data: the driver's to leave out.
+        VIRTIO_BLK_T_FLUSH | FLUSH_OUT => Ok(Command::Flush),
         VIRTIO_BLK_T_GET_ID => Ok(Command::GetId),
         VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if limits.read_only => {
             Err(RequestError::ReadOnly)
@@ -68,6 +78,11 @@ pub fn parse(chain: &mut Chain, limits: &Limits) -> ParsedRequest {
         VIRTIO_BLK_T_DISCARD => ranges(chain, limits, 0).map(Command::Discard),
         VIRTIO_BLK_T_WRITE_ZEROES => ranges(chain, limits, RANGE_UNMAP).map(Command::WriteZeroes),
         other => Err(RequestError::UnknownType(other)),
+    };
+    let data_len = match &command {
+        Ok(Command::Read(_)) => room,
+        Ok(Command::GetId) => room.min(ID_LEN as u64),
+        _ => 0,
     };
     ParsedRequest { operation: operation_of(kind), command, status, data_len }
 }
@@ -84,7 +99,7 @@ fn operation_of(kind: u32) -> Operation {
     match kind {
         VIRTIO_BLK_T_IN => Operation::Read,
         VIRTIO_BLK_T_OUT => Operation::Write,
-        VIRTIO_BLK_T_FLUSH => Operation::Flush,
+        VIRTIO_BLK_T_FLUSH | FLUSH_OUT => Operation::Flush,
         VIRTIO_BLK_T_DISCARD => Operation::Discard,
         VIRTIO_BLK_T_WRITE_ZEROES => Operation::WriteZeroes,
         _ => Operation::Other,
@@ -94,6 +109,9 @@ fn operation_of(kind: u32) -> Operation {
 fn range_of(sector: u64, bytes: u64, limits: &Limits) -> Result<SectorRange, RequestError> {
     if !bytes.is_multiple_of(SECTOR_SIZE) {
         return Err(RequestError::RaggedData);
+    }
+    if !limits.unit.divides(sector | (bytes / SECTOR_SIZE)) {
+        return Err(RequestError::Misaligned);
     }
     SectorRange::new(Sector(sector), bytes / SECTOR_SIZE)
         .filter(|range| range.end().0 <= limits.capacity_sectors)
@@ -109,22 +127,26 @@ fn ranges(chain: &mut Chain, limits: &Limits, allowed: u32) -> Result<Box<Ranges
     }
     let mut ranges = Box::<Ranges>::default();
     let mut raw = [0u8; RANGE_LEN];
+    let mut refused = None;
     while take_bytes(&mut chain.readable, &mut raw) {
         let word = u128::from_le_bytes(raw);
         #[expect(clippy::cast_possible_truncation, reason = "takes the fields apart")]
         let (sector, count, flags) = (word as u64, (word >> 64) as u32, (word >> 96) as u32);
+        // "if any unknown flag is set": whatever else is wrong.
         if flags & !allowed != 0 {
             return Err(RequestError::BadRangeFlags);
         }
-        let range = range_of(sector, u64::from(count) * SECTOR_SIZE, limits)?;
-        if count > DISCARD_SECTORS_MAX {
-            return Err(RequestError::RangeTooLong);
-        }
-        if !ranges.push(range) {
-            return Err(RequestError::BadRanges);
+        let range = range_of(sector, u64::from(count) * SECTOR_SIZE, limits).and_then(|range| {
+            let is_short = count <= DISCARD_SECTORS_MAX;
+            is_short.then_some(range).ok_or(RequestError::RangeTooLong)
+        });
+        match range {
+            Ok(range) if ranges.push(range) => {}
+            Ok(_) => refused = refused.or(Some(RequestError::BadRanges)),
+            Err(error) => refused = refused.or(Some(error)),
         }
     }
-    Ok(ranges)
+    refused.map_or(Ok(ranges), Err)
 }
 
 fn total(bufs: &[GuestBuf]) -> u64 {

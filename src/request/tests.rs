@@ -10,11 +10,12 @@ use virtio_bindings::virtio_blk::{
 
 use super::config_space::{ConfigSpace, LEN, WRITEBACK_OFFSET};
 use super::*;
-use crate::units::Sector;
+use crate::units::{BlockSize, Sector};
 use crate::virtqueue::{Chain, GuestBuf};
 
-const LIMITS: Limits = Limits { capacity_sectors: 1000, read_only: false };
-const READ_ONLY: Limits = Limits { capacity_sectors: 1000, read_only: true };
+const LIMITS: Limits = Limits { capacity_sectors: 1000, unit: BlockSize::Sector, read_only: false };
+const READ_ONLY: Limits = Limits { read_only: true, ..LIMITS };
+const IN_4_KIB: Limits = Limits { unit: BlockSize::FourKib, ..LIMITS };
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
     let mut bytes = kind.to_le_bytes().to_vec();
@@ -60,11 +61,7 @@ impl Memory {
     }
 
     fn chain(&mut self, readable_at: &[usize], writable_at: &[usize]) -> Chain {
-        Chain {
-            head: 0,
-            readable: cut(&mut self.readable, readable_at),
-            writable: cut(&mut self.writable, writable_at),
-        }
+        Chain::of(cut(&mut self.readable, readable_at), cut(&mut self.writable, writable_at))
     }
 
     /// The command, with the usual framing.
@@ -156,18 +153,21 @@ proptest! {
         writable in 0usize..1200,
         places in vec(any::<usize>(), 0..6),
         read_only: bool,
+        in_4_kib: bool,
     ) {
         let mut readable = readable;
         if small && readable.len() >= 16 {
             readable[..4].copy_from_slice(&kind.to_le_bytes());
             readable[9..16].fill(0);
         }
-        let limits = Limits { capacity_sectors: 1000, read_only };
+        let limits = Limits { read_only, ..if in_4_kib { IN_4_KIB } else { LIMITS } };
         let mut memory = Memory::new(readable, writable);
         let mut chain = memory.chain(&places, &places);
         let parsed = parse(&mut chain, &limits);
         prop_assert_eq!(parsed.status.is_null(), writable == 0);
-        let inside = |r: &SectorRange| r.end().0 <= 1000;
+        let inside = |r: &SectorRange| {
+            r.end().0 <= 1000 && limits.unit.divides(r.start().0 | r.count())
+        };
         match parsed.command {
             Ok(Command::Read(r)) => prop_assert!(inside(&r) && r.byte_len() == parsed.data_len),
             Ok(Command::Write(r)) => prop_assert!(inside(&r) && !read_only),
@@ -243,7 +243,9 @@ fn a_read_only_disk_refuses_whatever_changes_it_and_nothing_else() {
 
 #[test]
 fn a_type_that_nobody_defined_is_unsupported() {
-    for kind in [2, 3, 5, 9, 10, 12, 14, 15, 17, 1 << 31, u32::MAX] {
+    // SCSI commands, lifetime, secure erase, zones, barriers: not offered either.
+    let others = [2, 3, 9, 10, 12, 14, 15, 16, 17, 18, 20, 22, 24, 26, 1 << 31, u32::MAX];
+    for kind in others.into_iter().chain([IN, OUT, FLUSH].map(|kind| kind | 1 << 31)) {
         let error = refusal(header(kind, 0), 1, &LIMITS);
         assert_eq!(error, RequestError::UnknownType(kind));
         assert_eq!(error.status(), Some(Status::Unsupported));
@@ -266,7 +268,7 @@ fn a_discard_has_one_to_sixteen_whole_segments() {
 #[test]
 fn a_segment_is_as_long_as_is_advertised_at_most() {
     const MOST: u32 = config_space::DISCARD_SECTORS_MAX;
-    let limits = Limits { capacity_sectors: 1 << 40, read_only: false };
+    let limits = Limits { capacity_sectors: 1 << 40, ..LIMITS };
     for kind in [DISCARD, WRITE_ZEROES] {
         let request = |count| [header(kind, 0), segment(8, count, 0)].concat();
         assert!(Memory::new(request(MOST), 1).command(&limits).is_ok());
@@ -289,6 +291,62 @@ fn only_write_zeroes_knows_the_unmap_flag_and_nobody_another() {
 }
 
 #[test]
+fn an_unknown_flag_counts_more_than_what_else_is_wrong_with_a_segment() {
+    for kind in [DISCARD, WRITE_ZEROES] {
+        let mut bytes = header(kind, 0);
+        bytes.extend(segment(1000, 1, 0));
+        assert_eq!(refusal(bytes.clone(), 1, &LIMITS), RequestError::PastEnd);
+        bytes.extend(segment(0, 1, 1 << 31));
+        assert_eq!(refusal(bytes, 1, &LIMITS), RequestError::BadRangeFlags);
+    }
+}
+
+#[test]
+fn a_flush_is_one_whatever_its_sector_its_data_and_its_name() {
+    const FLUSH_OUT: u32 = 5;
+    for kind in [FLUSH, FLUSH_OUT] {
+        for (readable, writable) in [(16, 1), (16 + 700, 1), (16, 700), (17, 2)] {
+            let mut bytes = header(kind, u64::MAX);
+            bytes.resize(readable, 0);
+            let mut memory = Memory::new(bytes, writable);
+            let parsed = parse(&mut memory.chain(&[16], &[5]), &LIMITS);
+            assert_eq!((parsed.command, parsed.data_len), (Ok(Command::Flush), 0));
+            assert_eq!(parsed.operation, crate::metrics::Operation::Flush);
+        }
+    }
+}
+
+#[test]
+fn data_of_the_other_direction_is_not_looked_at() {
+    let mut read = header(IN, 7);
+    read.resize(16 + 999, 0xee);
+    let mut read = Memory::new(read, 513);
+    assert_eq!(read.command(&LIMITS), Ok(Command::Read(range(7, 1))));
+    let mut write = header(OUT, 7);
+    write.resize(16 + 512, 0xee);
+    let mut write = Memory::new(write, 1000);
+    let parsed = parse(&mut write.chain(&[16], &[3]), &LIMITS);
+    assert_eq!((parsed.command, parsed.data_len), (Ok(Command::Write(range(7, 1))), 0));
+}
+
+#[test]
+fn only_what_the_driver_gets_counts_as_written() {
+    let got = |bytes: Vec<u8>, writable: usize| {
+        let mut memory = Memory::new(bytes, writable);
+        parse(&mut memory.chain(&[16], &[]), &LIMITS).data_len
+    };
+    assert_eq!(got(header(IN, 0), 1025), 1024);
+    assert_eq!(got(header(IN, 0), 1026), 0, "ragged");
+    assert_eq!(got(header(IN, 1000), 513), 0, "past the end");
+    assert_eq!(
+        [0, 1, 19, 20, 21, 512].map(|n| got(header(GET_ID, 0), n + 1)),
+        [0, 1, 19, 20, 20, 20]
+    );
+    assert_eq!(got(header(77, 0), 513), 0, "unknown");
+    assert_eq!(got(header(IN, 0)[..15].to_vec(), 513), 0, "no header");
+}
+
+#[test]
 fn get_id_leaves_the_data_buffers_for_the_name() {
     let mut memory = Memory::new(header(GET_ID, 0), ID_LEN + 1);
     let mut chain = memory.chain(&[3], &[5]);
@@ -297,8 +355,12 @@ fn get_id_leaves_the_data_buffers_for_the_name() {
     assert_eq!(addresses(&chain.writable), span(&memory.writable[..ID_LEN]));
 }
 
-const SPACE: ConfigSpace =
-    ConfigSpace { capacity_sectors: 0x1234_5678, queues: 4, write_back: true };
+const SPACE: ConfigSpace = ConfigSpace {
+    capacity_sectors: 0x1234_5678,
+    block_size: BlockSize::Sector,
+    queues: 4,
+    write_back: true,
+};
 
 #[test]
 fn the_configuration_space_says_what_the_device_is() {
@@ -321,6 +383,49 @@ fn the_configuration_space_says_what_the_device_is() {
     for (offset, size) in [(0, 257), (256, 1), (u32::MAX, 1), (1, u32::MAX), (u32::MAX, u32::MAX)] {
         assert_eq!(SPACE.read(offset, size), None, "{size} at {offset}");
     }
+}
+
+#[test]
+fn a_disk_of_4_kib_blocks_says_so_and_its_capacity_stays_in_sectors() {
+    let bytes = ConfigSpace { block_size: BlockSize::FourKib, ..SPACE }.to_bytes();
+    let mut expected = SPACE.to_bytes();
+    // blk_size, and physical_block_exp: one logical block is one physical block.
+    expected[20..24].copy_from_slice(&4096u32.to_le_bytes());
+    expected[24] = 0;
+    assert_eq!(bytes, expected);
+    // min_io_size is one logical block, discard_sector_alignment one in sectors.
+    assert_eq!((bytes[26], bytes[44]), (1, 8));
+}
+
+#[test]
+fn a_request_of_half_a_block_is_refused_whatever_it_does() {
+    let whole = range(16, 8);
+    assert_eq!(Memory::new(header(IN, 16), 4097).command(&IN_4_KIB), Ok(Command::Read(whole)));
+    for (sector, sectors) in [(17, 8), (16, 7), (16, 1), (20, 4), ((1 << 40) | 1, 8)] {
+        let read = refusal(header(IN, sector), sectors * 512 + 1, &IN_4_KIB);
+        let mut write = header(OUT, sector);
+        write.resize(16 + sectors * 512, 0);
+        let mut errors = vec![read, refusal(write, 1, &IN_4_KIB)];
+        for kind in [DISCARD, WRITE_ZEROES] {
+            let mut bytes = header(kind, 0);
+            bytes.extend(segment(8, 8, 0));
+            bytes.extend(segment(sector, sectors as u32, 0));
+            errors.push(refusal(bytes, 1, &IN_4_KIB));
+        }
+        for error in errors {
+            assert_eq!(error, RequestError::Misaligned, "{sectors} at {sector}");
+            assert_eq!(error.status(), Some(Status::IoError));
+        }
+    }
+}
+
+#[test]
+fn who_does_not_know_of_larger_blocks_is_served_in_sectors() {
+    use features::{BLK_SIZE, FLUSH, offered, request_unit};
+    assert_eq!(request_unit(FLUSH, BlockSize::FourKib), BlockSize::Sector);
+    assert_eq!(request_unit(BLK_SIZE, BlockSize::FourKib), BlockSize::FourKib);
+    assert_eq!(request_unit(BLK_SIZE, BlockSize::Sector), BlockSize::Sector);
+    assert!(offered(true) & offered(false) & BLK_SIZE != 0);
 }
 
 #[test]

@@ -3,19 +3,27 @@
 //! Owns the file and its identity. Nothing here writes. It knows neither the
 //! cache nor the leaves; the cache's fills read its descriptor.
 
+pub(crate) mod digest;
 pub(crate) mod lock;
+pub(crate) mod probe;
+pub(crate) mod state;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{OFlags, SeekFrom};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
-use crate::io::storage::{FileStorage, read_exact};
+use self::probe::Foreign;
+use self::state::RootState;
+use crate::io::open::{self, Access, OpenError};
+use crate::io::storage::{FileStorage, Storage, read_exact};
 
 /// Which root a leaf belongs to.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -29,6 +37,17 @@ pub struct RootIdentity {
 }
 
 impl RootIdentity {
+    /// The identity of a raw image, whatever it looks like, that this process has made
+    /// and nobody else has.
+    ///
+    /// # Errors
+    /// As pread(2).
+    pub(crate) fn of_raw(name: &str, file: &FileStorage) -> io::Result<Self> {
+        let len_bytes = file.len_bytes()?;
+        let fingerprint = fingerprint(file, len_bytes)?;
+        Ok(Self { len_bytes, fingerprint, name: name.to_owned() })
+    }
+
     /// Whether both are the same image, whatever its name.
     pub fn same_content(&self, other: &Self) -> bool {
         self.len_bytes == other.len_bytes && self.fingerprint == other.fingerprint
@@ -50,17 +69,19 @@ impl fmt::Display for RootIdentity {
 pub enum RootError {
     #[error("root {} can't be read: {source}; check the path and its permissions", path.display())]
     Open { path: PathBuf, source: io::Error },
-    #[error("root {} is neither a file nor a block device; give a raw disk image", path.display())]
-    Kind { path: PathBuf },
+    #[error("root {} is {found}, neither a file nor a block device, and was not opened; give a raw disk image", path.display())]
+    Kind { path: PathBuf, found: String },
     #[error("root {} is empty; give a raw disk image", path.display())]
     Empty { path: PathBuf },
     #[error("root {} has {len} bytes, which is no multiple of 512; give a raw disk image", path.display())]
     Ragged { path: PathBuf, len: u64 },
     #[error(
-        "root {0} is a qcow2 image; convert it with qemu-img convert -O raw {0} NEW.raw",
-        path.display()
+        "root {} is {found} and no raw disk image; {}; where these bytes are a guest's disk as it \
+         is, declare them so: format=raw",
+        path.display(),
+        found.conversion(path)
     )]
-    Qcow2 { path: PathBuf },
+    Format { path: PathBuf, found: Foreign },
     #[error("root {} is open for writing in another program, such as QEMU; close it there first", path.display())]
     InUse { path: PathBuf },
 }
@@ -76,6 +97,34 @@ const SAMPLE_LEN: u64 = 4096;
 /// its later holes found by reading.
 const EXTENTS_MAX: usize = 1 << 20;
 
+/// The format that a person has declared a root to have.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RootFormat {
+    /// The file's bytes are the disk's, whatever they look like.
+    Raw,
+}
+
+/// How a root is read.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum RootAccess {
+    /// Past the page cache (O_DIRECT) where that works.
+    #[default]
+    Direct,
+    /// Through the page cache: reads of any range, into any buffer.
+    Buffered,
+}
+
+/// How a root is opened.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RootOptions {
+    /// What it is; where nobody has said so, what looks like another format than raw is
+    /// refused.
+    pub format: Option<RootFormat>,
+    /// How it is read.
+    pub access: RootAccess,
+}
+
 /// An open root.
 #[derive(Debug)]
 pub struct Root {
@@ -83,37 +132,39 @@ pub struct Root {
     file: File,
     identity: RootIdentity,
     direct: bool,
+    /// Before the fingerprint was taken.
+    opened: RootState,
 }
 
 impl Root {
-    /// Opens the raw file or block device at `path`, with O_DIRECT where that
-    /// works, and takes the locks that keep QEMU from writing to it.
+    /// As [`Self::open_as`], of no declared format, with O_DIRECT where that works.
     ///
     /// # Errors
     /// Each of [`RootError`]'s.
     pub fn open(name: &str, path: &Path) -> Result<Self, RootError> {
-        Self::open_as(name, path, true)
+        Self::open_as(name, path, RootOptions::default())
     }
 
-    /// As [`Self::open`], through the page cache: reads of any range, into any
-    /// buffer.
+    /// As [`Self::open`], through the page cache.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn open_buffered(name: &str, path: &Path) -> Result<Self, RootError> {
-        Self::open_as(name, path, false)
+        Self::open_as(name, path, RootOptions { format: None, access: RootAccess::Buffered })
     }
 
-    fn open_as(name: &str, path: &Path, direct: bool) -> Result<Self, RootError> {
+    /// Opens the raw file or block device at `path`, and takes the locks that keep QEMU
+    /// from writing to it.
+    ///
+    /// # Errors
+    /// Each of [`RootError`]'s.
+    pub fn open_as(name: &str, path: &Path, options: RootOptions) -> Result<Self, RootError> {
         let at = || path.to_owned();
         let open_error = |source| RootError::Open { path: at(), source };
-        // A FIFO would wait for its writer; files and disks know no difference.
-        let plain = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let plain = plain.map_err(open_error)?;
-        let kind = plain.metadata().map_err(open_error)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(RootError::Kind { path: at() });
-        }
+        let plain = open::image(path).map_err(|error| match error {
+            OpenError::Kind(kind) => RootError::Kind { path: at(), found: kind.to_string() },
+            OpenError::Io(source) => open_error(source),
+        })?;
         let lock = |file: &File| {
             lock::lock_image(file).map_err(|e| match e.kind() {
                 io::ErrorKind::WouldBlock => RootError::InUse { path: at() },
@@ -128,19 +179,24 @@ impl Root {
             return Err(RootError::Empty { path: at() });
         }
         let plain = FileStorage::new(plain);
-        let mut magic = [0; 4];
-        if len_bytes >= 4 {
-            read_exact(&plain, &mut magic, 0).map_err(open_error)?;
-        }
-        // Before the length, which is ragged in many a qcow2 image.
-        if magic == *b"QFI\xfb" {
-            return Err(RootError::Qcow2 { path: at() });
+        // Before the length, which is ragged in many an image of another format.
+        let found = match options.format {
+            None => probe::probe(&plain, len_bytes).map_err(open_error)?,
+            Some(RootFormat::Raw) => None,
+        };
+        if let Some(found) = found {
+            return Err(RootError::Format { path: at(), found });
         }
         if !len_bytes.is_multiple_of(512) {
             return Err(RootError::Ragged { path: at(), len: len_bytes });
         }
+        // What changes while the fingerprint is taken differs from this.
+        let opened = RootState::of(plain.file()).map_err(open_error)?;
         let fingerprint = fingerprint(&plain, len_bytes).map_err(open_error)?;
-        let reopened = if direct { reopen_direct(plain.file(), len_bytes) } else { None };
+        let reopened = match options.access {
+            RootAccess::Direct => reopen_direct(plain.file(), len_bytes),
+            RootAccess::Buffered => None,
+        };
         let (file, direct) = match reopened {
             Some(file) => {
                 // A lock belongs to one opening; the first one's is held until here.
@@ -150,7 +206,7 @@ impl Root {
             None => (plain.into_file(), false),
         };
         let identity = RootIdentity { len_bytes, fingerprint, name: name.to_owned() };
-        Ok(Self { path: at(), file, identity, direct })
+        Ok(Self { path: at(), file, identity, direct, opened })
     }
 
     /// The name that VMs refer to.
@@ -235,13 +291,11 @@ impl Root {
 }
 
 /// The same file opened for O_DIRECT, if reads of 512-aligned ranges at its
-/// start and end work that way. Not by its path, which may name another file by
-/// now.
+/// start and end work that way.
 fn reopen_direct(plain: &File, len_bytes: u64) -> Option<File> {
     #[repr(align(4096))]
     struct Aligned([u8; 8192]);
-    let same = format!("/proc/self/fd/{}", plain.as_raw_fd());
-    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(same).ok()?;
+    let file = open::again(plain, Access::Read, OFlags::DIRECT).ok()?;
     let file = FileStorage::new(file);
     let mut buffer = Box::new(Aligned([0; 8192]));
     let last = (len_bytes - 1) / 4096 * 4096;

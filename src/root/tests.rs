@@ -125,12 +125,41 @@ fn what_is_no_raw_image_is_refused_by_name() {
     assert!(matches!(Root::open("r", &path), Err(RootError::Empty { .. })));
     std::fs::write(&path, [1; 1000]).unwrap();
     assert!(matches!(Root::open("r", &path), Err(RootError::Ragged { len: 1000, .. })));
+}
+
+#[test]
+fn an_image_of_another_format_is_refused_unless_it_is_declared_raw() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("it's one.qcow2");
     let mut qcow2 = vec![0; 4096];
     qcow2[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-    std::fs::write(&path, qcow2).unwrap();
-    let error = Root::open("r", &path).unwrap_err();
-    assert!(matches!(error, RootError::Qcow2 { .. }));
-    assert!(error.to_string().contains("qemu-img convert"), "{error}");
+    std::fs::write(&path, &qcow2).unwrap();
+    for open in [Root::open, Root::open_buffered] {
+        let said = open("r", &path).unwrap_err().to_string();
+        let quoted = path.to_str().unwrap().replace('\'', "'\\''");
+        let line = format!("qemu-img convert -f qcow2 -O raw '{quoted}' NEW.raw");
+        assert!(said.contains("is a qcow2 image") && said.contains(&line), "{said}");
+        assert!(said.contains("format=raw"), "{said}");
+    }
+    for access in [RootAccess::Direct, RootAccess::Buffered] {
+        let options = RootOptions { format: Some(RootFormat::Raw), access };
+        let root = Root::open_as("r", &path, options).unwrap();
+        let mut content = vec![0; 4096];
+        read_exact(
+            &FileStorage::new(open::again(root.file(), Access::Read, OFlags::empty()).unwrap()),
+            &mut content,
+            0,
+        )
+        .unwrap();
+        assert_eq!(content, qcow2);
+        let made = FileStorage::new(File::open(&path).unwrap());
+        assert_eq!(*root.identity(), RootIdentity::of_raw("r", &made).unwrap());
+    }
+    // Declared or not, a disk is whole sectors.
+    std::fs::write(&path, &qcow2[..1000]).unwrap();
+    let options = RootOptions { format: Some(RootFormat::Raw), ..RootOptions::default() };
+    assert!(matches!(Root::open_as("r", &path, options), Err(RootError::Ragged { .. })));
+    assert!(matches!(Root::open("r", &path), Err(RootError::Format { .. })), "before its length");
 }
 
 #[test]

@@ -22,6 +22,9 @@ pub struct HostStats {
     pub version: String,
     /// Seconds since the daemon started.
     pub uptime_seconds: f64,
+    /// Mistakes of leafblk itself that it noticed; the log says which.
+    #[serde(default)]
+    pub internal_errors: u64,
     /// The cache.
     pub cache: CacheStats,
     /// The reactors, in the order of their numbers.
@@ -42,6 +45,44 @@ pub struct HostStats {
     /// The roots that could not be added, by name.
     #[serde(default)]
     pub failed_roots: Vec<Failed>,
+    /// What is served and has a problem.
+    #[serde(default)]
+    pub failing: Vec<FailingPart>,
+    /// The file systems of leaves, state directory and runtime directory, by path.
+    #[serde(default)]
+    pub file_systems: Vec<FileSystemStats>,
+}
+
+/// A part of the host that is served, or used, and has a problem.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct FailingPart {
+    /// What it is: `root`, `VM` or `file system`.
+    pub part: String,
+    /// Its name; a file system's path.
+    pub name: String,
+    /// The problem; through the port for looking, which tells no paths, where to learn
+    /// it.
+    pub problem: String,
+}
+
+/// A file system that leafblk keeps something on.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct FileSystemStats {
+    /// Where it is mounted.
+    pub path: String,
+    /// What is on it: `leaves`, `state` (the state directory), `runtime` (the runtime
+    /// directory).
+    pub uses: Vec<String>,
+    /// Bytes in all; null, as all that follows, while the file system doesn't say.
+    pub size_bytes: Option<u64>,
+    /// Bytes that are free for users other than root.
+    pub free_bytes: Option<u64>,
+    /// Inodes in all; null also where the file system doesn't count them.
+    pub inodes: Option<u64>,
+    /// Inodes that are free.
+    pub free_inodes: Option<u64>,
+    /// For how many seconds it has owed an answer; null where it answers.
+    pub silent_s: Option<u64>,
 }
 
 /// How many VMs or roots are in which state.
@@ -136,6 +177,9 @@ pub struct RootStats {
     pub size_bytes: u64,
     /// VMs on it.
     pub vms: u64,
+    /// Whether its file has changed since it was recorded, though its samples have not.
+    #[serde(default)]
+    pub changed: bool,
 }
 
 /// One VM.
@@ -176,6 +220,9 @@ pub struct VmStats {
     pub device_faults: u64,
     /// Failures to write its leaf back that no request waited for.
     pub write_back_errors: u64,
+    /// Whether its writes, flushes or reads fail now, or its device is stopped.
+    #[serde(default)]
+    pub failing: bool,
     /// Its requests by kind, in the order of
     /// [`crate::metrics::Operation::ALL`].
     pub operations: Vec<OperationStats>,

@@ -13,7 +13,7 @@ pub struct VmRates {
     pub root: String,
     /// Whether a frontend is connected.
     pub connected: bool,
-    /// Whether its leaf takes no writes any more.
+    /// Whether something of what it does fails.
     pub failed: bool,
     /// Requests answered, a second.
     pub iops: f64,
@@ -27,6 +27,8 @@ pub struct VmRates {
     pub p50_us: Option<f64>,
     /// What 99 of 100 didn't exceed.
     pub p99_us: Option<f64>,
+    /// What 99 of 100 of its flushes didn't exceed, in microseconds.
+    pub flush_p99_us: Option<f64>,
     /// The share of pieces that were in the cache, of those looked up.
     pub hit_ratio: Option<f64>,
     /// Bytes that its leaf holds.
@@ -146,13 +148,14 @@ impl VmRates {
             vm: after.vm.clone(),
             root: after.root.clone(),
             connected: after.connected,
-            failed: after.leaf.as_ref().is_some_and(|leaf| leaf.failed),
+            failed: after.failing || after.leaf.as_ref().is_some_and(|leaf| leaf.failed),
             iops: operations.iter().map(|operation| operation.iops).sum(),
             read_bytes: rate(|vm| vm.bytes(Operation::Read)),
             written_bytes: rate(|vm| vm.bytes(Operation::Write)),
             errors: rate(|vm| sum_of(vm, |operation| operation.errors)),
             p50_us: quantile_us(&both, 0.5),
             p99_us: quantile_us(&both, 0.99),
+            flush_p99_us: flushes(&operations).and_then(|counts| quantile_us(counts, 0.99)),
             hit_ratio: ratio(
                 grown(before.cache_hits, after.cache_hits),
                 grown(before.cache_misses, after.cache_misses),
@@ -166,6 +169,11 @@ impl VmRates {
 
 fn sum_of(vm: &VmStats, value: impl Fn(&OperationStats) -> u64) -> u64 {
     vm.operations.iter().map(value).sum()
+}
+
+fn flushes(operations: &[OperationRates]) -> Option<&[u64]> {
+    let flushes = operations.iter().find(|operation| operation.operation == Operation::Flush);
+    flushes.map(|operation| operation.latency_counts.as_slice())
 }
 
 fn reads_and_writes(operations: &[OperationRates]) -> Vec<u64> {

@@ -11,8 +11,9 @@ use crate::reactor::ReactorCounters;
 use crate::root::Root;
 
 impl VmStats {
-    /// The disk's values; `reactor` is the number of the one that serves it.
-    pub fn read(disk: &Disk, reactor: usize) -> Self {
+    /// The disk's values; `reactor` is the number of the one that serves it, and it is
+    /// `failing` or not.
+    pub fn read(disk: &Disk, reactor: usize, failing: bool) -> Self {
         let counters = disk.counters();
         let operation = |operation: Operation| {
             let latency = counters.latency(operation);
@@ -48,6 +49,7 @@ impl VmStats {
             cache_misses: counters.cache_misses.get(),
             device_faults: counters.device_faults.get(),
             write_back_errors: counters.write_back_errors.get(),
+            failing,
             operations: Operation::ALL.into_iter().map(operation).collect(),
         }
     }
@@ -57,7 +59,7 @@ impl LeafStats {
     fn read(leaf: &Leaf) -> Self {
         Self {
             present_bytes: leaf.present_sectors() * 512,
-            allocated_bytes: leaf.allocated_bytes().unwrap_or(0),
+            allocated_bytes: leaf.occupied_bytes().unwrap_or(0),
             unsynced_bytes: leaf.unsynced_bytes(),
             failed: leaf.is_poisoned(),
         }
@@ -65,9 +67,10 @@ impl LeafStats {
 }
 
 impl RootStats {
-    /// The root's values; `vms` are on it.
-    pub fn read(root: &Root, vms: usize) -> Self {
-        Self { root: root.name().to_owned(), size_bytes: root.len_bytes(), vms: vms as u64 }
+    /// The root's values; `vms` are on it, and its file has `changed` or not.
+    pub fn read(root: &Root, vms: usize, changed: bool) -> Self {
+        let (name, size_bytes) = (root.name().to_owned(), root.len_bytes());
+        Self { root: name, size_bytes, vms: vms as u64, changed }
     }
 }
 
@@ -125,7 +128,7 @@ impl ReactorStats {
 /// The CPU time of a thread of this process: the first number of its
 /// `schedstat` (Documentation/scheduler/sched-stats.rst of Linux).
 fn thread_cpu_ns(thread: u64) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let text = crate::io::open::kernel_text(format!("/proc/self/task/{thread}/schedstat")).ok()?;
     text.split_ascii_whitespace().next()?.parse().ok()
 }
 

@@ -1,8 +1,8 @@
 //! A made-up host, for tests.
 
 use super::{
-    CacheStats, Failed, HostStats, LeafStats, OperationStats, ReactorStats, RootStats,
-    SourceSectors, StateCounts, VmStats,
+    CacheStats, Failed, FailingPart, FileSystemStats, HostStats, LeafStats, OperationStats,
+    ReactorStats, RootStats, SourceSectors, StateCounts, VmStats,
 };
 use crate::metrics::{BUCKETS, Operation};
 
@@ -12,6 +12,7 @@ pub(crate) fn host(vms: u64) -> HostStats {
     HostStats {
         version: "0.1.0".into(),
         uptime_seconds: 3600.0,
+        internal_errors: 0,
         cache: CacheStats {
             size_bytes: 1 << 30,
             block_bytes: 65536,
@@ -29,22 +30,40 @@ pub(crate) fn host(vms: u64) -> HostStats {
             evictions: 12,
         },
         reactors: (0..2).map(reactor).collect(),
-        roots: vec![RootStats { root: "debian".into(), size_bytes: 2 << 30, vms }],
+        roots: vec![RootStats { root: "debian".into(), size_bytes: 2 << 30, vms, changed: false }],
         vms: (1..=vms).map(vm).collect(),
         vm_states: StateCounts { serving: vms, ..StateCounts::default() },
         root_states: StateCounts { serving: 1, ..StateCounts::default() },
         failed_vms: Vec::new(),
         failed_roots: Vec::new(),
+        failing: Vec::new(),
+        file_systems: vec![file_system("/run", "runtime", 8), file_system("/var", "leaves", 1024)],
     }
 }
 
-/// The same with a VM and a root that could not be attached.
+fn file_system(path: &str, used: &str, gib: u64) -> FileSystemStats {
+    FileSystemStats {
+        path: path.into(),
+        uses: vec![used.into()],
+        size_bytes: Some(gib << 30),
+        free_bytes: Some(gib << 29),
+        inodes: Some(gib << 10),
+        free_inodes: Some(gib << 9),
+        silent_s: None,
+    }
+}
+
+/// The same with a VM and a root that could not be attached, and one VM that fails.
 pub(crate) fn host_with_failures(vms: u64) -> HostStats {
     let failed = |name: &str, reason: &str| Failed { name: name.into(), reason: reason.into() };
     let mut host = host(vms);
     (host.vm_states.failed, host.root_states.failed) = (1, 1);
     host.failed_vms = vec![failed("db1", "root late could not be attached")];
     host.failed_roots = vec![failed("late", "late.raw can't be read")];
+    let (part, name, problem) = ("VM", "web1", "its writes fail: no space left");
+    host.failing =
+        vec![FailingPart { part: part.into(), name: name.into(), problem: problem.into() }];
+    host.vms[0].failing = true;
     host
 }
 
@@ -108,6 +127,7 @@ fn vm(number: u64) -> VmStats {
         cache_misses: 100 * number,
         device_faults: 0,
         write_back_errors: 0,
+        failing: false,
         operations: Operation::ALL.into_iter().map(operation).collect(),
     }
 }

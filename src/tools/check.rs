@@ -191,8 +191,8 @@ fn leftovers(file: &File, header: &Header, leaf: &Leaf) -> io::Result<Vec<Range<
             let (held, count) = leaf.next_run(rest);
             let (run, more) = rest.split_at(count);
             if !held {
-                let start = leaf.data_offset(run.start()).next_multiple_of(BLOCK);
-                let end = leaf.data_offset(run.end());
+                let start = (header.data_offset + run.byte_offset()).next_multiple_of(BLOCK);
+                let end = header.data_offset + run.end().to_bytes();
                 let end = if end == data_end { end } else { end / BLOCK * BLOCK };
                 add(&mut found, start..end);
             }
@@ -306,7 +306,8 @@ fn print(
         State::LiveMap(_) if repair => "its live map was taken over",
         State::LiveMap(_) => "not closed cleanly, its live map is there",
         State::FlushedOnly(_) if repair => "its live map was given up",
-        State::FlushedOnly(_) => "not closed cleanly, its live map is not there",
+        State::FlushedOnly(Some(_)) => "not closed cleanly, its live map is not there",
+        State::FlushedOnly(None) => "not closed cleanly, no live map was looked for",
     };
     let left = report.findings.iter().filter(|finding| !finding.repaired).count();
     let verdict = match (report.findings.len(), left) {

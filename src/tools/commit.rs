@@ -1,6 +1,5 @@
 //! `leafblk leaf commit`: a new root image, the root plus the leaf's changes.
 
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,9 @@ use super::raw_writer::write_raw;
 use super::view::View;
 use super::{LeafPlace, ToolError, human, new_file};
 use crate::config::RootEntry;
-use crate::root::Root;
+use crate::io::storage::FileStorage;
+use crate::root::RootIdentity;
+use crate::root::probe::{self, Foreign};
 
 /// What is to be committed.
 #[derive(Clone, Debug)]
@@ -29,12 +30,13 @@ pub struct Commit {
 pub fn run(what: &Commit) -> Result<String, ToolError> {
     let written = flatten(&what.leaf, &what.root, &what.output)?;
     Ok(format!(
-        "committed {} to {}: {}, {} on disk, verified; root {}",
+        "committed {} to {}: {}, {} on disk, verified; root {}{}",
         what.leaf.path.display(),
         what.output.display(),
         human(written.size),
         human(written.allocated),
         written.identity,
+        written.remark(),
     ))
 }
 
@@ -42,7 +44,19 @@ pub fn run(what: &Commit) -> Result<String, ToolError> {
 pub(super) struct Flattened {
     pub(super) size: u64,
     pub(super) allocated: u64,
-    pub(super) identity: crate::root::RootIdentity,
+    pub(super) identity: RootIdentity,
+    /// What its bytes say that it is, though they are the guest's disk.
+    pub(super) looks_like: Option<Foreign>,
+}
+
+impl Flattened {
+    /// What is to be known of it where it becomes a root.
+    pub(super) fn remark(&self) -> String {
+        match self.looks_like {
+            None => String::new(),
+            Some(format) => format!("; it looks like {format}: as a root, declare it format=raw"),
+        }
+    }
 }
 
 /// Writes what a guest would see into a new raw image.
@@ -55,9 +69,13 @@ pub(super) fn flatten(
     let view = View::open(leaf, Some(root), false, Unclosed::Refuse)?;
     write_raw(&view, &beside)?;
     let stem = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let unnamed = format!("/proc/self/fd/{}", beside.file().as_raw_fd());
-    let identity = Root::open_buffered(&stem, Path::new(&unnamed))?.identity().clone();
+    let storage = FileStorage::new(beside.file().try_clone().map_err(|e| beside.error(e))?);
+    let looked = RootIdentity::of_raw(&stem, &storage).and_then(|identity| {
+        let looks_like = probe::probe(&storage, identity.len_bytes)?;
+        Ok((identity, looks_like))
+    });
+    let (identity, looks_like) = looked.map_err(|e| beside.error(e))?;
     let allocated = beside.file().metadata().map_err(|e| beside.error(e))?.blocks() * 512;
     beside.publish()?;
-    Ok(Flattened { size: view.size_bytes(), allocated, identity })
+    Ok(Flattened { size: view.size_bytes(), allocated, identity, looks_like })
 }

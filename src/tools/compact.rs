@@ -28,11 +28,12 @@ pub struct Compact {
 pub fn run(what: &Compact) -> Result<String, ToolError> {
     let view = View::open(&what.leaf, Some(&what.root), true, Unclosed::Refuse)?;
     let before = Held::of(&view)?;
-    let after = match &view.root {
-        Some(root) => replace(&view, root, "compacting")?,
-        // It was asked for above.
-        None => before,
-    };
+    // It was asked for above.
+    let after = view.root.as_ref().map(|root| replace(&view, root, "compacting")).transpose()?;
+    if after.is_some() {
+        view.forget_live_map();
+    }
+    let after = after.unwrap_or(before);
     Ok(format!(
         "compacted {}: {} of {} changed sectors given back, {} on disk instead of {}",
         what.leaf.path.display(),
@@ -46,10 +47,9 @@ pub fn run(what: &Compact) -> Result<String, ToolError> {
 /// Puts a leaf on `root` with the view's content in the place of the view's.
 pub(super) fn replace(view: &View, root: &Root, what: &'static str) -> Result<Held, ToolError> {
     let beside = Beside::new(&view.locked.path)?;
-    let mut writer = LeafWriter::new(beside, view.size_bytes(), root)?;
+    let mut writer = LeafWriter::new(beside, view.size_bytes(), root, Some(&view.locked.header))?;
     writer.copy(view, what)?;
     let (beside, held) = writer.finish()?;
     beside.replace(&view.locked.file)?;
-    view.locked.forget_live_map();
     Ok(held)
 }

@@ -1,11 +1,14 @@
 //! What a tool can't do, each with its sentence.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::qcow2::Part;
 use crate::io::beside::BesideError;
 use crate::leaf::LeafError;
 use crate::root::RootError;
+use crate::root::probe::Foreign;
+use crate::shell::{quote, quote_path};
 
 /// A tool that didn't do its work. Nothing has changed then, unless the
 /// sentence says otherwise.
@@ -22,7 +25,7 @@ pub enum ToolError {
     #[error(
         "leaf {} was not closed cleanly and its live map is not in {}: what its daemon \
          acknowledged last may be missing; start leafblk serve once, or pass the --runtime-dir \
-         that it had, or, after a loss of power, --flushed-only",
+         that it had, or, after a loss of power and for a copy, --flushed-only",
         path.display(), dir.display()
     )]
     NotClosed { path: PathBuf, dir: PathBuf },
@@ -63,25 +66,84 @@ pub enum ToolError {
     Qcow2 { path: PathBuf, source: io::Error },
     #[error("{} is open for writing in another program, such as QEMU; close it there first", path.display())]
     Qcow2InUse { path: PathBuf },
+    #[error("{}", not_qcow2(path, *found))]
+    NotQcow2 { path: PathBuf, found: Option<Foreign> },
     #[error(
-        "{} has a backing file of format {format:?}, and a leaf's root is raw; flatten the chain \
-         with qemu-img rebase onto the raw root",
+        "{} is encrypted ({how}), and import reads no ciphertext; decrypt it into a new image and \
+         import that: qemu-img convert --object secret,id=key,file=PASSPHRASE-FILE \
+         --image-opts {} -O qcow2 NEW.qcow2",
+        path.display(),
+        quote(options)
+    )]
+    Encrypted { path: PathBuf, how: &'static str, options: String },
+    #[error(
+        "{} is cut short: {part} ends at byte {end} of the file, which has {have}; copy it again \
+         from where it is whole (qemu-img check says more)",
         path.display()
     )]
-    BackingFormat { path: PathBuf, format: String },
+    Qcow2Cut { path: PathBuf, part: Part, end: u64, have: u64 },
     #[error(
-        "{0} is an overlay of {backing}, which is not the given root ({reason}); pass that one, or \
-         tell the overlay that it moved: qemu-img rebase -u -F raw -b ROOT {0}",
-        path.display()
+        "{} is marked as {mark}; repair it first: qemu-img check -r all {}",
+        path.display(),
+        quote_path(path)
+    )]
+    Qcow2Marked { path: PathBuf, mark: &'static str },
+    #[error(
+        "{} has {feature}, which import doesn't read; convert it: qemu-img convert -O qcow2 {} \
+         NEW.qcow2",
+        path.display(),
+        quote_path(path)
+    )]
+    Qcow2Feature { path: PathBuf, feature: String },
+    #[error(
+        "{} is an overlay of {backing}, whose format is {format}, and a leaf's root is raw; put it \
+         onto the root first, which keeps its content: qemu-img rebase -F raw -b {} {}",
+        path.display(),
+        quote_path(root),
+        quote_path(path)
+    )]
+    BackingFormat { path: PathBuf, backing: String, format: String, root: PathBuf },
+    #[error(
+        "{} is an overlay of {backing}, which QEMU reaches by {driver}, and a leaf's root is a file \
+         or block device of this host; copy that image here, tell the overlay (qemu-img rebase -u \
+         -F raw -b COPY {}) and pass the copy as root",
+        path.display(),
+        quote_path(path)
+    )]
+    BackingElsewhere { path: PathBuf, backing: String, driver: String },
+    #[error(
+        "{} is an overlay of {backing}, which is not the given root ({reason}); pass that one, or \
+         tell the overlay that it moved: qemu-img rebase -u -F raw -b ROOT {}",
+        path.display(),
+        quote_path(path)
     )]
     OtherBacking { path: PathBuf, backing: String, reason: String },
-    #[error("{} keeps its data in another file (an external data file); convert it with qemu-img convert -O qcow2", path.display())]
+    #[error(
+        "{} keeps its data in another file (an external data file), which import doesn't open; \
+         convert it: qemu-img convert -O qcow2 {} NEW.qcow2",
+        path.display(),
+        quote_path(path)
+    )]
     DataFile { path: PathBuf },
     #[error(
-        "{0} has {size} bytes and the root {root_len}; make it at least as large: qemu-img resize {0} {root_len}",
-        path.display()
+        "{} has {size} bytes and the root {root_len}; make it at least as large: qemu-img resize {} {root_len}",
+        path.display(),
+        quote_path(path)
     )]
     Qcow2Smaller { path: PathBuf, size: u64, root_len: u64 },
+}
+
+/// What an image is that is no qcow2 image, and how one is made of it.
+fn not_qcow2(path: &Path, found: Option<Foreign>) -> String {
+    let (shown, quoted) = (path.display(), quote_path(path));
+    let convert = |driver| format!("qemu-img convert -f {driver} -O qcow2 {quoted} NEW.qcow2");
+    match found {
+        None => format!("{shown} is no qcow2 image; make one of a raw image: {}", convert("raw")),
+        Some(found) => match found.qemu_driver() {
+            Some(driver) => format!("{shown} is {found}, no qcow2 image; {}", convert(driver)),
+            None => format!("{shown} is {found}, no qcow2 image; {}", found.conversion(path)),
+        },
+    }
 }
 
 impl From<BesideError> for ToolError {

@@ -41,9 +41,10 @@ pub fn run(what: &Export) -> Result<String, ToolError> {
         Format::Raw => {
             let written = flatten(&what.leaf, &what.root, &what.output)?;
             Ok(format!(
-                "exported {path} to {output}: raw, {}, {} on disk, verified",
+                "exported {path} to {output}: raw, {}, {} on disk, verified{}",
                 human(written.size),
-                human(written.allocated)
+                human(written.allocated),
+                written.remark()
             ))
         }
         Format::Qcow2 => {

@@ -26,7 +26,7 @@ pub fn run(what: &Import) -> Result<String, ToolError> {
     let root = open_root(&what.root)?;
     let image = qcow2::Overlay::open(&what.image, &root)?;
     let size = image.size_bytes();
-    let mut writer = LeafWriter::new(beside, size, &root)?;
+    let mut writer = LeafWriter::new(beside, size, &root, None)?;
     image.copy_into(&mut writer)?;
     let (beside, held) = writer.finish()?;
     beside.publish()?;

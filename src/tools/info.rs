@@ -29,6 +29,7 @@ struct Report {
     format_version: u32,
     layout: &'static str,
     uuid: String,
+    disk_uuid: String,
     created: String,
     virtual_size: u64,
     root: RootReport,
@@ -62,16 +63,18 @@ pub fn run(what: &Info, out: &mut dyn Write) -> Result<(), ToolError> {
         State::LiveMap(map) => {
             format!("not closed cleanly; nothing is lost, the live map is {}", map.display())
         }
-        State::FlushedOnly(dir) => format!(
+        State::FlushedOnly(Some(dir)) => format!(
             "not closed cleanly, and no live map in {}: shown is what was flushed",
             dir.display()
         ),
+        State::FlushedOnly(None) => "not closed cleanly: shown is what was flushed".to_owned(),
     };
     let rows = [
         ("leaf", report.path),
         ("format version", report.format_version.to_string()),
         ("layout", report.layout.to_owned()),
         ("uuid", report.uuid),
+        ("disk uuid", report.disk_uuid),
         ("created", report.created),
         ("virtual size", exact(report.virtual_size)),
         ("root", format!("{}, {}", report.root.name, exact(report.root.length))),
@@ -102,6 +105,7 @@ fn report(view: &View) -> Result<Report, ToolError> {
         format_version: VERSION,
         layout: if header.table_offset.is_some() { "packed" } else { "direct" },
         uuid: uuid::Uuid::from_bytes(header.uuid).to_string(),
+        disk_uuid: uuid::Uuid::from_bytes(header.disk_uuid()).to_string(),
         created,
         virtual_size: header.virtual_size,
         root: RootReport {

@@ -58,20 +58,21 @@ pub fn run(what: &Map, out: &mut dyn Write) -> Result<Option<String>, ToolError>
     }
     Ok(match view.state() {
         State::Clean | State::LiveMap(_) => None,
-        State::FlushedOnly(dir) => Some(format!(
+        State::FlushedOnly(Some(dir)) => Some(format!(
             "{} was not closed cleanly and no live map is in {}: this is what was flushed",
             view.locked.path.display(),
             dir.display()
         )),
+        State::FlushedOnly(None) => None,
     })
 }
 
 /// Whether `next` comes right after `last` in the same source too.
 fn follows(view: &View, last: Extent, next: Extent) -> bool {
-    let place = |sector| view.leaf.data_offset(sector);
+    let place = |sector| view.leaf.place_of(sector);
+    let end = |range: SectorRange| Some(place(range.start())? + range.byte_len());
     last.source == next.source
-        && (last.source != Source::Leaf
-            || place(next.range.start()) == place(last.range.start()) + last.range.byte_len())
+        && (last.source != Source::Leaf || place(next.range.start()) == end(last.range))
 }
 
 /// Neighbours from one source as one.
@@ -104,7 +105,7 @@ fn each_extent(
 fn row(view: &View, extent: Extent) -> Row {
     let start = extent.range.byte_offset();
     let (depth, present, offset, from) = match extent.source {
-        Source::Leaf => (0, true, Some(view.leaf.data_offset(extent.range.start())), "leaf"),
+        Source::Leaf => (0, true, view.leaf.place_of(extent.range.start()), "leaf"),
         Source::LeafZero => (0, true, None, "zero"),
         Source::Root | Source::RootZero => (1, true, Some(start), "root"),
         Source::Beyond => (0, false, None, "zero"),

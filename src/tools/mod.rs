@@ -24,7 +24,7 @@ mod list;
 pub mod map;
 mod opened;
 mod pieces;
-mod progress;
+pub(crate) mod progress;
 mod qcow2;
 mod raw_writer;
 pub mod rebase;
@@ -41,7 +41,7 @@ pub use opened::{RuntimeDir, State};
 
 use crate::config::RootEntry;
 use crate::io::beside::Beside;
-use crate::root::{Root, RootError};
+use crate::root::{Root, RootAccess, RootError, RootOptions};
 
 /// Which leaf, and how to find what a killed daemon left of it.
 #[derive(Clone, Debug)]
@@ -50,14 +50,15 @@ pub struct LeafPlace {
     pub path: PathBuf,
     /// Where its live map would be.
     pub runtime_dir: RuntimeDir,
-    /// Go by what was flushed where the leaf was not closed and there is no
-    /// live map.
+    /// Go by what was flushed where the leaf was not closed, and look at no live
+    /// map.
     pub flushed_only: bool,
 }
 
 /// A root as the tools read it, locked against writers.
 fn open_root(entry: &RootEntry) -> Result<Root, RootError> {
-    Root::open_buffered(&entry.name, &entry.path)
+    let options = RootOptions { format: entry.format, access: RootAccess::Buffered };
+    Root::open_as(&entry.name, &entry.path, options)
 }
 
 /// That `target` is free: otherwise a tool need not begin.

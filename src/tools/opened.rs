@@ -40,9 +40,9 @@ pub enum State {
     Clean,
     /// Its daemon was killed and left this live map.
     LiveMap(PathBuf),
-    /// It was not closed and no live map is in this directory: its own map
-    /// has what was flushed.
-    FlushedOnly(PathBuf),
+    /// It was not closed, and its own map has what was flushed: there is no live map
+    /// in this directory, or (`None`) none was to be looked for.
+    FlushedOnly(Option<PathBuf>),
 }
 
 /// A leaf that is locked and not looked into yet.
@@ -106,11 +106,11 @@ impl Locked {
         Ok(Leaf::open_storage(&self.path, Box::new(storage), &self.header.root, &options)?)
     }
 
-    /// The leaf's file has been replaced: the live map is nobody's.
+    /// The leaf's file has been replaced: the live map is nobody's. It is not open here.
     pub(super) fn forget_live_map(&self) {
         if let State::LiveMap(path) = &self.state {
             // It fits no leaf any more; it only takes memory.
-            let _ = std::fs::remove_file(path);
+            let _ = offline::remove_live_map(path);
         }
     }
 }
@@ -126,13 +126,16 @@ fn state(
     if header.clean && !alone {
         return Ok(State::Clean);
     }
+    if place.flushed_only {
+        return Ok(if header.clean { State::Clean } else { State::FlushedOnly(None) });
+    }
     let dir = place.runtime_dir.resolve()?;
-    let found = offline::find_live_map(&dir, header, alone)
+    let found = offline::find_live_map(&dir, path, header, alone)
         .map_err(|source| ToolError::LiveMaps { dir: dir.clone(), source })?;
     match found {
         Some(map) => Ok(State::LiveMap(map)),
         None if header.clean => Ok(State::Clean),
-        None if place.flushed_only || unclosed == Unclosed::Tell => Ok(State::FlushedOnly(dir)),
+        None if unclosed == Unclosed::Tell => Ok(State::FlushedOnly(Some(dir))),
         None => Err(ToolError::NotClosed { path: path.to_owned(), dir }),
     }
 }

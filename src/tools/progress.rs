@@ -5,11 +5,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 /// The bar of one step of work; it goes when the step ends.
 #[derive(Debug)]
-pub(super) struct Progress(ProgressBar);
+pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
     /// For `bytes` bytes of work.
-    pub(super) fn new(what: &'static str, bytes: u64) -> Self {
+    pub(crate) fn new(what: &'static str, bytes: u64) -> Self {
         // Draws to stderr if that is a terminal, else nowhere.
         let bar = ProgressBar::new(bytes);
         let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}");
@@ -21,7 +21,7 @@ impl Progress {
     }
 
     /// So much more is done.
-    pub(super) fn advance(&self, bytes: u64) {
+    pub(crate) fn advance(&self, bytes: u64) {
         self.0.inc(bytes);
     }
 }

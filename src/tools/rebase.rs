@@ -35,6 +35,7 @@ pub fn run(what: &Rebase) -> Result<String, ToolError> {
     }
     let before = Held::of(&view)?;
     let after = replace(&view, &root, "rebasing")?;
+    view.forget_live_map();
     Ok(format!(
         "rebased {} onto root {}: {} changed ({}), {} before",
         what.leaf.path.display(),

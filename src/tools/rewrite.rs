@@ -11,7 +11,8 @@ use super::root_reader::{RootPart, RootReader, read_root};
 use super::view::View;
 use crate::io::beside::Beside;
 use crate::io::storage::FileStorage;
-use crate::leaf::{self, Leaf, OpenOptions, offline};
+use crate::leaf::header::Header;
+use crate::leaf::{self, Layout, Leaf, OpenOptions, offline};
 use crate::root::Root;
 use crate::units::SectorRange;
 
@@ -35,11 +36,21 @@ enum Kind {
 }
 
 impl<'a> LeafWriter<'a> {
-    /// An empty leaf of `size_bytes` on `root`, which is no larger.
-    pub(super) fn new(beside: Beside, size_bytes: u64, root: &'a Root) -> Result<Self, ToolError> {
+    /// An empty leaf of `size_bytes` on `root`, which is no larger; to take the place of
+    /// `old`, if there is one.
+    pub(super) fn new(
+        beside: Beside,
+        size_bytes: u64,
+        root: &'a Root,
+        old: Option<&Header>,
+    ) -> Result<Self, ToolError> {
         let path = beside.target().to_owned();
         let storage = FileStorage::new(offline::clone(&path, beside.file())?);
-        leaf::create_storage(&path, &storage, leaf::Layout::Packed, size_bytes, root.identity())?;
+        let on = root.identity();
+        match old {
+            Some(old) => leaf::create_successor(&path, &storage, size_bytes, on, old)?,
+            None => leaf::create_storage(&path, &storage, Layout::Packed, size_bytes, on)?,
+        }
         let leaf =
             Leaf::open_storage(&path, Box::new(storage), root.identity(), &OpenOptions::default())?;
         Ok(Self { beside, leaf, root, reader: RootReader::new(root), below: Buffer::new() })
@@ -100,7 +111,11 @@ impl<'a> LeafWriter<'a> {
                 }
                 RootPart::Hole | RootPart::Beyond => rest.split_at(count),
             };
-            debug_assert!(!run.is_empty());
+            if run.is_empty() {
+                // Somebody changes the root meanwhile: an error, not a loop.
+                let source = std::io::ErrorKind::UnexpectedEof.into();
+                return Err(ToolError::Read { path: self.root.path().to_owned(), source });
+            }
             rest = more;
         }
         Ok(())

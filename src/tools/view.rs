@@ -81,6 +81,14 @@ impl View {
         self.leaf.sectors() * 512
     }
 
+    /// The leaf's file has been replaced: the live map is nobody's.
+    pub(super) fn forget_live_map(self) {
+        let Self { locked, leaf, .. } = self;
+        // It has the map open.
+        drop(leaf);
+        locked.forget_live_map();
+    }
+
     pub(super) fn state(&self) -> &State {
         &self.locked.state
     }

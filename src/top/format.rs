@@ -1,5 +1,7 @@
 //! Numbers as people read them, short and of steady width.
 
+use crate::stats::FileSystemStats;
+
 /// Bytes: `0 B`, `12.3 MiB`.
 pub fn bytes(value: f64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -69,6 +71,15 @@ pub fn duration(seconds: f64) -> String {
         s if s < 3600 => format!("{} min {} s", s / 60, s % 60),
         s if s < 86400 => format!("{} h {} min", s / 3600, s % 3600 / 60),
         s => format!("{} d {} h", s / 86400, s % 86400 / 3600),
+    }
+}
+
+/// A file system's free space: `12.3 GiB of 50.0 GiB`.
+pub fn room(disk: &FileSystemStats) -> String {
+    match (disk.silent_s, disk.free_bytes.zip(disk.size_bytes)) {
+        (Some(seconds), _) => format!("no answer for {seconds} s"),
+        (None, Some((free, size))) => format!("{} of {}", bytes(free as f64), bytes(size as f64)),
+        (None, None) => "not known".into(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::format;
 use super::model::Model;
 
-const HEADINGS: [&str; 11] = [
+const HEADINGS: [&str; 13] = [
     "VM",
     "ROOT",
     "STATE",
@@ -14,13 +14,15 @@ const HEADINGS: [&str; 11] = [
     "WRITE MB/S",
     "P50",
     "P99",
+    "FLUSH P99",
+    "ERRORS/S",
     "HITS",
     "LEAF",
     "GROWTH/S",
 ];
 
-/// The host in two lines, then a table of the VMs that the model shows, then
-/// what could not be attached.
+/// The host in three lines, then a table of the VMs that the model shows, then
+/// what could not be attached, and what fails.
 pub fn once(model: &Model) -> String {
     let mut text = String::new();
     if let (Some(stats), Some(rates)) = (model.stats(), model.rates()) {
@@ -46,8 +48,14 @@ pub fn once(model: &Model) -> String {
             })
             .collect();
         let _ = writeln!(text, "{}", reactors.join("; "));
+        let disks = &stats.file_systems;
+        let disks: Vec<_> =
+            disks.iter().map(|disk| format!("{} {}", disk.path, format::room(disk))).collect();
+        if !disks.is_empty() {
+            let _ = writeln!(text, "free: {}", disks.join("; "));
+        }
     }
-    let rows: Vec<[String; 11]> = model
+    let rows: Vec<[String; 13]> = model
         .vms()
         .into_iter()
         .map(|vm| {
@@ -65,6 +73,8 @@ pub fn once(model: &Model) -> String {
                 format::megabytes(vm.written_bytes),
                 format::micros(vm.p50_us),
                 format::micros(vm.p99_us),
+                format::micros(vm.flush_p99_us),
+                format::count(vm.errors),
                 format::percent(vm.hit_ratio),
                 vm.leaf_bytes.map_or("none".into(), |bytes| format::bytes(bytes as f64)),
                 format::bytes(vm.leaf_growth),
@@ -95,6 +105,9 @@ pub fn once(model: &Model) -> String {
         for (what, failed) in roots.chain(vms) {
             let _ = writeln!(text, "{what} {} is not served: {}", failed.name, failed.reason);
         }
+        for it in &stats.failing {
+            let _ = writeln!(text, "{} {}: {}", it.part, it.name, it.problem);
+        }
     }
     text
 }
@@ -116,13 +129,14 @@ mod tests {
         model.take(Ok(after), now + Duration::from_secs(1));
         let text = once(&model);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 2 + 1 + 3);
+        assert_eq!(lines.len(), 3 + 1 + 3);
         assert!(lines[0].contains("cache 256 MiB of 1.00 GiB"), "{text}");
         assert!(lines[1].starts_with("reactor 0: 0 % busy"), "{text}");
-        assert!(lines[3].starts_with("web2  debian  connected  12.3k "), "{text}");
+        assert_eq!(lines[2], "free: /run 4.00 GiB of 8.00 GiB; /var 512 GiB of 1.00 TiB");
+        assert!(lines[4].starts_with("web2  debian  connected  12.3k "), "{text}");
         let end = |line: &str, word: &str| line.find(word).map(|at| at + word.len());
-        assert_eq!(end(lines[2], "IOPS"), end(lines[3], "12.3k"));
-        assert!(lines[5].contains("waiting"), "the third is not connected: {text}");
+        assert_eq!(end(lines[3], "IOPS"), end(lines[4], "12.3k"));
+        assert!(lines[6].contains("waiting"), "the third is not connected: {text}");
     }
 
     #[test]
@@ -130,7 +144,9 @@ mod tests {
         let mut model = Model::new(Duration::from_secs(1));
         model.take(Ok(sample::host_with_failures(1)), Instant::now());
         let text = once(&model);
-        let last: Vec<_> = text.lines().rev().take(2).collect();
+        let last: Vec<_> = text.lines().rev().take(3).collect();
+        assert_eq!(last[0], "VM web1: its writes fail: no space left");
+        let last = &last[1..];
         assert_eq!(last[0], "VM db1 is not served: root late could not be attached");
         assert_eq!(last[1], "root late is not served: late.raw can't be read");
     }

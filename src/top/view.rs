@@ -5,9 +5,10 @@
 //! there are none (<https://no-color.org>).
 
 mod detail;
-mod failed;
+mod fit;
 mod host;
 mod list;
+mod problems;
 
 use std::time::Duration;
 
@@ -44,19 +45,23 @@ fn host_rows(model: &Model) -> u16 {
 /// Draws all of it.
 pub fn draw(frame: &mut Frame<'_>, model: &mut Model) {
     let detail_rows = if model.shows_detail { detail::ROWS } else { 0 };
-    let [title, top, list, failures, details, keys] = Layout::vertical([
+    let others = 2 + host::room_rows(model) + host_rows(model) + list::ROWS_WANTED + detail_rows;
+    let problem_rows = problems::rows(model, frame.area().height.saturating_sub(others));
+    let [title, room, top, list, failures, details, keys] = Layout::vertical([
         Constraint::Length(1),
+        Constraint::Length(host::room_rows(model)),
         Constraint::Length(host_rows(model)),
         Constraint::Min(4),
-        Constraint::Length(failed::rows(model)),
+        Constraint::Length(problem_rows),
         Constraint::Length(detail_rows),
         Constraint::Length(1),
     ])
     .areas(frame.area());
     draw_title(frame, title, model);
+    host::draw_room(frame, room, model);
     host::draw(frame, top, model);
     list::draw(frame, list, model);
-    failed::draw(frame, failures, model);
+    problems::draw(frame, failures, model);
     if model.shows_detail {
         detail::draw(frame, details, model);
     }
@@ -123,16 +128,27 @@ fn draw_keys(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         ])
     } else {
         let filter = if model.filter.is_empty() { "filter" } else { &model.filter };
+        // Those that the help names, too, go first where there is no room.
         let keys = [
-            key("q", "leave"),
-            key("s", "sort by next"),
-            key("r", "turn round"),
-            key("/", filter),
-            key("Enter", "detail"),
-            key("p", "pause"),
-            key("?", "all keys"),
+            ("q", "leave"),
+            ("?", "all keys"),
+            ("Enter", "detail"),
+            ("/", filter),
+            ("s", "sort by next"),
+            ("r", "turn round"),
+            ("p", "pause"),
         ];
-        Line::from(keys.into_iter().flatten().collect::<Vec<_>>())
+        let mut room = usize::from(area.width);
+        let mut spans = Vec::new();
+        for (name, what) in keys {
+            let key = key(name, what);
+            let Some(rest) = room.checked_sub(key.iter().map(Span::width).sum()) else {
+                break;
+            };
+            room = rest;
+            spans.extend(key);
+        }
+        Line::from(spans)
     };
     frame.render_widget(line, area);
 }

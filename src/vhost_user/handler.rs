@@ -20,8 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Error, Result};
 
-use super::FrontendLink;
 use super::inflight::Inflight;
+use super::session::Session;
+use super::unused_leaf::UnusedLeaf;
 use super::vring::Vring;
 use crate::disk::Disk;
 use crate::guest_memory::{Account, GuestMemory};
@@ -38,7 +39,7 @@ use crate::reactor::{Command, DeviceId, Mailbox};
 pub(super) struct Handler {
     disk: Arc<Disk>,
     reactor: Arc<Mailbox>,
-    link: Arc<FrontendLink>,
+    session: Arc<Session>,
     device: DeviceId,
     features: u64,
     protocol: VhostUserProtocolFeatures,
@@ -52,6 +53,8 @@ pub(super) struct Handler {
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
     inflight: Inflight,
+    /// A leaf that no guest may have used yet.
+    unused: Option<Arc<UnusedLeaf>>,
     error: Option<String>,
 }
 
@@ -61,22 +64,26 @@ pub(super) fn lock(handler: &Mutex<Handler>) -> MutexGuard<'_, Handler> {
 }
 
 impl Handler {
-    /// A device that no message has come for; `None` if the reactor is gone, or
-    /// nobody waits for the device any more.
+    /// A device that no message has come for.
+    ///
+    /// # Errors
+    /// A sentence: the reactor is gone, or nobody waits for the device any more.
     pub(super) fn attach(
         disk: Arc<Disk>,
         queues: u16,
         reactor: Arc<Mailbox>,
-        link: &Arc<FrontendLink>,
-    ) -> Option<Self> {
-        let device = reactor.ask(|answer| Command::Attach(Arc::clone(&disk), answer))?;
-        if !link.attached(device) {
+        session: &Arc<Session>,
+    ) -> std::result::Result<Self, String> {
+        let device = reactor
+            .ask(|answer| Command::Attach(Arc::clone(&disk), answer))
+            .ok_or("the reactor is gone; restart leafblk")?;
+        if let Err(given_up) = session.attached(device) {
             let _ = reactor.ask(|answer| Command::Detach(device, answer));
-            return None;
+            return Err(given_up.to_string());
         }
         let write_back_field = disk.write_cache() != WriteCache::Off;
-        Some(Self {
-            link: Arc::clone(link),
+        Ok(Self {
+            session: Arc::clone(session),
             disk,
             reactor,
             device,
@@ -89,8 +96,15 @@ impl Handler {
             memory: Arc::default(),
             vrings: (0..queues).map(|_| Vring::default()).collect(),
             inflight: Inflight::default(),
+            unused: None,
             error: None,
         })
+    }
+
+    /// The same, where no guest may have used the disk's leaf yet.
+    pub(super) fn with_unused_leaf(mut self, unused: Option<Arc<UnusedLeaf>>) -> Self {
+        self.unused = unused;
+        self
     }
 
     /// What the last message failed for, in words.
@@ -109,7 +123,14 @@ impl Handler {
 
     /// Takes an inflight region, and notes whether the frontend had it before.
     fn take_inflight(&mut self, given: &VhostUserInflight, file: File) -> Result<()> {
-        match self.inflight.take(given, file, self.vrings.len(), &self.account) {
+        let taken = self.inflight.take(given, file, self.vrings.len(), &self.account);
+        if let Some(unused) = &self.unused
+            && self.inflight.region().is_some_and(|region| region.is_written())
+            && let Err(why) = unused.admit_running()
+        {
+            return self.fail(why);
+        }
+        match taken {
             Ok(false) => Ok(()),
             Ok(true) => {
                 self.came_back = true;
@@ -131,12 +152,12 @@ impl Handler {
         // to show the guest what it was.
         self.features = 0;
         self.status = 0;
-        let _ = self.tell_write_back();
+        let _ = self.tell_agreed();
     }
 }
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        self.link.detach(&self.reactor);
+        self.session.end(&self.reactor);
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! At a VM's first start the frontend asks for a region and hands it back at
 //! once; after a reconnect it hands back the one that it has kept. What is in
-//! it, `virtqueue` knows.
+//! it, `virtqueue` knows. It has room for longer rings than the frontend speaks of,
+//! which keeps what it gets.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -13,7 +14,9 @@ use vhost::vhost_user::message::VhostUserInflight;
 
 use super::QUEUE_SIZE_MAX;
 use crate::guest_memory::Account;
-use crate::virtqueue::InflightRegion;
+use crate::virtqueue::{InflightRegion, RegionLayout, STATES_MAX};
+
+const _: () = assert!(QUEUE_SIZE_MAX <= STATES_MAX, "any ring can be noted");
 
 /// What a connection has of it.
 #[derive(Debug, Default)]
@@ -38,7 +41,8 @@ impl Inflight {
         asked: &VhostUserInflight,
         queues: usize,
     ) -> Result<(VhostUserInflight, File), String> {
-        let size = check(asked, queues)?;
+        check(asked, queues)?;
+        let size = RegionLayout::new(asked.num_queues, asked.queue_size).len_bytes();
         let no_memory = |e: rustix::io::Errno| format!("no memory for an inflight region: {e}");
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memfd = memfd_create("leafblk-inflight", flags).map_err(no_memory)?;
@@ -61,13 +65,14 @@ impl Inflight {
         queues: usize,
         account: &Arc<Account>,
     ) -> Result<bool, String> {
-        let size = check(given, queues)?;
-        if given.mmap_size < size {
-            let have = given.mmap_size;
-            return Err(format!("the inflight region has {have} bytes where {size} are needed"));
-        }
-        let (offset, count) = (given.mmap_offset, given.num_queues);
-        let region = InflightRegion::map(file, offset, count, given.queue_size, account)
+        check(given, queues)?;
+        let (len, count, size) = (given.mmap_size, given.num_queues, given.queue_size);
+        let Some(layout) = RegionLayout::of_len(len, count, size) else {
+            return Err(format!(
+                "the inflight region has {len} bytes, too few for {count} queues of {size}"
+            ));
+        };
+        let region = InflightRegion::map(file, given.mmap_offset, layout, account)
             .map_err(|e| format!("the inflight region can't be used: {e}"))?;
         // Again and again on one connection: the guest was only paused.
         let is_first = self.region.replace(Arc::new(region)).is_none();
@@ -75,8 +80,8 @@ impl Inflight {
     }
 }
 
-/// The bytes that a region of these queues has.
-fn check(asked: &VhostUserInflight, queues: usize) -> Result<u64, String> {
+/// Whether the device can have such queues.
+fn check(asked: &VhostUserInflight, queues: usize) -> Result<(), String> {
     let (count, size) = (asked.num_queues, asked.queue_size);
     if count == 0 || usize::from(count) > queues {
         return Err(format!("an inflight region is for {count} queues, and there are {queues}"));
@@ -84,5 +89,5 @@ fn check(asked: &VhostUserInflight, queues: usize) -> Result<u64, String> {
     if size == 0 || size > QUEUE_SIZE_MAX {
         return Err(format!("an inflight region has queues of {size}, not 1 to {QUEUE_SIZE_MAX}"));
     }
-    Ok(InflightRegion::len_bytes(count, size))
+    Ok(())
 }

@@ -6,17 +6,16 @@
 //! it: that the configuration space has changed. No answer is asked for, so
 //! nothing is ever read from it.
 //!
-//! The connection's thread closes what the frontend sends, and the frontend can
-//! make it wait there as long as it likes. Then somebody else detaches its
-//! device: whoever takes it out of the link first.
+//! A VM has one frontend after the other, each with a [`Session`] of its own.
 
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SendFlags, SocketType, send};
 
-use crate::reactor::{Command, DeviceId, Mailbox};
+use super::session::Session;
+use crate::reactor::Mailbox;
 
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, version 1, no reply needed, no body.
 const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
@@ -24,139 +23,79 @@ const CONFIG_CHANGE: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 /// A VM's frontend, whether there is one or not.
 #[derive(Debug, Default)]
 pub struct FrontendLink {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    connected: bool,
-    channel: Option<UnixStream>,
-    /// The device, while it is attached and nobody detaches it.
-    device: Option<DeviceId>,
-    /// The connection's thread is detaching it.
-    detaching: bool,
-    /// Somebody else does, or has done it.
-    given_up: bool,
+    last: Mutex<Arc<Session>>,
 }
 
 /// Who learned of a change.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Told {
-    /// Nobody is connected: the next frontend reads what is true then.
+    /// Nobody is connected: the next guest's frontend reads what is true then.
     Nobody,
     /// The frontend was told.
     Frontend,
-    /// The frontend offers no way to tell it; it learns of the change when it
-    /// connects again.
+    /// The frontend offers no way to tell it (docs/control.md has when it looks).
     NotPossible,
 }
 
 impl FrontendLink {
+    /// The session of a client that is let in. The one before is over, or was given
+    /// up.
+    pub fn let_in(&self) -> Arc<Session> {
+        let session = Arc::new(Session::default());
+        *self.lock() = Arc::clone(&session);
+        session
+    }
+
     /// Whether a frontend is connected.
     pub fn is_connected(&self) -> bool {
-        self.lock().connected
+        self.last().is_connected()
     }
 
     /// Detaches the device in the stead of the connection's thread, which is
-    /// stuck, and returns when the device is drained. The thread may do what it
-    /// likes afterwards: its device is not there any more. False where the
-    /// thread is detaching it, and will say so when it is drained.
+    /// stuck or has not come to run, and returns when the device is drained. False
+    /// where the thread is detaching it, and will say so when it is drained.
     pub fn give_up(&self, reactor: &Mailbox) -> bool {
-        let mut state = self.lock();
-        if state.detaching {
-            return false;
-        }
-        let device = state.device.take();
-        state.given_up = true;
-        drop(state);
-        if let Some(device) = device {
-            let _ = reactor.ask(|answer| Command::Detach(device, answer));
-        }
-        true
-    }
-
-    /// Whether [`Self::give_up`] has gone ahead of the connection's thread.
-    pub fn is_given_up(&self) -> bool {
-        self.lock().given_up
+        self.last().give_up(reactor)
     }
 
     /// Tells the frontend to read the configuration space again. Waits for
     /// nobody: the channel is a Unix socket, and those don't.
     pub fn config_changed(&self) -> Told {
-        let state = self.lock();
-        match &state.channel {
-            _ if !state.connected => Told::Nobody,
-            None => Told::NotPossible,
-            Some(channel) => {
-                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-                match send(channel, &CONFIG_CHANGE, flags) {
-                    Ok(sent) if sent == CONFIG_CHANGE.len() => Told::Frontend,
-                    // Full: it takes nothing from the channel.
-                    _ => Told::NotPossible,
-                }
+        let told = self.last().with_channel(|channel| {
+            let Some(channel) = channel else {
+                return Told::NotPossible;
+            };
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match send(channel, &CONFIG_CHANGE, flags) {
+                Ok(sent) if sent == CONFIG_CHANGE.len() => Told::Frontend,
+                // Full: it takes nothing from the channel.
+                _ => Told::NotPossible,
             }
-        }
+        });
+        told.unwrap_or(Told::Nobody)
     }
 
-    /// A frontend has come.
-    pub(super) fn connected(&self) {
-        self.replace(State { connected: true, ..State::default() });
+    fn last(&self) -> Arc<Session> {
+        Arc::clone(&self.lock())
     }
 
-    /// The frontend has a device; false if nobody waits for it any more.
-    pub(super) fn attached(&self, device: DeviceId) -> bool {
-        let mut state = self.lock();
-        state.device = Some(device).filter(|_| !state.given_up);
-        state.device.is_some()
+    fn lock(&self) -> MutexGuard<'_, Arc<Session>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Detaches the device, unless somebody else has done that; returns when it
-    /// is drained.
-    pub(super) fn detach(&self, reactor: &Mailbox) {
-        let device = {
-            let mut state = self.lock();
-            state.detaching = state.device.is_some();
-            state.device.take()
-        };
-        if let Some(device) = device {
-            let _ = reactor.ask(|answer| Command::Detach(device, answer));
-            self.lock().detaching = false;
-        }
+/// Takes a channel for messages of the backend from the frontend.
+///
+/// # Errors
+/// A sentence, where it is something else than a Unix stream socket, to
+/// which a write may wait; or where the session was given up.
+pub(super) fn set_channel(session: &Session, channel: UnixStream) -> Result<(), String> {
+    let is_unix = socket_domain(&channel) == Ok(AddressFamily::UNIX)
+        && socket_type(&channel) == Ok(SocketType::STREAM);
+    if !is_unix {
+        return Err("its channel for messages of the backend is no Unix socket".into());
     }
-
-    /// The frontend offers its channel.
-    ///
-    /// # Errors
-    /// A sentence, where it is something else than a Unix stream socket, to
-    /// which a write may wait.
-    pub(super) fn set_channel(&self, channel: UnixStream) -> Result<(), String> {
-        let is_unix = socket_domain(&channel) == Ok(AddressFamily::UNIX)
-            && socket_type(&channel) == Ok(SocketType::STREAM);
-        if !is_unix {
-            return Err("its channel for messages of the backend is no Unix socket".into());
-        }
-        let old = self.lock().channel.replace(channel);
-        // Closed by the connection's thread, which may wait in it, and without
-        // the lock that others want.
-        drop(old);
-        Ok(())
-    }
-
-    /// The frontend is gone.
-    pub(super) fn disconnected(&self) {
-        let given_up = self.lock().given_up;
-        self.replace(State { given_up, ..State::default() });
-    }
-
-    /// As in [`Self::set_channel`], the old one is dropped without the lock.
-    fn replace(&self, state: State) {
-        let old = std::mem::replace(&mut *self.lock(), state);
-        drop(old);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    session.set_channel(channel).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -165,30 +104,37 @@ mod tests {
 
     use super::*;
 
+    /// A link whose frontend has connected.
+    fn connected() -> (FrontendLink, Arc<Session>, Arc<Mailbox>) {
+        let link = FrontendLink::default();
+        let session = link.let_in();
+        session.begin().unwrap();
+        (link, session, Mailbox::new().unwrap())
+    }
+
     #[test]
     fn a_change_is_told_to_who_can_hear_it() {
         let link = FrontendLink::default();
         assert_eq!(link.config_changed(), Told::Nobody);
-        link.connected();
+        let (link, session, reactor) = connected();
         assert_eq!(link.config_changed(), Told::NotPossible);
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        link.set_channel(ours).unwrap();
+        set_channel(&session, ours).unwrap();
         assert_eq!(link.config_changed(), Told::Frontend);
         let mut bytes = [0; 12];
         theirs.read_exact(&mut bytes).unwrap();
         assert_eq!(bytes, CONFIG_CHANGE);
-        link.disconnected();
+        session.end(&reactor);
         assert_eq!(link.config_changed(), Told::Nobody);
     }
 
     #[test]
     fn a_channel_that_is_no_unix_socket_is_refused() {
-        let link = FrontendLink::default();
-        link.connected();
+        let (link, session, _) = connected();
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let (read, _write) = rustix::pipe::pipe().unwrap();
         for other in [tcp.into(), read] {
-            link.set_channel(UnixStream::from(other)).unwrap_err();
+            set_channel(&session, UnixStream::from(other)).unwrap_err();
             assert_eq!(link.config_changed(), Told::NotPossible);
         }
     }
@@ -197,16 +143,14 @@ mod tests {
     fn a_channel_that_is_slow_to_close_keeps_nobody_from_the_link() {
         use std::os::fd::AsFd;
         use std::sync::mpsc::channel;
-        let link = std::sync::Arc::new(FrontendLink::default());
-        link.connected();
+        let (link, session, reactor) = connected();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        link.set_channel(ours).unwrap();
+        set_channel(&session, ours).unwrap();
         let mut lingering = crate::lingering::Lingering::new();
         lingering.send_over(theirs.as_fd());
         let (ended, has_ended) = channel();
-        let in_thread = std::sync::Arc::clone(&link);
         let thread = std::thread::spawn(move || {
-            in_thread.disconnected();
+            session.end(&reactor);
             ended.send(()).unwrap();
         });
         while link.is_connected() {
@@ -220,12 +164,24 @@ mod tests {
 
     #[test]
     fn a_frontend_that_never_listens_stops_nobody() {
-        let link = FrontendLink::default();
-        link.connected();
+        let (link, session, _) = connected();
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        link.set_channel(ours).unwrap();
+        set_channel(&session, ours).unwrap();
         // A socket's buffer is far smaller.
         let untold = (0..1 << 20).find(|_| link.config_changed() == Told::NotPossible);
         assert!(untold.is_some());
+    }
+
+    #[test]
+    fn a_session_that_was_given_up_stays_so_when_the_next_client_is_let_in() {
+        let link = FrontendLink::default();
+        let reactor = Mailbox::new().unwrap();
+        let late = link.let_in();
+        assert!(link.give_up(&reactor));
+        let next = link.let_in();
+        next.begin().unwrap();
+        assert!(late.begin().is_err());
+        late.end(&reactor);
+        assert!(link.is_connected(), "the next one's session is its own");
     }
 }

@@ -4,7 +4,8 @@
 //! commands for a reactor, with what [`vring`] and [`inflight`] keep of the
 //! queues and of requests in flight; [`socket`] waits for whole messages, so that half of
 //! one stalls nobody but its sender; [`status`] answers the two messages that
-//! the crate doesn't know.
+//! the crate doesn't know; [`session`] says how far a connection is, and [`link`] what
+//! others may do with it.
 //!
 //! A connection has a thread of its own: it may block, on its peer or on a
 //! reactor's answer. When it ends, for whatever reason, its queues are stopped,
@@ -13,8 +14,10 @@
 mod handler;
 mod inflight;
 mod link;
+mod session;
 mod socket;
 mod status;
+mod unused_leaf;
 mod vring;
 
 use std::os::unix::net::UnixStream;
@@ -26,7 +29,9 @@ use crate::disk::Disk;
 use crate::reactor::Mailbox;
 use handler::Handler;
 pub use link::{FrontendLink, Told};
+pub use session::Session;
 use socket::{Incoming, MessageSocket, SET_BACKEND_REQ_FD};
+pub use unused_leaf::UnusedLeaf;
 
 /// A frontend may ask for at most this ring (vhost-user says nothing; QEMU
 /// allows 1024, the spec 32768).
@@ -34,9 +39,9 @@ pub const QUEUE_SIZE_MAX: u16 = 1024;
 
 /// Serves one connection until the peer closes it, breaks the protocol, or
 /// [`UnixStream::shutdown`] is called on a clone of it. Its device is detached
-/// when this returns, unless [`FrontendLink::is_given_up`]: then somebody else
+/// when this returns, unless [`Session::is_given_up`]: then somebody else
 /// sees to that. May wait in a close of what the peer sends, as long as the peer
-/// likes.
+/// likes. `unused` is there where no guest may have used the disk's leaf yet.
 ///
 /// `Ok` where the peer went away between messages; otherwise a sentence on what
 /// it did wrong.
@@ -48,28 +53,29 @@ pub fn serve(
     disk: &Arc<Disk>,
     queues: u16,
     reactor: &Arc<Mailbox>,
-    link: &Arc<FrontendLink>,
+    session: &Arc<Session>,
+    unused: Option<&Arc<UnusedLeaf>>,
 ) -> Result<(), String> {
-    link.connected();
-    let result = serve_connected(stream, disk, queues, reactor, link);
-    link.disconnected();
+    session.begin().map_err(|e| e.to_string())?;
+    let handler = Handler::attach(Arc::clone(disk), queues, Arc::clone(reactor), session)
+        .map(|handler| handler.with_unused_leaf(unused.cloned()));
+    let result = handler.and_then(|handler| serve_connected(stream, handler, session));
+    session.end(reactor);
     result
 }
 
 fn serve_connected(
     stream: UnixStream,
-    disk: &Arc<Disk>,
-    queues: u16,
-    reactor: &Arc<Mailbox>,
-    link: &Arc<FrontendLink>,
+    handler: Handler,
+    session: &Arc<Session>,
 ) -> Result<(), String> {
     let socket = MessageSocket::new(&stream).map_err(|e| format!("can't use its socket: {e}"))?;
-    let handler = Handler::attach(Arc::clone(disk), queues, Arc::clone(reactor), link)
-        .ok_or("the reactor is gone; restart leafblk")?;
     let handler = Arc::new(Mutex::new(handler));
     let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&handler));
     loop {
-        match socket.next_message() {
+        let message = socket.next_message();
+        session.while_served(|| ()).map_err(|e| e.to_string())?;
+        match message {
             Ok(Incoming::Closed) => return Ok(()),
             Ok(Incoming::Status(message)) => {
                 status::answer(&socket, &message, &mut handler::lock(&handler))?;
@@ -84,7 +90,7 @@ fn serve_connected(
                 match requests.handle_request() {
                     Ok(()) => {
                         if let Some(channel) = channel {
-                            link.set_channel(channel)?;
+                            link::set_channel(session, channel)?;
                         }
                     }
                     Err(Error::Disconnected) => return Ok(()),

@@ -50,7 +50,6 @@ impl Vring {
                 avail_user_addr: avail,
                 used_user_addr: used,
                 event_idx: features & features::EVENT_IDX != 0,
-                indirect: features & features::INDIRECT_DESC != 0,
                 next_avail: self.base,
             },
             kick: clone_fd(self.kick.as_ref())?,

@@ -1,9 +1,10 @@
 //! One descriptor chain as a list of buffers, reused from request to request.
 
-/// Segments one chain may have: as many as the largest queue that is offered has
-/// entries, which is what virtio allows there, also through an indirect table
-/// (virtio 1.3, 2.7.5.3.1). Linux stays below `seg_max` + 2. A longer chain is a
-/// loop or an attack.
+/// Buffers that one chain may have, those of no bytes counted, and segments that
+/// they may come to: as many as the largest queue that is offered has entries,
+/// which is what virtio allows there, also through an indirect table (virtio 1.3,
+/// 2.7.5.3.1). Linux stays below `seg_max` + 2. A longer chain is a loop or an
+/// attack.
 pub const SEGMENTS_MAX: usize = 1024;
 
 /// A buffer in guest memory; laid out as an `iovec`, so that a list of them is
@@ -51,7 +52,7 @@ impl GuestBuf {
     }
 }
 
-/// A popped chain: its head and its buffers, device-readable ones first.
+/// A popped chain: its head and its buffers, those of no bytes left out.
 /// Kept and refilled, so that steady-state I/O allocates nothing.
 #[derive(Debug, Default)]
 pub struct Chain {
@@ -61,15 +62,82 @@ pub struct Chain {
     pub readable: Vec<GuestBuf>,
     /// What the device is to write.
     pub writable: Vec<GuestBuf>,
+    /// Buffers' descriptors that were read, of those of no bytes too.
+    buffers: u32,
+    /// Descriptors that refer to an indirect table: 0 or 1.
+    tables: u32,
+    outside: Option<Outside>,
+}
+
+/// What is known of the buffers that lie outside guest memory, which are in no list.
+#[derive(Clone, Copy, Debug)]
+struct Outside {
+    /// Where the first one is.
+    addr: u64,
+    /// The last of them that is writable, and how many writable ones were found
+    /// before it.
+    writable: Option<(u64, usize)>,
 }
 
 impl Chain {
+    /// A chain of these buffers, with a descriptor for each.
+    pub fn of(readable: Vec<GuestBuf>, writable: Vec<GuestBuf>) -> Self {
+        let buffers = u32::try_from(readable.len() + writable.len()).unwrap_or(u32::MAX);
+        Self { readable, writable, buffers, ..Self::default() }
+    }
+
     /// Empties it, keeping the room.
     #[inline]
     pub(super) fn clear(&mut self, head: u16) {
         self.head = head;
         self.readable.clear();
         self.writable.clear();
+        (self.buffers, self.tables, self.outside) = (0, 0, None);
+    }
+
+    /// The descriptor of a buffer was read; false if that is one too many.
+    #[inline]
+    #[must_use]
+    pub(super) fn count_buffer(&mut self) -> bool {
+        let has_room = (self.buffers as usize) < SEGMENTS_MAX && self.segments() < SEGMENTS_MAX;
+        self.buffers += 1;
+        has_room
+    }
+
+    /// The descriptor of an indirect table was read.
+    #[inline]
+    pub(super) fn count_table(&mut self) {
+        self.tables += 1;
+    }
+
+    /// A buffer at this guest address is not in memory.
+    pub(super) fn note_outside(&mut self, addr: u64, is_writable: bool) {
+        let outside = self.outside.get_or_insert(Outside { addr, writable: None });
+        if is_writable {
+            outside.writable = Some((addr, self.writable.len()));
+        }
+    }
+
+    /// Where the status byte would be, the last writable one, if that is outside
+    /// memory.
+    #[inline]
+    pub(super) fn lost_status(&self) -> Option<u64> {
+        let (addr, found_before) = self.outside?.writable?;
+        (found_before == self.writable.len()).then_some(addr)
+    }
+
+    /// Where the first buffer that is not in guest memory is. Nothing that such a
+    /// chain asks for can be done; its last writable byte is in memory, if it has
+    /// one.
+    #[inline]
+    pub fn outside(&self) -> Option<u64> {
+        self.outside.map(|outside| outside.addr)
+    }
+
+    /// Descriptors that were read to find its buffers.
+    #[inline]
+    pub fn descriptors(&self) -> u32 {
+        self.buffers + self.tables
     }
 
     /// Buffers in all.

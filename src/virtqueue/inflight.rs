@@ -10,10 +10,20 @@
 //! | --- | --- | --- |
 //! | 0 | 8 | features: 0 |
 //! | 8 | 2 | version: 1; 0 where nothing was written yet |
-//! | 10 | 2 | states that follow, at least the queue's size |
+//! | 10 | 2 | states that follow: the queue size that the frontend asked for |
 //! | 12 | 2 | head of the list of chains in the last batch |
 //! | 14 | 2 | the used ring's index after the last complete batch |
 //! | 16 | 16 each | a state for each head: in flight (1 byte), padding (5), next in the batch's list (2), order (8) |
+//!
+//! # Rings that are longer than the frontend said
+//!
+//! A frontend asks for a region before it says how long the rings are. QEMU asks for
+//! its `queue-size` property, 128 by default; but its virtio-mmio lets the driver
+//! choose any ring of up to 1024 entries (QEMU's microvm, and `virt` on Arm). So a
+//! region that is made here has an *extension* for each queue: behind all parts come
+//! as many times the states that a queue lacks to 1024. The frontend keeps a region of
+//! any length, and says how long it is when it hands it back. The parts are the same
+//! with an extension or without, so that an older leafblk can go on with either.
 //!
 //! # Why nothing is lost and nothing done twice, wherever the process dies
 //!
@@ -41,8 +51,11 @@ use super::QueueError;
 use crate::guest_memory::{Account, GuestMemory, GuestMemoryError, RegionSpec};
 
 const VERSION: u16 = 1;
-/// Parts begin on cache lines of their own.
+/// Parts and extensions begin on cache lines of their own.
 const PART_ALIGN: u64 = 64;
+/// States that a queue has in its part and its extension: what the longest ring
+/// needs that a frontend may have.
+pub const STATES_MAX: u16 = 1024;
 
 #[repr(C)]
 struct Header {
@@ -63,13 +76,59 @@ struct State {
 
 const _: () = assert!(size_of::<Header>() == 16 && size_of::<State>() == 16);
 
+/// Where what is in a region.
+#[derive(Clone, Copy, Debug)]
+pub struct RegionLayout {
+    queues: u16,
+    /// States of a part.
+    states: u16,
+    /// States of an extension; 0 where there are none.
+    more: u16,
+}
+
+impl RegionLayout {
+    /// That of a new region for so many queues, which the frontend takes to be of
+    /// `queue_size` entries.
+    pub fn new(queues: u16, queue_size: u16) -> Self {
+        Self { queues, states: queue_size, more: STATES_MAX.saturating_sub(queue_size) }
+    }
+
+    /// That of a region of `len` bytes which such a frontend hands back: with
+    /// extensions if they fit. `None` where not even the parts do.
+    pub fn of_len(len: u64, queues: u16, queue_size: u16) -> Option<Self> {
+        let whole = Self::new(queues, queue_size);
+        let parts = Self { more: 0, ..whole };
+        [whole, parts].into_iter().find(|layout| layout.len_bytes() <= len)
+    }
+
+    /// Bytes of the region.
+    pub fn len_bytes(self) -> u64 {
+        u64::from(self.queues) * (self.part_bytes() + self.extension_bytes())
+    }
+
+    fn part_bytes(self) -> u64 {
+        (16 + 16 * u64::from(self.states)).next_multiple_of(PART_ALIGN)
+    }
+
+    fn extension_bytes(self) -> u64 {
+        (16 * u64::from(self.more)).next_multiple_of(PART_ALIGN)
+    }
+
+    pub(super) fn part_offset(self, queue: u16) -> u64 {
+        u64::from(queue) * self.part_bytes()
+    }
+
+    pub(super) fn extension_offset(self, queue: u16) -> u64 {
+        self.part_offset(self.queues) + u64::from(queue) * self.extension_bytes()
+    }
+}
+
 /// The region of one frontend, for all its queues.
 #[derive(Debug)]
 pub struct InflightRegion {
     memory: GuestMemory,
     start: *mut u8,
-    queues: u16,
-    queue_size: u16,
+    layout: RegionLayout,
 }
 
 // SAFETY: `start` leads into `memory`, which is no thread's property. This module
@@ -80,28 +139,17 @@ unsafe impl Send for InflightRegion {}
 unsafe impl Sync for InflightRegion {}
 
 impl InflightRegion {
-    /// Bytes of a region for so many queues of at most `queue_size` entries.
-    pub fn len_bytes(queues: u16, queue_size: u16) -> u64 {
-        u64::from(queues) * Self::part_bytes(queue_size)
-    }
-
-    fn part_bytes(queue_size: u16) -> u64 {
-        (16 + 16 * u64::from(queue_size)).next_multiple_of(PART_ALIGN)
-    }
-
-    /// The region at `offset` of `file`, as the frontend describes it. It counts
-    /// in `account`.
+    /// The region at `offset` of `file`. It counts in `account`.
     ///
     /// # Errors
     /// As for guest memory: the file is no memory, too short, or can't be mapped.
     pub fn map(
         file: File,
         offset: u64,
-        queues: u16,
-        queue_size: u16,
+        layout: RegionLayout,
         account: &Arc<Account>,
     ) -> Result<Self, GuestMemoryError> {
-        let size = Self::len_bytes(queues, queue_size);
+        let size = layout.len_bytes();
         // Guest memory brings what this needs: the seal, the look at the
         // length, the guard against a file that is cut short later.
         let spec = RegionSpec { guest_addr: 0, size, user_addr: 0, mmap_offset: offset, file };
@@ -110,7 +158,23 @@ impl InflightRegion {
         if !start.addr().is_multiple_of(align_of::<Header>()) {
             return Err(GuestMemoryError::BadRange);
         }
-        Ok(Self { memory, start, queues, queue_size })
+        Ok(Self { memory, start, layout })
+    }
+
+    /// The address at `offset`, which is less than the region's length.
+    fn at(&self, offset: u64) -> *const u8 {
+        #[expect(clippy::cast_possible_truncation, reason = "less than the mapping's length")]
+        self.start.cast_const().wrapping_add(offset as usize)
+    }
+
+    /// Whether a backend has written to it: what is in it is of a guest that runs.
+    pub fn is_written(&self) -> bool {
+        (0..self.layout.queues).any(|queue| {
+            let header: *const Header = self.at(self.layout.part_offset(queue)).cast();
+            // SAFETY: inside the region and aligned, by `map` and the layout; mapped as long
+            // as `self`. All fields are atomics (see `Tracker::header`).
+            unsafe { &*header }.version.load(Ordering::Acquire) != 0
+        })
     }
 
     /// Whether the frontend took the region away and it was then touched. What
@@ -136,14 +200,17 @@ pub(super) fn crash_point() {
     super::tests::inflight::crash_point();
 }
 
-/// One queue's part of the region.
+/// One queue's part of the region, and its extension if its ring is that long.
 #[derive(Debug)]
 pub(super) struct Tracker {
     _region: Arc<InflightRegion>,
     /// States in the part.
+    in_part: u16,
+    /// States in both.
     count: u16,
     header: *const Header,
     states: *const State,
+    more: *const State,
     order: u64,
     /// As in the header: what is read is never what the frontend wrote.
     last_batch: u16,
@@ -158,29 +225,38 @@ impl Tracker {
     /// `None` where none has run on the region: it is made ready.
     ///
     /// # Errors
-    /// [`QueueError::Inflight`], for a region that can't be this queue's.
+    /// [`QueueError::Inflight`], [`QueueError::InflightTooShort`], for a region that
+    /// can't be this queue's.
     pub(super) fn new(
         region: Arc<InflightRegion>,
         queue: u16,
         size: u16,
         used_index: u16,
     ) -> Result<(Self, Option<Recovered>), QueueError> {
-        if queue >= region.queues {
+        let layout = region.layout;
+        if queue >= layout.queues {
             return Err(QueueError::Inflight("has no part for this queue"));
         }
-        if size > region.queue_size {
-            return Err(QueueError::Inflight("has fewer states than the queue has entries"));
+        let needs_more = size > layout.states;
+        let count = layout.states + if needs_more { layout.more } else { 0 };
+        if size > count {
+            return Err(QueueError::InflightTooShort { states: count, size });
         }
-        let offset = u64::from(queue) * InflightRegion::part_bytes(region.queue_size);
-        #[expect(clippy::cast_possible_truncation, reason = "less than the mapping's length")]
-        let part = region.start.wrapping_add(offset as usize);
+        let part = region.at(layout.part_offset(queue));
+        let more = if needs_more {
+            region.at(layout.extension_offset(queue)).cast()
+        } else {
+            std::ptr::null()
+        };
         let mut tracker = Self {
-            count: region.queue_size,
-            _region: region,
-            header: part.cast_const().cast(),
-            states: part.wrapping_add(size_of::<Header>()).cast_const().cast(),
+            in_part: layout.states,
+            count,
+            header: part.cast(),
+            states: part.wrapping_add(size_of::<Header>()).cast(),
+            more,
             order: 0,
             last_batch: 0,
+            _region: region,
         };
         let version = tracker.header().version.load(Ordering::Acquire);
         match version {
@@ -207,8 +283,13 @@ impl Tracker {
     /// The state of a head, if there is one.
     #[inline]
     fn state(&self, head: u16) -> Option<&State> {
-        // SAFETY: as above; a part has `count` states.
-        (head < self.count).then(|| unsafe { &*self.states.add(usize::from(head)) })
+        let state = match head {
+            _ if head < self.in_part => self.states.wrapping_add(usize::from(head)),
+            _ if head < self.count => self.more.wrapping_add(usize::from(head - self.in_part)),
+            _ => return None,
+        };
+        // SAFETY: as above; a part has `in_part` states, an extension the others.
+        Some(unsafe { &*state })
     }
 
     fn all_states(&self) -> impl Iterator<Item = (u16, &State)> {
@@ -225,7 +306,7 @@ impl Tracker {
         crash_point();
         let header = self.header();
         header.features.store(0, Ordering::Relaxed);
-        header.states.store(self.count, Ordering::Relaxed);
+        header.states.store(self.in_part, Ordering::Relaxed);
         header.last_batch.store(0, Ordering::Relaxed);
         header.used_index.store(used_index, Ordering::Relaxed);
         crash_point();
@@ -233,7 +314,7 @@ impl Tracker {
     }
 
     fn recover(&mut self, size: u16, used_index: u16) -> Result<Recovered, QueueError> {
-        if self.header().states.load(Ordering::Relaxed) != self.count {
+        if self.header().states.load(Ordering::Relaxed) != self.in_part {
             return Err(QueueError::Inflight(
                 "has another number of states than it was given with",
             ));

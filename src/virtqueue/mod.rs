@@ -11,17 +11,19 @@
 //!
 //! Invariants: whatever the guest writes, every buffer handed out lies in its
 //! memory, each descriptor is read once, and a walk ends after at most
-//! [`SEGMENTS_MAX`] descriptors.
+//! [`SEGMENTS_MAX`] descriptors of buffers and one of a table. A chain says how
+//! many were read, so that its device's turn can be charged for them.
 
 mod chain;
 mod inflight;
 mod ring;
 
 pub use chain::{Chain, GuestBuf, SEGMENTS_MAX};
-pub use inflight::InflightRegion;
-pub use ring::{QUEUE_SIZE_MAX, RingConfig, SplitQueue};
+pub use inflight::{InflightRegion, RegionLayout, STATES_MAX};
+pub use ring::{QUEUE_SIZE_MAX, Ring, RingConfig, SplitQueue};
 
-/// What is wrong with a ring. Every one ends the device until it is reset.
+/// What is wrong with a ring. Every one ends the device until it is reset, but for
+/// those that the VMM's memory makes: see [`QueueError::is_about_memory`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[expect(missing_docs, reason = "the sentences say it")]
 pub enum QueueError {
@@ -35,18 +37,48 @@ pub enum QueueError {
     TooManyInHand { in_hand: u16, ahead: u16 },
     #[error("descriptor {0} does not exist")]
     BadDescriptor(u16),
-    #[error("a descriptor chain loops or has more than {SEGMENTS_MAX} segments")]
+    #[error("a descriptor chain loops or has more than {SEGMENTS_MAX} buffers")]
     ChainTooLong,
-    #[error("an indirect table is empty, ragged, nested, or outside memory")]
+    #[error("an indirect table is empty, ragged, nested, or not the last")]
     BadIndirect,
-    #[error("a buffer at guest address {0:#x} is outside memory")]
+    #[error("the indirect table of a request, at guest address {0:#x}, is outside memory")]
+    TableOutside(u64),
+    #[error("a request's status, in a buffer at guest address {0:#x}, is outside memory")]
     BufferOutside(u64),
     #[error("the inflight region that the frontend hands back {0}; restart the VM")]
     Inflight(&'static str),
-    #[error("a readable descriptor follows a writable one")]
-    ReadableAfterWritable,
+    #[error(
+        "the inflight region that the frontend hands back has {states} states for a queue of \
+         {size} entries; reset the guest, or start the VM with queue-size={size} (QEMU: -device \
+         vhost-user-blk-…,queue-size={size})"
+    )]
+    InflightTooShort { states: u16, size: u16 },
+    #[error("queue {0} runs already; it must be stopped before it starts again")]
+    Running(u16),
     #[error("its queues may start again in {0} s, since its frontend made a call wait")]
     Penalty(u64),
+}
+
+impl QueueError {
+    /// Whether a request can't be answered, or even read, since it lies in memory that
+    /// the frontend doesn't share now. It is not taken: it may be once that memory is
+    /// shared.
+    pub fn is_about_memory(self) -> bool {
+        match self {
+            Self::TableOutside(_) | Self::BufferOutside(_) => true,
+            Self::BadSize(_)
+            | Self::RingOutside(_)
+            | Self::BadAvailIndex { .. }
+            | Self::TooManyInHand { .. }
+            | Self::BadDescriptor(_)
+            | Self::ChainTooLong
+            | Self::BadIndirect
+            | Self::Inflight(_)
+            | Self::InflightTooShort { .. }
+            | Self::Running(_)
+            | Self::Penalty(_) => false,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-use super::{Chain, GuestBuf, QueueError, RingConfig, SplitQueue};
+use super::{Chain, GuestBuf, QueueError, RingConfig, SEGMENTS_MAX, SplitQueue};
 use crate::guest_memory::{Account, GuestMemory, RegionSpec};
 
 pub(crate) const DESC: u64 = 0;
@@ -29,6 +29,13 @@ pub(crate) struct Rig {
     pub(crate) file: File,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) config: RingConfig,
+}
+
+/// Memory that no guest has yet: 4 KiB beyond all of a rig's.
+pub(crate) fn spare() -> RegionSpec {
+    let file = File::from(memfd_create("spare", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(0x1000).unwrap();
+    RegionSpec { guest_addr: END, size: 0x1000, user_addr: 1 << 40, mmap_offset: 0, file }
 }
 
 pub(crate) type Segment = (u64, u64);
@@ -53,7 +60,6 @@ impl Rig {
             avail_user_addr: USER[0] + AVAIL,
             used_user_addr: USER[0] + USED,
             event_idx: false,
-            indirect: true,
             next_avail: 0,
         };
         Self { file, memory, config }
@@ -123,6 +129,21 @@ impl Rig {
 
     pub(crate) fn segments(&self, bufs: &[GuestBuf]) -> Vec<Segment> {
         bufs.iter().map(|buf| (self.guest_addr(*buf).unwrap(), buf.len() as u64)).collect()
+    }
+
+    /// The longest chain that is taken, of descriptors of length zero outside memory.
+    pub(crate) fn chain_of_empty_descriptors() -> Chain {
+        let rig = Self::new(1);
+        rig.offer(0, &[0]);
+        let count = SEGMENTS_MAX as u16;
+        rig.desc(DESC, 0, (TABLE, u32::from(count) * 16), INDIRECT, 0);
+        for i in 0..count {
+            rig.desc(TABLE, i, (u64::MAX, 0), if i + 1 < count { NEXT } else { 0 }, i + 1);
+        }
+        let mut chain = Chain::default();
+        assert_eq!(rig.queue().pop(&rig.memory, &mut chain), Ok(true));
+        assert_eq!(chain.segments(), 0);
+        chain
     }
 
     /// What the one chain at the head of the ring is refused with.

@@ -2,6 +2,7 @@
 //! [`walk`].
 #![expect(unsafe_code, reason = "raw access to rings in guest memory, checked when they are set")]
 
+mod place;
 mod walk;
 
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use super::inflight::{Tracker, crash_point};
 use super::{Chain, InflightRegion, QueueError};
 use crate::guest_memory::GuestMemory;
 use crate::prefetch;
-use walk::{DESC_LEN, Descriptor};
+pub use place::Ring;
+use walk::{DESC_LEN, Descriptor, Table};
 
 /// The largest queue (virtio 1.3, 2.7: "Queue Size … maximum 32768").
 pub const QUEUE_SIZE_MAX: u16 = 32768;
@@ -32,8 +34,6 @@ pub struct RingConfig {
     pub used_user_addr: u64,
     /// VIRTIO_F_EVENT_IDX (RING_EVENT_IDX) was negotiated.
     pub event_idx: bool,
-    /// VIRTIO_F_INDIRECT_DESC was negotiated.
-    pub indirect: bool,
     /// The index of the next entry that the device takes.
     pub next_avail: u16,
 }
@@ -60,6 +60,10 @@ pub struct SplitQueue {
     /// Chains that an earlier backend popped, the next one last. Only filled
     /// while `avail_seen` is `next_avail`, so that a batch needn't look.
     resubmit: Vec<u16>,
+    /// Nothing else is taken any more.
+    closed: bool,
+    /// Chains with a buffer outside memory are not taken, whatever buffer it is.
+    patient: bool,
     likely: Likely,
 }
 
@@ -116,9 +120,11 @@ impl SplitQueue {
             published: 0,
             tracking: None,
             resubmit: Vec::new(),
+            closed: false,
+            patient: false,
             likely: Likely::NOTHING,
         };
-        queue.rebind(memory)?;
+        queue.find(memory)?;
         queue.next_used = u16::from_le(queue.used_index().load(Ordering::Relaxed));
         queue.published = queue.next_used;
         Ok(queue)
@@ -151,11 +157,11 @@ impl SplitQueue {
         }))
     }
 
-    /// Finds the ring again in a new memory table.
+    /// Finds the ring in a memory table.
     ///
     /// # Errors
     /// [`QueueError::RingOutside`]; the queue must not be used then.
-    pub fn rebind(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
+    fn find(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
         let size = u64::from(self.config.size);
         let find = |addr: u64, len: u64, align: u64| {
             let host = memory
@@ -178,7 +184,7 @@ impl SplitQueue {
     #[inline]
     fn word(&self, base: *mut u16, index: usize) -> &AtomicU16 {
         // SAFETY: `index` is at most the ring's last word, checked to lie in
-        // memory by `rebind`, aligned to 2. The queue's own access to it is
+        // memory by `find`, aligned to 2. The queue's own access to it is
         // atomic; others write there too, the driver and, where a guest lays a
         // buffer over its ring, this process's copies: any value may be read
         // (see `GuestMemory`), and none is trusted.
@@ -201,7 +207,19 @@ impl SplitQueue {
     pub fn has_available(&self) -> bool {
         self.avail_seen != self.next_avail
             || !self.resubmit.is_empty()
-            || self.load_avail() != self.next_avail
+            || (!self.closed && self.load_avail() != self.next_avail)
+    }
+
+    /// Takes no more of what the driver offers. What an earlier backend popped is
+    /// behind [`Self::next_avail`], and still there to be taken.
+    pub fn close(&mut self) {
+        (self.closed, self.avail_seen) = (true, self.next_avail);
+    }
+
+    /// Whether a chain with a buffer outside memory is left where it is, since that
+    /// memory is expected.
+    fn set_patient(&mut self, patient: bool) {
+        self.patient = patient;
     }
 
     /// Asks the CPU for the first descriptors of up to `most` chains that can be
@@ -220,18 +238,20 @@ impl SplitQueue {
     /// Takes the next chain into `chain`; false where there is none.
     ///
     /// # Errors
-    /// Any [`QueueError`] but the set-up ones; the queue is broken then.
+    /// Any [`QueueError`] but the set-up ones. The queue is broken then, unless the
+    /// error [`is_about_memory`](QueueError::is_about_memory): then nothing was taken.
     #[inline]
     pub fn pop(&mut self, memory: &GuestMemory, chain: &mut Chain) -> Result<bool, QueueError> {
         if self.avail_seen == self.next_avail {
-            if let Some(head) = self.resubmit.pop() {
+            if let Some(head) = self.resubmit.last() {
                 // It is noted as in flight, and keeps its place in the order.
-                self.walk(head, memory, chain)?;
+                self.walk(*head, memory, chain)?;
+                self.resubmit.pop();
                 self.in_hand = self.in_hand.wrapping_add(1);
                 return Ok(true);
             }
             let avail = self.load_avail();
-            if avail == self.next_avail {
+            if self.closed || avail == self.next_avail {
                 return Ok(false);
             }
             let ahead = avail.wrapping_sub(self.next_avail);
@@ -258,13 +278,27 @@ impl SplitQueue {
         Ok(true)
     }
 
+    #[inline]
+    fn walk(
+        &self,
+        head: u16,
+        memory: &GuestMemory,
+        chain: &mut Chain,
+    ) -> Result<*const Descriptor, QueueError> {
+        let table = walk::walk(Table::of_ring(self.desc, self.config.size), head, memory, chain)?;
+        match chain.outside() {
+            Some(addr) if self.patient => Err(QueueError::BufferOutside(addr)),
+            _ => Ok(table),
+        }
+    }
+
     /// Gives a chain back with `len` bytes written. The driver sees it after
     /// the next [`Self::publish`].
     #[inline]
     pub fn add_used(&mut self, head: u16, len: u32) {
         let entry = usize::from(self.next_used & self.mask);
         let element = self.used.wrapping_add(2 + 4 * entry).cast::<u32>();
-        // SAFETY: the element lies in the device area, checked by `rebind` and
+        // SAFETY: the element lies in the device area, checked by `find` and
         // aligned to 4. It is only written here: what others make of it is the
         // driver's loss (see `GuestMemory`).
         unsafe {

@@ -46,6 +46,7 @@ pub(crate) const EVENT_IDX: u64 = 1 << 29;
 pub(crate) const INDIRECT: u64 = 1 << 28;
 pub(crate) const PROTOCOL: u64 = 1 << 30;
 pub(crate) const F_RO: u64 = 1 << 5;
+pub(crate) const F_BLK_SIZE: u64 = 1 << 6;
 pub(crate) const F_FLUSH: u64 = 1 << 9;
 pub(crate) const F_CONFIG_WCE: u64 = 1 << 11;
 pub(crate) const F_MQ: u64 = 1 << 12;

@@ -13,13 +13,15 @@ pub(crate) mod http;
 pub(crate) mod lingering;
 pub(crate) mod scene;
 pub(crate) mod small_disk;
+pub(crate) mod terminal;
+pub(crate) mod unopened;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 use rustix::process::{PidfdFlags, Signal, kill_process, pidfd_open};
@@ -80,7 +82,8 @@ impl Daemon {
     pub(crate) fn start_with(dir: &Path, args: &[&str], stderr: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_leafblk"))
             .arg("serve")
-            .args(["--cache-size", "64MiB", "--hugepages", "off"])
+            .args(["--hugepages", "off"])
+            .args(if args.contains(&"--cache-size") { &[][..] } else { &["--cache-size", "64MiB"] })
             .arg("--state-dir")
             .arg(dir.join("state"))
             .arg("--runtime-dir")
@@ -220,6 +223,15 @@ impl Client {
     }
 
     pub(crate) fn open(socket: &Path, read_only: bool) -> blkio::Result<Self> {
+        Self::open_with_memory(socket, read_only, 4 << 20)
+    }
+
+    /// With so many bytes for data.
+    pub(crate) fn open_with_memory(
+        socket: &Path,
+        read_only: bool,
+        memory_len: usize,
+    ) -> blkio::Result<Self> {
         let mut blkio = Blkio::new("virtio-blk-vhost-user")?;
         blkio.set_str("path", socket.to_str().unwrap())?;
         blkio.set_bool("read-only", read_only)?;
@@ -227,7 +239,7 @@ impl Client {
         let capacity = blkio.get_u64("capacity")?;
         blkio.set_i32("num-queues", 1)?;
         let mut queues = blkio.start()?.queues;
-        let region = blkio.alloc_mem_region(4 << 20)?;
+        let region = blkio.alloc_mem_region(memory_len)?;
         blkio.map_mem_region(&region)?;
         let queue = queues.remove(0);
         Ok(Self { queue, region, _blkio: blkio, capacity })
@@ -252,21 +264,36 @@ impl Client {
         }
     }
 
+    /// As [`Self::submit`] for a read into these pieces of the memory, one after the
+    /// other. They stay as they are until the request is complete.
+    pub(crate) fn submit_read_into(&mut self, start: u64, pieces: &[libc::iovec], id: usize) {
+        let count = pieces.len() as u32;
+        self.queue.readv(start, pieces.as_ptr(), count, id, ReqFlags::empty());
+    }
+
     /// Waits for `count` completions; their (id, result).
     pub(crate) fn complete(&mut self, count: usize) -> Vec<(usize, i32)> {
-        let mut completions: Vec<_> =
-            (0..count).map(|_| std::mem::MaybeUninit::<Completion>::uninit()).collect();
         // A flush may wait long for a disk that others write to.
-        let mut timeout = Some(2 * frontend::PATIENCE);
-        let done = self.queue.do_io(&mut completions, count, timeout.as_mut(), None).unwrap();
-        assert_eq!(done, count);
+        let done = self.complete_some(count, count, 2 * frontend::PATIENCE).unwrap();
+        assert_eq!(done.len(), count);
+        done
+    }
+
+    /// Waits for `least` completions, and takes up to `most`.
+    pub(crate) fn complete_some(
+        &mut self,
+        least: usize,
+        most: usize,
+        patience: Duration,
+    ) -> blkio::Result<Vec<(usize, i32)>> {
+        let mut completions: Vec<_> =
+            (0..most).map(|_| std::mem::MaybeUninit::<Completion>::uninit()).collect();
+        let mut timeout = Some(patience);
+        let done = self.queue.do_io(&mut completions, least, timeout.as_mut(), None)?;
         #[expect(unsafe_code, reason = "do_io has filled them")]
         // SAFETY: the first `done` entries are initialised.
-        completions
-            .iter()
-            .map(|c| unsafe { c.assume_init_ref() })
-            .map(|c| (c.user_data, c.ret))
-            .collect()
+        let done = completions[..done].iter().map(|c| unsafe { c.assume_init_ref() });
+        Ok(done.map(|c| (c.user_data, c.ret)).collect())
     }
 
     /// One request, waited for; its result.

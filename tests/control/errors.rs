@@ -36,23 +36,25 @@ fn a_vm_that_makes_no_sense_is_refused_with_the_sentence_of_the_flags() {
     let leaf = daemon.leaf("web1");
     for (vm, status, kind, parts) in [
         (json!({"name": "../x"}), 422, "invalid", &["has a slash"][..]),
-        (json!({"name": "control"}), 422, "invalid", &["is reserved"]),
-        (json!({"name": "x", "root": "nope"}), 422, "invalid", &["nope", "the roots are debian"]),
+        (json!({"name": "control"}), 409, "exists", &["is reserved"]),
+        (json!({"name": "x", "root": "nope"}), 404, "not-found", &["nope", "the roots are debian"]),
+        (json!({"name": "x", "root": "no/pe"}), 422, "invalid", &["has a slash"]),
         (json!({"name": "x", "size": "4G"}), 422, "invalid", &["write 4GiB"]),
         (json!({"name": "x", "size": 513}), 422, "invalid", &["a multiple of 512"]),
         (json!({"name": "x", "size": -1}), 422, "invalid", &["a size such as"]),
-        (json!({"name": "x", "size": 512}), 422, "unfit", &["is less than the"]),
+        (json!({"name": "x", "size": 512}), 409, "unfit", &["is less than the"]),
         (json!({"name": "x", "size": "2048TiB"}), 422, "invalid", &["up to 1024TiB"]),
         (
             json!({"name": "x", "readonly": true, "size": "8GiB"}),
-            422,
+            409,
             "unfit",
             &["has no leaf", "leave size out"],
         ),
         (json!({"name": "x", "queues": 65}), 422, "invalid", &["from 1 to 64"]),
         (json!({"name": "x", "leaf": "x.leaf"}), 422, "invalid", &["is not absolute"]),
         (json!({"name": "x", "socket": long}), 422, "invalid", &["at most 107"]),
-        (json!({"name": "x", "leaf": leaf}), 422, "invalid", &["both the leaf of VM web1"]),
+        (json!({"name": "x", "leaf": leaf}), 409, "unfit", &["both the leaf of VM web1"]),
+        (json!({"name": "x", "leaf": "/no/such/dir"}), 409, "unfit", &["can't be created"]),
         (json!({"name": "x", "sise": 1}), 422, "invalid", &["sise", "docs/control.md"]),
         (json!({"name": 7}), 422, "invalid", &["expected a string"]),
         (json!([]), 422, "invalid", &[]),
@@ -84,18 +86,21 @@ fn files_that_cannot_be_used_are_named() {
         (at(""), "is neither a file"),
     ] {
         let added = control.post("/v1/roots", &json!({"name": "r", "path": path}));
-        let detail = added.problem(422, if path == at("") { "invalid" } else { "unfit" });
+        let detail = added.problem(
+            if path == at("") { 422 } else { 409 },
+            if path == at("") { "invalid" } else { "unfit" },
+        );
         assert!(detail.contains(part) || path == at(""), "{detail}");
     }
     let attach = |leaf: &str| control.post("/v1/vms", &json!({"name": "x", "leaf": at(leaf)}));
-    refuses(&attach("no.leaf"), 422, "unfit", &["no.leaf"]);
+    refuses(&attach("no.leaf"), 409, "unfit", &["no.leaf"]);
     control.post("/v1/roots", &json!({"name": "other", "path": at("other.raw")})).expect(201);
     control.delete("/v1/vms/web1").expect(204);
     let leaf = daemon.leaf("web1");
     let elsewhere = json!({"name": "x", "root": "other", "leaf": leaf});
-    refuses(&control.post("/v1/vms", &elsewhere), 422, "unfit", &["was made on another root"]);
+    refuses(&control.post("/v1/vms", &elsewhere), 409, "unfit", &["was made on another root"]);
     let socket = json!({"name": "x", "root": "other", "socket": at("no.leaf")});
-    refuses(&control.post("/v1/vms", &socket), 422, "unfit", &["is no socket"]);
+    refuses(&control.post("/v1/vms", &socket), 409, "unfit", &["is no socket"]);
     daemon.stop();
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use regex::Regex;
 use serde_json::{Value, json};
 
 use super::errors::served;
@@ -57,6 +58,38 @@ fn whatever_may_have_to_wait_for_its_turn_says_so() {
     }
 }
 
+/// Whether `value` is within the limits of `schema`; where not, why.
+fn check_limits(schema: &Value, value: &Value, at: &str, wrong: &mut String) {
+    let mut refuse = |limit: &str| {
+        let _ = write!(wrong, "{at}: {value} breaks its {limit}; ");
+    };
+    if let Some(number) = value.as_i64() {
+        let limit = |name: &str| schema[name].as_i64();
+        if limit("minimum").is_some_and(|min| number < min) {
+            refuse("minimum");
+        }
+        if limit("maximum").is_some_and(|max| number > max) {
+            refuse("maximum");
+        }
+        if limit("multipleOf").is_some_and(|unit| number % unit != 0) {
+            refuse("multipleOf");
+        }
+    }
+    if let Some(text) = value.as_str() {
+        let length = text.chars().count() as u64;
+        if schema["minLength"].as_u64().is_some_and(|min| length < min) {
+            refuse("minLength");
+        }
+        if schema["maxLength"].as_u64().is_some_and(|max| length > max) {
+            refuse("maxLength");
+        }
+        let pattern = schema["pattern"].as_str().map(|pattern| Regex::new(pattern).unwrap());
+        if pattern.is_some_and(|pattern| !pattern.is_match(text)) {
+            refuse("pattern");
+        }
+    }
+}
+
 /// Whether `value` has the shape of `schema`; where not, why.
 fn check(document: &Value, schema: &Value, value: &Value, at: &str, wrong: &mut String) {
     if let Some(reference) = schema["$ref"].as_str() {
@@ -95,6 +128,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str, wrong: &mut 
     if let Some(words) = schema["enum"].as_array().filter(|words| !words.contains(value)) {
         let _ = write!(wrong, "{at}: {value} is none of {words:?}; ");
     }
+    check_limits(schema, value, at, wrong);
     if let Value::Array(items) = value {
         items.iter().for_each(|item| check(document, &schema["items"], item, at, wrong));
     }
@@ -111,6 +145,67 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str, wrong: &mut 
             }
         }
     }
+}
+
+#[test]
+fn a_body_is_called_invalid_where_its_schema_forbids_it_and_nowhere_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, control) = served(dir.path());
+    let document = document();
+    let long = "n".repeat(65);
+    let vm = |key: &str, value: Value| json!({"name": "x", "root": "nope", key: value});
+    let mut bodies = vec![
+        ("/v1/vms", json!({})),
+        ("/v1/vms", json!({"name": null})),
+        ("/v1/vms", json!([])),
+        ("/v1/vms/nope/resize", json!({"size": null})),
+        ("/v1/vms/nope/resize", json!({})),
+    ];
+    for name in ["", "a", "0.-_", ".a", "-a", "a/b", "é", "a\n", &long[1..], &long, "control"] {
+        bodies.push(("/v1/vms", json!({"name": name, "root": "nope"})));
+        bodies.push(("/v1/vms", vm("root", json!(name))));
+        bodies.push(("/v1/roots", json!({"name": name, "path": "/nope"})));
+    }
+    let (path, longest) = (format!("/{long}/{long}"), format!("/{}", "p".repeat(4095)));
+    let paths = ["", "/", "a", "/a", "/a/", "/a/..", "/a/.", "/..a", "/.a", "/a\0b", "/é", "//a"];
+    for path in paths.into_iter().chain([&path[..], &longest[..4095], &longest]) {
+        bodies.push(("/v1/roots", json!({"name": "x", "path": path})));
+        bodies.push(("/v1/vms", vm("leaf", json!(path))));
+        bodies.push(("/v1/vms", vm("socket", json!(path))));
+    }
+    let sizes = ["", "0", "0KiB", "1KiB", "1kb", "4G", "1.5GiB", "1024TiB", "1025TiB", "-1KiB"];
+    let numbers = [i64::MIN, -1, 0, 1, 511, 512, 513, 1 << 50, (1 << 50) + 512, i64::MAX];
+    let sizes = sizes.into_iter().map(Value::from).chain(numbers.map(Value::from));
+    for size in sizes.chain([json!(null), json!(true), json!(1.5), json!([])]) {
+        bodies.push(("/v1/vms", vm("size", size.clone())));
+        bodies.push(("/v1/vms/nope/resize", json!({"size": size})));
+    }
+    for number in [-1, 0, 1, 64, 65, 512, 1024, 4096] {
+        bodies.push(("/v1/vms", vm("queues", json!(number))));
+        bodies.push(("/v1/vms", vm("block-size", json!(number))));
+    }
+    for serial in ["", "a", "a b", " a", "a ", "é", "12345678901234567890", "123456789012345678901"]
+    {
+        bodies.push(("/v1/vms", vm("serial", json!(serial))));
+    }
+    for flag in [json!(true), json!(null), json!("yes")] {
+        bodies.push(("/v1/vms", vm("readonly", flag.clone())));
+        bodies.push(("/v1/vms", vm("unheard-of", flag)));
+    }
+    let mut refused = 0;
+    for (path, body) in &bodies {
+        let template = path.replace("nope", "{name}");
+        let described = &document["paths"][template]["post"]["requestBody"]["content"];
+        let mut wrong = String::new();
+        check(&document, &described["application/json"]["schema"], body, path, &mut wrong);
+        let answer = control.post(path, body);
+        let said = String::from_utf8_lossy(&answer.body);
+        assert_eq!(answer.status == 422, !wrong.is_empty(), "{path} {body}: {wrong} {said}");
+        refused += usize::from(answer.status == 422);
+    }
+    assert!((40..bodies.len() - 40).contains(&refused), "{refused} of {}", bodies.len());
+    assert_eq!(control.get("/v1/vms").expect(200).as_array().unwrap().len(), 1);
+    daemon.stop();
 }
 
 #[test]
@@ -137,9 +232,16 @@ fn answers_have_the_status_and_the_shape_that_the_document_promises() {
         ("get", "/v1/roots", "/v1/roots", Value::Null, 200),
         ("post", "/v1/roots", "/v1/roots", json!({"name": "two", "path": image}), 201),
         ("post", "/v1/roots", "/v1/roots", json!({"name": "two", "path": image}), 409),
-        ("post", "/v1/roots", "/v1/roots", json!({"name": "x", "path": "/no"}), 422),
+        ("post", "/v1/roots", "/v1/roots", json!({"name": "x", "path": "/no"}), 409),
+        ("post", "/v1/roots", "/v1/roots", json!({"name": "x", "path": "no"}), 422),
         ("get", "/v1/roots/two", "/v1/roots/{name}", Value::Null, 200),
         ("get", "/v1/roots/x", "/v1/roots/{name}", Value::Null, 404),
+        ("get", "/v1/roots/two/verify", "/v1/roots/{name}/verify", Value::Null, 200),
+        ("post", "/v1/roots/two/verify", "/v1/roots/{name}/verify", Value::Null, 202),
+        ("get", "/v1/roots/two/verify", "/v1/roots/{name}/verify", Value::Null, 200),
+        ("get", "/v1/roots/x/verify", "/v1/roots/{name}/verify", Value::Null, 404),
+        ("post", "/v1/roots/two/verify?new", "/v1/roots/{name}/verify", Value::Null, 400),
+        ("delete", "/v1/roots/two/verify", "/v1/roots/{name}/verify", Value::Null, 204),
         ("delete", "/v1/roots/two", "/v1/roots/{name}", Value::Null, 204),
         ("delete", "/v1/roots/debian", "/v1/roots/{name}", Value::Null, 409),
         ("get", "/v1/vms", "/v1/vms", Value::Null, 200),
@@ -155,8 +257,11 @@ fn answers_have_the_status_and_the_shape_that_the_document_promises() {
         ("post", "/v1/vms/two/flush", "/v1/vms/{name}/flush", Value::Null, 204),
         ("post", "/v1/vms/x/flush", "/v1/vms/{name}/flush", Value::Null, 404),
         ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": "8MiB"}), 200),
-        ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": 512}), 422),
+        ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": 512}), 409),
+        ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": 513}), 422),
         ("post", "/v1/vms/two/reset", "/v1/vms/{name}/reset", Value::Null, 200),
+        ("post", "/v1/vms/two/new-leaf", "/v1/vms/{name}/new-leaf", Value::Null, 409),
+        ("post", "/v1/vms/x/accept-leaf", "/v1/vms/{name}/accept-leaf", Value::Null, 404),
         ("post", "/v1/vms/x/reset", "/v1/vms/{name}/reset", Value::Null, 404),
         ("delete", "/v1/vms/two", "/v1/vms/{name}", Value::Null, 204),
         ("delete", "/v1/vms/two", "/v1/vms/{name}", Value::Null, 404),

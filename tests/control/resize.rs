@@ -12,7 +12,7 @@ use crate::common::frontend::{
     EVENT_IDX, F_FLUSH, INDIRECT, IOERR, PATIENCE, Ring, T_IN, T_OUT, VERSION_1, Vmm,
 };
 use crate::common::scene::{Neighbour, ROOT_SECTORS, root_content};
-use crate::common::{Client, Daemon};
+use crate::common::{Client, Daemon, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -63,14 +63,14 @@ fn a_running_guest_sees_its_disk_grow_and_uses_all_of_it() {
     }
 
     let shrink = control.post("/v1/vms/web1/resize", &json!({"size": OLD * 512}));
-    let detail = shrink.problem(422, "shrink");
+    let detail = shrink.problem(409, "shrink");
     assert!(detail.contains("can't shrink"), "{detail}");
     let odd = control.post("/v1/vms/web1/resize", &json!({"size": NEW * 512 + 1}));
     assert!(odd.problem(422, "invalid").contains("a multiple of 512"));
     let huge = control.post("/v1/vms/web1/resize", &json!({"size": "1048576TiB"}));
     assert!(huge.problem(422, "invalid").contains("up to 1024TiB"));
     let large = control.post("/v1/vms/web1/resize", &json!({"size": "1024TiB"}));
-    large.problem(422, "unfit");
+    large.problem(409, "unfit");
     assert_eq!(capacity(&mut vmm), NEW);
     drop(vmm);
     daemon.kill();
@@ -95,6 +95,46 @@ fn a_client_that_cannot_be_told_sees_the_new_size_when_it_comes_again() {
     assert_eq!(resize("32MiB")["told"], "not-possible");
     drop(client);
     assert_eq!(Client::connect(&daemon.socket("web1")).capacity, 32 << 20);
+    daemon.stop();
+}
+
+#[test]
+fn a_frontend_that_looks_again_sees_the_new_size_without_being_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, control) = served(dir.path());
+    // As Firecracker, which looks when it is asked to: PATCH /drives/ID.
+    let mut vmm = Vmm::running_with(&daemon.socket("web1"), VERSION_1 | EVENT_IDX | F_FLUSH, 256);
+    assert_eq!(capacity(&mut vmm), ROOT_SECTORS);
+    let resize = || control.post("/v1/vms/web1/resize", &json!({"size": "4MiB"})).expect(200);
+    assert_eq!(resize()["told"], "not-possible");
+    assert_eq!(capacity(&mut vmm), 8192);
+    vmm.write_sectors(8184, &[4; 4096]);
+    assert!(vmm.read_sectors(8184, 8) == [4; 4096]);
+    // What the command line says of it, here of the size that the disk has already.
+    let run = dir.path().join("run");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    command.args(["vm", "resize", "web1", "4MiB", "--runtime-dir"]).arg(&run);
+    let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    for part in ["VM web1 has 4.0 MiB now; ", "PATCH /drives/ID", "removed and added again"] {
+        assert!(said.contains(part), "{said}");
+    }
+    drop(vmm);
+    wait_until("it is gone", || resize()["told"] == "nobody");
+    let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    assert!(said.contains("under QEMU, do this again once it is connected"), "{said}");
+    daemon.stop();
+}
+
+#[test]
+fn a_running_qemu_is_told_again_of_the_size_that_its_disk_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, control) = served(dir.path());
+    control.post("/v1/vms/web1/resize", &json!({"size": "4MiB"})).expect(200);
+    let (vmm, mut channel) = with_channel(&daemon.socket("web1"));
+    let again = control.post("/v1/vms/web1/resize", &json!({"size": "4MiB"})).expect(200);
+    assert_eq!(again["told"], "client");
+    channel.read_exact(&mut [0; 12]).unwrap();
+    drop(vmm);
     daemon.stop();
 }
 

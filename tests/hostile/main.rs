@@ -34,10 +34,14 @@ fn breaks_its_device(because: &str, attack: impl FnOnce(&mut Vmm)) {
     assert!(vmm.read_sectors(8, 8) == root_content(8, 8), "the device works at first");
     attack(&mut vmm);
     scene.log.wait_for(&["VM victim", "its device stops", because]);
+    let health = || scene.daemon.control().get("/v1/health").expect(200);
+    let problem = health()["problems"][0].as_str().unwrap().to_owned();
+    assert!(problem.starts_with("VM victim: its device is stopped: "), "{problem}");
     // Not even a good request is served now, and the frontend is still heard.
     vmm.frontend.get_features().unwrap();
     scene.neighbour.goes_on(5);
     drop(vmm);
+    common::wait_until("no device that is stopped", || health()["status"] == "ok");
     scene.all_is_well();
 }
 

@@ -85,21 +85,34 @@ fn a_frontend_that_shares_no_memory_is_told_how_to_start_the_vm() {
 
 #[test]
 fn more_regions_than_slots_lose_the_connection() {
-    loses_its_connection("more than 32 memory regions", |vmm| {
+    loses_its_connection("more than 512 memory regions", |vmm| {
         vmm.share_ram();
-        let add = |i: u64| vmm.frontend.clone().add_mem_region(&shifted(vmm, i << 32, i << 32));
-        (1..32).for_each(|i| add(i).map(|_| ()).unwrap());
-        assert!(add(32).is_err());
+        let page = |i: u64| VhostUserMemoryRegionInfo {
+            memory_size: 0x1000,
+            ..shifted(vmm, i << 32, i << 32)
+        };
+        let add = |i: u64| vmm.frontend.clone().add_mem_region(&page(i));
+        (1..512).for_each(|i| add(i).map(|_| ()).unwrap());
+        assert!(add(512).is_err());
     });
 }
 
 #[test]
-fn taking_away_the_memory_of_a_running_ring_loses_the_connection() {
+fn memory_of_a_running_ring_that_never_comes_back_stops_that_queue_alone() {
     let mut scene = Scene::new();
     let mut vmm = Vmm::running(&scene.victim);
+    assert!(vmm.read_sectors(8, 8) == root_content(8, 8));
     let region = vmm.region();
+    vmm.frontend.remove_mem_region(&region).unwrap();
+    scene.log.wait_for(&["VM victim", "queue 0 waits until its ring is in shared memory"]);
+    for _ in 0..100 {
+        vmm.offer(0, 0);
+        vmm.kick(0);
+    }
+    scene.neighbour.goes_on(100);
+    // What was removed can't be removed again.
     assert!(vmm.frontend.remove_mem_region(&region).is_err());
-    scene.log.wait_for(&["VM victim", "disconnected its frontend", "outside memory"]);
+    scene.log.wait_for(&["VM victim", "disconnected its frontend", "no memory region"]);
     vmm.wait_closed();
     scene.all_is_well();
 }

@@ -65,9 +65,10 @@ fn leaves_the_neighbour(scene: &Scene, least: u64, mut attack: impl FnMut() -> O
 fn many_descriptors_without_data_leave_the_neighbour_its_turns() {
     let scene = Scene::new();
     let mut vmm = Vmm::running_with(&scene.victim, VERSION_1 | EVENT_IDX | INDIRECT, 1024);
-    // Reads of nothing, and ragged ones.
-    for len in [0, 1] {
-        describe_indirect(&vmm, T_IN, (0..1000).map(|i| (DATA + i * 4096, len, true)));
+    // Reads of nothing, and ragged ones; the same of buffers that are nowhere.
+    let nowhere = RAM_START + RAM_LEN;
+    for (start, len) in [(DATA, 0), (DATA, 1), (nowhere, 0), (nowhere, 1)] {
+        describe_indirect(&vmm, T_IN, (0..1000).map(|i| (start + i * 4096, len, true)));
         // Sixteen turns, where only data is reckoned with.
         leaves_the_neighbour(&scene, 40, || {
             offer_often(&mut vmm, 0, 1024);
@@ -95,10 +96,10 @@ fn many_huge_reads_at_once_leave_the_neighbour_its_turns() {
     scene.neighbour.goes_on(20);
 }
 
-#[test]
-fn all_queues_of_a_device_together_leave_the_neighbour_its_turns() {
-    const QUEUES: usize = 64;
-    let scene = Scene::with_victim("victim,queues=64,size=1GiB");
+const QUEUES: usize = 64;
+
+/// A VMM whose guest runs with that many queues of 64.
+fn with_many_queues(scene: &Scene) -> Vmm {
     let features = VERSION_1 | EVENT_IDX | INDIRECT | F_MQ;
     let mut vmm = Vmm::connect(&scene.victim);
     vmm.frontend = Frontend::from_stream(vmm.stream.try_clone().unwrap(), QUEUES as u64);
@@ -110,6 +111,41 @@ fn all_queues_of_a_device_together_leave_the_neighbour_its_turns() {
         (ring.avail, ring.used) = (ring.desc + 0x400, ring.desc + 0x800);
         vmm.start_ring(ring);
     }
+    vmm
+}
+
+#[test]
+fn endless_tables_in_all_queues_end_their_device_and_delay_nobody() {
+    const ENTRIES: u32 = 1 << 16;
+    /// Walked to their ends, those of one turn take longer, again and again.
+    const BOUND: Duration = Duration::from_secs(1);
+    let mut scene = Scene::with_victim("victim,queues=64");
+    let quick = (0..10).any(|_| {
+        let mut vmm = with_many_queues(&scene);
+        // Each of no bytes, at an address where there is no memory.
+        let entries = (0..ENTRIES).flat_map(|i| {
+            let next = if i + 1 < ENTRIES { NEXT } else { 0 };
+            let low = u128::from(u64::MAX) | u128::from(next) << 96;
+            (low | u128::from((i + 1) & 0xffff) << 112).to_le_bytes()
+        });
+        vmm.write(DATA, &entries.collect::<Vec<u8>>());
+        for queue in 0..QUEUES {
+            vmm.describe(vmm.rings[queue].desc, 0, desc(DATA, ENTRIES * 16, TABLE, 0));
+        }
+        let begun = Instant::now();
+        (0..QUEUES).for_each(|queue| offer_often(&mut vmm, queue, 64));
+        scene.log.wait_for(&["VM victim", "its device stops", "loops or has more than"]);
+        scene.neighbour.goes_on(20);
+        begun.elapsed() < BOUND
+    });
+    assert!(quick, "20 reads of the neighbour take longer than {BOUND:?}, each time");
+    scene.all_is_well();
+}
+
+#[test]
+fn all_queues_of_a_device_together_leave_the_neighbour_its_turns() {
+    let scene = Scene::with_victim("victim,queues=64,size=1GiB");
+    let mut vmm = with_many_queues(&scene);
     describe_indirect(&vmm, T_IN, [(DATA, 256 << 10, true)].into_iter());
     for index in 0..QUEUES {
         vmm.describe(vmm.rings[index].desc, 0, desc(TABLE_AT, 3 * 16, TABLE, 0));

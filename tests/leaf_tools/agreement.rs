@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
+use crate::common::unopened::{Unopened, WaitingWriter};
 use crate::scene::*;
 
 fn export(scene: &Scene, leaf: &str, format: &str, output: &str) -> String {
@@ -160,8 +161,19 @@ fn what_is_no_importable_image_is_refused_by_name() {
     assert!(refuse("none.qcow2").contains("none.qcow2 can't be read"));
     assert!(refuse("root.raw").contains("is no qcow2 image"));
     assert!(refuse("run").contains("is no qcow2 image"));
-    rustix::fs::mkfifoat(rustix::fs::CWD, scene.path("fifo"), 0o600.into()).unwrap();
-    assert!(refuse("fifo").contains("it is no file"));
+    let writer = WaitingWriter::at(&scene.path("fifo"));
+    assert!(refuse("fifo").contains("it is a FIFO"));
+    // Nor is what an image names opened by a look.
+    let options = ["-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "fifo"];
+    scene.qemu_img(&[&["create"][..], &options, &["named.qcow2", "4M"]].concat());
+    assert!(refuse("named.qcow2").contains("is a FIFO"));
+    writer.check();
+    std::os::unix::fs::symlink("/dev/full", scene.path("device")).unwrap();
+    let device = Unopened::watch(&scene.path("device"));
+    assert!(refuse("device").contains("it is a character device"));
+    scene.qemu_img(&["rebase", "-u", "-F", "raw", "-b", "device", "named.qcow2"]);
+    assert!(refuse("named.qcow2").contains("is a character device"));
+    assert!(!device.was_opened());
     // Too small, on a qcow2 backing file, with data elsewhere, marked dirty.
     scene.qemu_img(&["create", "-q", "-f", "qcow2", "small.qcow2", "1M"]);
     assert!(refuse("small.qcow2").contains("qemu-img resize small.qcow2 2163200"));
@@ -177,13 +189,13 @@ fn what_is_no_importable_image_is_refused_by_name() {
         "qcow2",
         "chain.qcow2",
     ]);
-    assert!(refuse("chain.qcow2").contains("backing file of format \"qcow2\""));
+    assert!(refuse("chain.qcow2").contains("whose format is qcow2"));
     let data = ["create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "data.qcow2", "4M"];
     scene.qemu_img(&data);
     assert!(refuse("data.qcow2").contains("external data file"));
     let dirty = std::fs::File::options().write(true).open(scene.path("base.qcow2")).unwrap();
     dirty.write_all_at(&[1], 79).unwrap();
-    assert!(refuse("base.qcow2").contains("is no qcow2 image that can be read"));
+    assert!(refuse("base.qcow2").contains("is marked as dirty"));
     // Cut off in the middle of its tables.
     std::fs::write(
         scene.path("cut.qcow2"),

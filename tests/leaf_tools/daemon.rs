@@ -60,3 +60,64 @@ fn a_served_leaf_is_refused_and_a_killed_daemons_acknowledged_write_is_not_missi
     drop(client);
     daemon.stop();
 }
+
+#[test]
+fn tools_on_a_copy_take_nothing_from_its_original_which_runs_or_was_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), SECTORS);
+    let root = root.to_str().unwrap();
+    let start = || {
+        let _none = no_leaf_is_open();
+        Daemon::start_with(dir.path(), &["--root", root, "--vm", "web1"], Stdio::null())
+    };
+    let daemon = start();
+    let mut client = Client::connect(&daemon.socket("web1"));
+    client.write(100 * 512, &[0x5a; 512]);
+    client.flush();
+    let mut flushed: Vec<u8> = (0..SECTORS).flat_map(root_sector).collect();
+    flushed[100 * 512..][..512].fill(0x5a);
+    let mut copy = std::process::Command::new("cp");
+    copy.current_dir(dir.path()).args(["--sparse=always", "state/web1.leaf", "copy.leaf"]);
+    assert!(output(&mut copy).status.success());
+    client.write(200 * 512, &[0xa5; 512]);
+    let map = dir.path().join("run/web1.map");
+    let before = std::fs::read(&map).unwrap();
+    let look = |runs: bool| {
+        for (args, status, part) in [
+            (&["info", "copy.leaf"][..], 0, "shown is what was flushed"),
+            (&["check", "copy.leaf"], 0, "not closed cleanly"),
+            (&["check", "copy.leaf", "--repair"], 1, "for a copy, --flushed-only"),
+            (
+                &["export", "copy.leaf", "--format", "raw", "--root", root, "--output", "x"],
+                1,
+                "copy",
+            ),
+        ] {
+            let (code, said) = leaf(dir.path(), &[args, &["--runtime-dir", "run"]].concat());
+            assert_eq!(code, Some(status), "{args:?}, runs: {runs}: {said}");
+            assert!(said.contains(part), "{args:?}, runs: {runs}: {said}");
+        }
+        let args =
+            ["export", "copy.leaf", "--format", "raw", "--root", root, "--output", "new.raw"];
+        let flags = ["--flushed-only", "--runtime-dir", "run"];
+        let (code, said) = leaf(dir.path(), &[&args[..], &flags].concat());
+        assert_eq!(code, Some(0), "runs: {runs}: {said}");
+        assert!(std::fs::read(dir.path().join("new.raw")).unwrap() == flushed);
+        std::fs::remove_file(dir.path().join("new.raw")).unwrap();
+        assert!(std::fs::read(&map).unwrap() == before, "runs: {runs}");
+    };
+    look(true);
+    daemon.kill();
+    drop(client);
+    look(false);
+    // A tool that puts another file in the copy's place.
+    let args = ["compact", "copy.leaf", "--root", root, "--flushed-only", "--runtime-dir", "run"];
+    let (code, said) = leaf(dir.path(), &args);
+    assert_eq!(code, Some(0), "{said}");
+    let daemon = start();
+    let mut client = Client::connect(&daemon.socket("web1"));
+    assert!(client.read(100 * 512, 512) == [0x5a; 512]);
+    assert!(client.read(200 * 512, 512) == [0xa5; 512], "acknowledged, never flushed");
+    drop(client);
+    daemon.stop();
+}

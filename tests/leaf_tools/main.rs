@@ -13,11 +13,14 @@ mod checking;
 #[path = "../common/mod.rs"]
 mod common;
 mod daemon;
+mod images;
 mod kills;
 mod properties;
+mod raw_disks;
 mod refusals;
 mod reports;
 mod scene;
 mod stepper;
 mod terminal;
+mod truncated;
 mod unclosed;

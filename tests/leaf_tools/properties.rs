@@ -35,7 +35,7 @@ impl Tools<'_> {
     }
 
     fn root(&self, name: &str) -> RootEntry {
-        RootEntry { name: "root".into(), path: self.0.path(name) }
+        RootEntry { name: "root".into(), path: self.0.path(name), format: None }
     }
 
     fn differs(&self, a: &str, b: &str, roots: &[&str]) -> u64 {

@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::process::Stdio;
 
+use crate::common::unopened::WaitingWriter;
 use crate::scene::*;
 
 /// Every command on `a.leaf`, with outputs that are free.
@@ -132,7 +133,7 @@ fn mistakes_in_the_flags_end_with_2_and_a_sentence() {
 fn bad_input_is_one_sentence_with_its_path() {
     let scene = Scene::new();
     scene.leaf("a.leaf");
-    rustix::fs::mkfifoat(rustix::fs::CWD, scene.path("fifo"), 0o600.into()).unwrap();
+    let writer = WaitingWriter::at(&scene.path("fifo"));
     std::fs::write(scene.path("short.leaf"), &std::fs::read(scene.path("a.leaf")).unwrap()[..9000])
         .unwrap();
     std::fs::write(scene.path("empty"), b"").unwrap();
@@ -156,6 +157,7 @@ fn bad_input_is_one_sentence_with_its_path() {
         let refused = scene.refusal(args, 1);
         assert!(refused.contains(part), "{args:?}: {refused}");
     }
+    writer.check();
 }
 
 #[test]

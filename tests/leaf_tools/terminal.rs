@@ -1,24 +1,10 @@
 //! Progress: on a terminal, and nowhere else.
-#![expect(unsafe_code, reason = "openpty(3) and the descriptors that it makes")]
 
-use std::fs::File;
 use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Stdio;
 
+use crate::common::terminal::terminal;
 use crate::scene::*;
-
-/// A terminal: our side and the command's.
-fn terminal() -> (File, OwnedFd) {
-    let (mut ours, mut theirs) = (-1, -1);
-    let (name, settings) = (std::ptr::null_mut(), std::ptr::null());
-    // SAFETY: both point to an int; name and settings may be null.
-    let result =
-        unsafe { libc::openpty(&raw mut ours, &raw mut theirs, name, settings, std::ptr::null()) };
-    assert_eq!(result, 0);
-    // SAFETY: two new descriptors that nobody else has.
-    unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) }
-}
 
 const LONG: [&[&str]; 5] = [
     &["commit", "a.leaf", "--root", "root.raw", "--output", "new.raw"],

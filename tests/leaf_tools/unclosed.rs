@@ -157,3 +157,23 @@ fn a_map_that_is_another_leafs_is_no_help() {
     let refused = scene.refusal(&["compact", "a.leaf", "--root", "root.raw"], 1);
     assert!(refused.contains("its live map is not in"), "{refused}");
 }
+
+#[test]
+fn told_to_go_by_what_was_flushed_no_command_looks_at_a_live_map() {
+    let scene = Scene::new();
+    let (flushed, _) = killed(&scene);
+    let map = std::fs::read(scene.path("run/a.leaf.map")).unwrap();
+    let info = scene.json(&["info", "a.leaf", "--json", "--flushed-only"]);
+    assert_eq!((&info["state"], &info["changed_sectors"]), (&"flushed-only".into(), &8.into()));
+    let said = scene.say(&["info", "a.leaf", "--flushed-only"]);
+    assert!(said.contains("not closed cleanly: shown is what was flushed"), "{said}");
+    let args = ["commit", "a.leaf", "--root", "root.raw", "--output", "new.raw", "--flushed-only"];
+    scene.line(&args);
+    assert!(std::fs::read(scene.path("new.raw")).unwrap() == flushed);
+    // Without the flag the leaf is what it was.
+    assert!(std::fs::read(scene.path("run/a.leaf.map")).unwrap() == map);
+    assert_eq!(scene.json(&["info", "a.leaf", "--json"])["changed_sectors"], 16);
+    scene.line(&["resize", "a.leaf", "4MiB", "--flushed-only"]);
+    assert!(std::fs::read(scene.path("run/a.leaf.map")).unwrap() == map);
+    assert_eq!(scene.json(&["info", "a.leaf", "--json"])["changed_sectors"], 8);
+}

@@ -285,8 +285,8 @@ fn what_is_not_served_is_on_the_page() {
     assert_eq!(
         rows,
         json!([
-            "root late: leafblk root show late says why",
-            "VM extra: leafblk vm show extra says why"
+            "root late is not served: leafblk root show late says why",
+            "VM extra is not served: leafblk vm show extra says why"
         ])
     );
     assert_eq!(browser.complaints(), [""; 0]);

@@ -234,3 +234,39 @@ fn vms_and_roots_that_are_not_served_are_counted_and_named_with_the_reason() {
     assert!(text.contains("\nroot late is not served: ") && text.contains("late.raw"), "{text}");
     assert!(text.contains("\nVM extra is not served: "), "{text}");
 }
+
+#[test]
+fn what_fails_and_the_free_space_are_shown_and_the_port_tells_no_paths_of_files() {
+    let host = Host::start();
+    let root = host.daemon.dir.join("root.raw");
+    std::fs::File::options().write(true).open(root).unwrap().set_len(0).unwrap();
+    assert_ne!(Client::connect(&host.daemon.socket("web1")).run(Op::Read, 0, 4096), 0);
+    for vm in ["web1", "web2"] {
+        // On the same root.
+        assert_eq!(series(&host, &format!("leafblk_vm_failing{{vm=\"{vm}\"}}")), 1.0);
+    }
+    let stats = host.stats();
+    let failing = &stats["failing"];
+    assert_eq!((&failing[0]["part"], &failing[0]["name"]), (&"root".into(), &"base".into()));
+    assert!(failing[0]["problem"].as_str().unwrap().contains("root.raw"), "{failing}");
+    let at_port = host.over_tcp(&["GET /v1/stats HTTP/1.1", "Host: localhost"]).expect(200);
+    assert_eq!(at_port["failing"][0]["problem"], "leafblk status says what is wrong");
+    assert!(!at_port.to_string().contains("root.raw"), "{at_port}");
+    for (path, numbers) in [("state", "leaves"), ("run", "runtime")] {
+        let path = host.daemon.dir.join(path);
+        let space = rustix::fs::statvfs(&path).unwrap();
+        let disks = stats["file_systems"].as_array().unwrap();
+        let has = |used: &&Value| used["uses"].as_array().unwrap().contains(&numbers.into());
+        let disk = disks.iter().find(has).unwrap_or_else(|| panic!("no {numbers} in {stats}"));
+        assert!(path.starts_with(disk["path"].as_str().unwrap()), "{disk}");
+        assert_eq!(disk["size_bytes"], space.f_blocks * space.f_frsize);
+        let series = |what: &str| {
+            series(&host, &format!("leafblk_file_system_{what}{{path={}}}", disk["path"]))
+        };
+        assert_eq!(series("size_bytes"), disk["size_bytes"].as_f64().unwrap());
+        assert!(series("free_bytes") <= series("size_bytes"));
+        assert_eq!(series("inodes"), space.f_files as f64);
+        assert!(series("free_inodes") <= series("inodes"));
+        assert_eq!(series("silent"), 0.0);
+    }
+}

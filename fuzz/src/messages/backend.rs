@@ -11,7 +11,7 @@ use leafblk::disk::{CachedRoot, Disk};
 use leafblk::leaf::{self, Leaf, OpenOptions};
 use leafblk::reactor::{Command, Mailbox, Reactor, Watchdog};
 use leafblk::root::Root;
-use leafblk::vhost_user::FrontendLink;
+use leafblk::vhost_user::Session;
 
 const ROOT_LEN: usize = 1 << 20;
 const BLOCK: u32 = 64 << 10;
@@ -58,8 +58,8 @@ impl Backend {
     }
 
     pub(super) fn serve(&self, stream: UnixStream) -> Result<(), String> {
-        let link = std::sync::Arc::new(FrontendLink::default());
-        leafblk::vhost_user::serve(stream, &self.disk, 2, &self.mailbox, &link)
+        let session = std::sync::Arc::new(Session::default());
+        leafblk::vhost_user::serve(stream, &self.disk, 2, &self.mailbox, &session, None)
     }
 
     /// Panics unless the reactor answers.

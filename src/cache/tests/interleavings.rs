@@ -135,6 +135,31 @@ fn loom_a_published_block_is_complete() {
 }
 
 #[test]
+fn loom_a_block_stays_for_who_filled_it_however_soon_it_is_evicted() {
+    while_blocks_are_filled(&[3, 0], true, |scene, reader| {
+        let mut begun = scene.root.begin_fill(2, waiter(0));
+        if let FillStart::NoSlot = begun {
+            // What was evicted for it is free after this.
+            reader.quiesce();
+            begun = scene.root.begin_fill(2, waiter(0));
+        }
+        let FillStart::Fill(mut ticket) = begun else {
+            return;
+        };
+        let slot = offset_of(&scene.cache, ticket.as_mut_ptr()) / SMALL as usize;
+        scene.shadow[slot].with_mut(|cell| set(cell, 2));
+        ticket.buffer_mut()[0] = 1;
+        let Lookup::Hit(bytes) = ticket.finish_and_look(reader, &mut Vec::new()) else {
+            panic!("who filled it finds it");
+        };
+        assert_eq!(offset_of(&scene.cache, bytes.bytes().as_ptr()) / SMALL as usize, slot);
+        for _ in 0..2 {
+            assert_eq!(scene.shadow[slot].with(get), 2, "another block's bytes");
+        }
+    });
+}
+
+#[test]
 fn loom_a_block_that_two_miss_is_filled_once_and_its_waiter_comes_back_once() {
     model(|| {
         let scene = Scene::new();

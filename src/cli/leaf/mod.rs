@@ -111,8 +111,8 @@ pub struct CrashArgs {
     /// Where a killed leafblk serve left live maps [default: as for serve]
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
-    /// If the leaf was not closed and its live map is gone (the machine went
-    /// down), go by what was flushed
+    /// If the leaf was not closed, go by what was flushed and look at no live map:
+    /// after the machine went down, or for a copy of a leaf
     #[arg(long)]
     pub flushed_only: bool,
 }
@@ -124,7 +124,7 @@ pub struct CreateArgs {
     #[arg(value_name = "NAME.leaf")]
     pub leaf: PathBuf,
     /// Its root
-    #[arg(long, value_name = "[NAME=]PATH")]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]")]
     pub root: String,
     /// The disk's size, at least the root's [default: the root's]
     #[arg(long, value_name = "SIZE")]
@@ -138,7 +138,7 @@ pub struct ReportArgs {
     #[command(flatten)]
     pub place: PlaceArgs,
     /// The leaf's root; another one is an error
-    #[arg(long, value_name = "[NAME=]PATH")]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]")]
     pub root: Option<String>,
     /// Print JSON
     #[arg(long)]
@@ -166,7 +166,7 @@ pub struct DiffArgs {
     #[arg(value_name = "OTHER.leaf")]
     pub other: Option<PathBuf>,
     /// The leaf's root; twice where they have two
-    #[arg(long, value_name = "[NAME=]PATH", required = true)]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]", required = true)]
     pub root: Vec<String>,
     /// Print JSON
     #[arg(long)]
@@ -208,7 +208,7 @@ pub struct CommitArgs {
     #[command(flatten)]
     pub place: PlaceArgs,
     /// The leaf's root
-    #[arg(long, value_name = "[NAME=]PATH")]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]")]
     pub root: String,
     /// The new image, which must not exist
     #[arg(long, value_name = "NEW.raw")]
@@ -222,10 +222,10 @@ pub struct RebaseArgs {
     #[command(flatten)]
     pub place: PlaceArgs,
     /// The root that the leaf is on
-    #[arg(long, value_name = "[NAME=]PATH")]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]")]
     pub from: String,
     /// The root that it is to be on
-    #[arg(long, value_name = "[NAME=]PATH")]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]")]
     pub root: String,
 }
 
@@ -245,7 +245,7 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub place: PlaceArgs,
     /// The leaf's root
-    #[arg(long, value_name = "[NAME=]PATH")]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]")]
     pub root: String,
     /// What to write
     #[arg(long, value_name = "FORMAT")]
@@ -265,7 +265,7 @@ pub struct ImportArgs {
     #[arg(value_name = "NAME.leaf")]
     pub leaf: PathBuf,
     /// The leaf's root
-    #[arg(long, value_name = "[NAME=]PATH")]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]")]
     pub root: String,
 }
 
@@ -276,6 +276,6 @@ pub struct CompactArgs {
     #[command(flatten)]
     pub place: PlaceArgs,
     /// The leaf's root
-    #[arg(long, value_name = "[NAME=]PATH")]
+    #[arg(long, value_name = "[NAME=]PATH[,format=raw]")]
     pub root: String,
 }

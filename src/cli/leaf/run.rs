@@ -2,7 +2,7 @@
 //! output.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{CrashArgs, ExportFormat, LeafArgs, LeafCommand, PlaceArgs};
 use crate::cli::values::size;
@@ -91,7 +91,7 @@ impl LeafCommand {
             Self::Reset(args) => {
                 let runtime_dir = RuntimeDir { given: args.runtime_dir.clone(), env: env.clone() };
                 let path = args.leaf.clone();
-                tools::reset::run(&LeafPlace { path, runtime_dir, flushed_only: true })
+                tools::reset::run(&LeafPlace { path, runtime_dir, flushed_only: false })
             }
             Self::Resize(args) => tools::resize::run(&tools::resize::Resize {
                 leaf: args.place.place(env),
@@ -151,9 +151,7 @@ impl CrashArgs {
 /// that makes no name, the leaf needs none of its root either.
 fn root(text: &str) -> Result<RootEntry, UsageError> {
     RootEntry::parse(text).or_else(|error| match error {
-        UsageError::RootNeedsName { path, .. } => {
-            Ok(RootEntry { name: "root".to_owned(), path: PathBuf::from(&path) })
-        }
+        UsageError::RootNeedsName { .. } => RootEntry::parse(&format!("root={text}")),
         error => Err(error),
     })
 }

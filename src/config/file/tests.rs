@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{RootEntry, VmEntry};
+use crate::config::{RootEntry, RootFormat, VmEntry};
 
 fn parse_text(text: &str) -> Result<Settings, UsageError> {
     parse(Path::new("/etc/x.toml"), text)
@@ -31,6 +31,7 @@ fn every_key_reaches_its_setting() {
         [[root]]
         name = "d"
         path = "/d.raw"
+        format = "raw"
         [[vm]]
         name = "w"
         root = "d"
@@ -38,6 +39,8 @@ fn every_key_reaches_its_setting() {
         leaf = "/l, with a comma"
         socket = "/k"
         queues = 2
+        serial = "of, course"
+        block-size = 4096
         readonly = true
         ephemeral = true
         "#,
@@ -48,7 +51,11 @@ fn every_key_reaches_its_setting() {
         Settings {
             state_dir: Some("/s".into()),
             runtime_dir: Some("/r".into()),
-            roots: vec![RootEntry { name: "d".into(), path: "/d.raw".into() }],
+            roots: vec![RootEntry {
+                name: "d".into(),
+                path: "/d.raw".into(),
+                format: Some(RootFormat::Raw),
+            }],
             vms: vec![VmEntry {
                 name: "w".into(),
                 root: Some("d".into()),
@@ -56,6 +63,8 @@ fn every_key_reaches_its_setting() {
                 leaf: Some("/l, with a comma".into()),
                 socket: Some("/k".into()),
                 queues: Some(2),
+                serial: Some("of, course".into()),
+                block_size: Some(4096),
                 readonly: true,
                 ephemeral: true,
             }],
@@ -67,6 +76,7 @@ fn every_key_reaches_its_setting() {
             poll_us: Some(0),
             socket_group: Some("qemu".into()),
             http_port: Some(9470),
+            has_file: false,
             control_socket: Some(ControlSocket::At("/c".into())),
             control_group: Some("kvm".into()),
             log: Some("debug".into()),
@@ -90,9 +100,17 @@ fn each_mistake_has_its_line() {
         ("\ncache-size = \"4G\"", &["line 2", "\"4G\" leaves open", "4GiB"]),
         ("\n[[vm]]\nname = \"a\"\nsize = -1", &["line 4", "-1", "a size such as"]),
         ("reactors = -1", &["line 1", "-1"]),
-        ("hugepages = \"maybe\"", &["line 1", "`maybe`", "`auto`"]),
+        ("hugepages = \"maybe\"", &["line 1", "\"maybe\"", "auto, on or off"]),
+        ("\nhugepages = true", &["line 2", "\"auto\"", "did you mean \"on\"?"]),
+        ("hugepages = 1", &["line 1", "1", "\"auto\", \"on\" or \"off\""]),
+        ("\n[root]\npath = \"a.raw\"", &["line 2", "[root]", "double brackets: [[root]]"]),
+        ("[vm]\nname = \"a\"", &["line 1", "double brackets: [[vm]]"]),
+        ("vm = \"web1\"", &["line 1", "[[vm]]"]),
+        ("cache_size = \"4GiB\"", &["line 1", "`cache_size`", "did you mean cache-size?"]),
+        ("[[vm]]\nname = \"a\"\nread-only = true", &["line 3", "did you mean readonly?"]),
         ("\n[[vm]]\nname = \"a/b\"", &["line 2", "has a slash"]),
         ("\n[[root]]\npath = \"a b.raw\"", &["line 2", "has no name"]),
+        ("[[root]]\npath = \"/a\"\nformat = \"qcow2\"", &["line 3", "`qcow2`", "`raw`"]),
         ("[[vm]]\nname = \"a\"\n[[vm]]\nname = \"a\"", &["VM a is given twice"]),
         ("a = 1\na = 2", &["line 2"]),
     ] {
@@ -118,7 +136,7 @@ fn relative_paths_count_from_the_files_directory() {
 fn a_file_that_cannot_be_read_is_a_failure_with_its_path() {
     let dir = tempfile::tempdir().unwrap();
     let large = dir.path().join("large");
-    let file = File::create(&large).unwrap();
+    let file = std::fs::File::create(&large).unwrap();
     file.set_len(CONFIG_FILE_MAX_BYTES + 1).unwrap();
     for path in [dir.path().join("none"), dir.path().to_owned(), large] {
         let error = load(&path).unwrap_err();

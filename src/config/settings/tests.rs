@@ -13,7 +13,9 @@ fn vm_error(text: &str) -> String {
 #[test]
 fn a_vm_with_every_option_parses() {
     assert_eq!(
-        vm("web1,root=debian,size=20GiB,leaf=a/b.leaf,socket=/s,queues=2,readonly,ephemeral"),
+        vm(
+            "web1,root=debian,size=20GiB,leaf=a/b.leaf,socket=/s,queues=2,serial=a b,block-size=4096,readonly,ephemeral"
+        ),
         VmEntry {
             name: "web1".into(),
             root: Some("debian".into()),
@@ -21,6 +23,8 @@ fn a_vm_with_every_option_parses() {
             leaf: Some("a/b.leaf".into()),
             socket: Some("/s".into()),
             queues: Some(2),
+            serial: Some("a b".into()),
+            block_size: Some(4096),
             readonly: true,
             ephemeral: true,
         }
@@ -54,6 +58,12 @@ fn each_mistake_in_a_vm_is_named() {
         ("w,ephemeral,ephemeral", "gives ephemeral twice"),
         ("w,size=4G", "VM w: size: \"4G\" leaves open"),
         ("w,queues=two", "VM w: queues: \"two\" is no whole number; give one from 1 to 64"),
+        (
+            "w,block-size=4KiB",
+            "VM w: block-size: \"4KiB\" is no whole number; give one 512 or 4096",
+        ),
+        ("w,serial=", "gives serial no value"),
+        ("w,serial=a,serial=a", "gives serial twice"),
         ("w,queues=-1", "VM w: queues: \"-1\" is no whole number"),
     ] {
         let sentence = vm_error(text);
@@ -69,9 +79,14 @@ fn a_root_has_its_name_or_its_files_stem() {
         ("./a=b/c.raw", "c", "./a=b/c.raw"),
         ("../a=b/c.raw", "c", "../a=b/c.raw"),
         ("r=/a=b.raw", "r", "/a=b.raw"),
+        ("r=/a,b.raw", "r", "/a,b.raw"),
+        ("r=/a,format=b/c.raw", "r", "/a,format=b/c.raw"),
     ] {
         let root = RootEntry::parse(text).unwrap();
         assert_eq!((root.name.as_str(), root.path.to_str().unwrap()), (name, path));
+        assert_eq!(root.format, None);
+        let declared = RootEntry::parse(&format!("{text},format=raw")).unwrap();
+        assert_eq!(declared, RootEntry { format: Some(RootFormat::Raw), ..root });
     }
 }
 
@@ -85,6 +100,9 @@ fn each_mistake_in_a_root_is_named() {
         ("my image.raw", "makes none (\"my image\"); name it: --root NAME=my image.raw"),
         ("./a=b.raw", "makes none (\"a=b\")"),
         ("/", "makes none"),
+        ("d=/d.raw,format=qcow2", "root d: format: \"qcow2\" is unknown; use raw"),
+        ("d=/d.raw,format=", "root d: format: \"\" is unknown; use raw"),
+        ("d=,format=raw", "has no path"),
     ] {
         let sentence = RootEntry::parse(text).unwrap_err().to_string();
         assert!(sentence.contains(part), "{text}: {sentence}");

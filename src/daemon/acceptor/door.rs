@@ -18,7 +18,7 @@ use super::{Event, REST, Removed, Shared};
 use crate::daemon::apart::{drop_apart, drop_apart_or_never};
 use crate::daemon::vm::{ListeningVm, Vm};
 use crate::logging::limit::log_for;
-use crate::vhost_user;
+use crate::vhost_user::{self, Session};
 
 /// Enough for the vhost crate's message buffers; a hundred of these threads
 /// sleep in recv(2).
@@ -185,7 +185,8 @@ impl Door {
         let (in_thread, shared) = (Arc::clone(&stream), Arc::clone(shared));
         let thread =
             std::thread::Builder::new().name(format!("vhost-{name}")).stack_size(STACK_BYTES);
-        match thread.spawn(move || run(vm, in_thread, &released, shared)) {
+        let session = vm.link().let_in();
+        match thread.spawn(move || run(vm, &session, in_thread, &released, shared)) {
             Ok(_) => {
                 self.inside = Inside::Client(Connection { stream, _release: release });
                 Ok(())
@@ -240,35 +241,48 @@ impl Drop for Telling {
 }
 
 /// A connection's thread.
-fn run(vm: Arc<Vm>, stream: Arc<UnixStream>, released: &Receiver<()>, shared: Arc<Shared>) {
+fn run(
+    vm: Arc<Vm>,
+    session: &Arc<Session>,
+    stream: Arc<UnixStream>,
+    released: &Receiver<()>,
+    shared: Arc<Shared>,
+) {
     let id = vm.id();
     let _closed = Telling { shared: Arc::clone(&shared), id, event: Event::Closed };
     // Closed before that is told.
     let stream = stream;
-    serve(&vm, &stream, shared);
+    serve(&vm, session, &stream, shared);
     drop(vm);
     // The acceptor must not be the last to have it. It never sends anything.
     let _ = released.recv();
     drop(stream);
 }
 
-fn serve(vm: &Vm, stream: &UnixStream, shared: Arc<Shared>) {
+fn serve(vm: &Vm, session: &Arc<Session>, stream: &UnixStream, shared: Arc<Shared>) {
     /// Not told where somebody else detaches the device, who tells it then.
-    struct Drained<'a>(&'a Vm, Option<Telling>);
+    struct Drained<'a>(&'a Session, Option<Telling>);
     impl Drop for Drained<'_> {
         fn drop(&mut self) {
-            if self.0.link().is_given_up() {
+            if self.0.is_given_up() {
                 std::mem::forget(self.1.take());
             }
         }
     }
     let telling = Telling { shared, id: vm.id(), event: Event::Drained };
-    let _drained = Drained(vm, Some(telling));
+    let _drained = Drained(session, Some(telling));
     let name = vm.disk().name();
     log_for!(vm.disk(), Info, "VM {name}: connected");
     let served =
         stream.try_clone().map_err(|e| format!("can't use its socket: {e}")).and_then(|stream| {
-            vhost_user::serve(stream, vm.disk(), vm.config().queues, vm.reactor(), vm.link())
+            vhost_user::serve(
+                stream,
+                vm.disk(),
+                vm.config().queues,
+                vm.reactor(),
+                session,
+                vm.unused_leaf(),
+            )
         });
     match served {
         Ok(()) => log_for!(vm.disk(), Info, "VM {name}: disconnected"),

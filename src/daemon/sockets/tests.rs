@@ -195,11 +195,11 @@ fn handing_over_again_and_again_never_has_two_owners() {
 fn a_lock_file_that_its_last_holder_removed_is_no_lock() {
     let (_dir, path) = place();
     let last = OwnedSocket::bind(&path).unwrap();
-    let opened_before = PathLock::open(&lock_path(&path)).unwrap();
+    let opened_before = crate::io::open::own_file_or_new(&lock_path(&path)).unwrap();
     drop(last);
     assert!(PathLock::confirm(&lock_path(&path), opened_before).unwrap().is_none());
 
-    let opened_before = PathLock::open(&lock_path(&path)).unwrap();
+    let opened_before = crate::io::open::own_file_or_new(&lock_path(&path)).unwrap();
     fs::remove_file(lock_path(&path)).unwrap();
     let _next = OwnedSocket::bind(&path).unwrap();
     assert!(PathLock::confirm(&lock_path(&path), opened_before).unwrap().is_none());

@@ -47,7 +47,7 @@ pub(in crate::leaf) fn clear(
     let _directory = place::lock_directory(&directory.join("any"))?;
     let mut leftovers = Leftovers::default();
     for map in place::maps_in(directory)? {
-        let Ok(file) = File::options().read(true).write(true).open(&map) else {
+        let Ok(file) = place::own_map(&map) else {
             continue;
         };
         // One that is being filled, or in use by a tool, is locked.

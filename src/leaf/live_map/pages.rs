@@ -1,23 +1,32 @@
 //! Whole pages of the map: filled, taken over, copied out, counted.
 
 use std::io;
+use std::ops::Range;
 
 use super::{LiveMap, PAGE_LEN, PAGE_SECTORS, PAGE_WORDS, allocate, first_word};
 use crate::sync::atomic::Ordering;
 use crate::units::SectorRange;
 
 impl LiveMap {
-    /// Puts a page that has bits into the summary, as changed.
-    pub(super) fn adopt_page(&self, page: usize) -> io::Result<()> {
-        let offset = (page + 1) as u64 * PAGE_LEN as u64;
-        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
-            Ok(data) if data < offset + PAGE_LEN as u64 => {}
-            Ok(_) | Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(e) => return Err(e.into()),
-        }
-        if (0..PAGE_WORDS).any(|i| self.word(page * PAGE_WORDS + i).load(Ordering::Relaxed) != 0) {
-            self.summary.set(page);
-            self.changed.set(page);
+    /// Puts those of the pages that have bits into the summary, as changed. One look for
+    /// each stretch of pages, not for each page: most are holes.
+    pub(super) fn adopt_pages(&self, pages: Range<usize>) -> io::Result<()> {
+        let mut page = pages.start;
+        while page < pages.end {
+            let offset = (page + 1) as u64 * PAGE_LEN as u64;
+            let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+                Ok(data) => data,
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(e) => return Err(e.into()),
+            };
+            let found = usize::try_from(data / PAGE_LEN as u64).unwrap_or(usize::MAX);
+            page = page.max(found.saturating_sub(1));
+            let has_bits = |i| self.word(page * PAGE_WORDS + i).load(Ordering::Relaxed) != 0;
+            if page < pages.end && (0..PAGE_WORDS).any(has_bits) {
+                self.summary.set(page);
+                self.changed.set(page);
+            }
+            page += 1;
         }
         Ok(())
     }
@@ -78,12 +87,15 @@ impl LiveMap {
         Ok(())
     }
 
-    /// Sectors present in all.
+    /// Sectors present in all. Passes over map pages without any 64 at a time.
     pub(in crate::leaf) fn count(&self) -> u64 {
         let page_count = |page: usize| {
             let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
             words.map(|i| u64::from(self.word(i).load(Ordering::Relaxed).count_ones())).sum::<u64>()
         };
-        (0..self.pages()).filter(|page| self.has_bits(*page)).map(page_count).sum()
+        let is_used = |word: &usize| self.summary.0.get(*word).load(Ordering::Acquire) != 0;
+        let words = (0..self.pages().div_ceil(64)).filter(is_used);
+        let pages = words.flat_map(|word| word * 64..self.pages().min((word + 1) * 64));
+        pages.filter(|page| self.has_bits(*page)).map(page_count).sum()
     }
 }

@@ -179,24 +179,7 @@ impl LiveMap {
     /// Puts the table pages that an earlier daemon left into the summary, as
     /// changed.
     pub(super) fn adopt_table(&self) -> io::Result<()> {
-        let pages = self.table_pages();
-        let mut page = pages.start;
-        while page < pages.end {
-            // One look for each stretch of pages, not for each page: a table has
-            // four times as many as the map, most of them holes.
-            let offset = (page + 1) as u64 * PAGE_LEN as u64;
-            let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
-                Ok(data) => data,
-                Err(rustix::io::Errno::NXIO) => break,
-                Err(e) => return Err(e.into()),
-            };
-            let found = usize::try_from(data / PAGE_LEN as u64).unwrap_or(usize::MAX);
-            page = page.max(found.saturating_sub(1));
-            if page < pages.end {
-                self.adopt_page(page)?;
-            }
-            page += 1;
-        }
+        self.adopt_pages(self.table_pages())?;
         self.complete_zeros()
     }
 }

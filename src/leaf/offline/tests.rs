@@ -89,7 +89,7 @@ fn a_live_map_is_found_by_what_it_says_not_by_its_name() {
     let look = |path: &Path| {
         let file = File::open(path).unwrap();
         let (header, alone) = header(path, &file).unwrap();
-        find_live_map(&run, &header, alone).unwrap()
+        find_live_map(&run, path, &header, alone).unwrap()
     };
     assert_eq!(look(&path), None, "no directory");
     std::fs::create_dir(&run).unwrap();

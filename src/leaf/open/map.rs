@@ -36,10 +36,11 @@ impl Shape {
     }
 }
 
-impl Wanted {
-    /// The live map of a leaf with this header.
-    pub(in crate::leaf) fn of(header: &Header, alone: bool) -> Self {
+impl<'a> Wanted<'a> {
+    /// The live map of the leaf at `leaf`, which has this header.
+    pub(in crate::leaf) fn of(leaf: &'a Path, header: &Header, alone: bool) -> Self {
         Self {
+            leaf,
             owner: Owner::of(header),
             shape: Shape::of(header),
             unclosed: !header.clean && !header.map_void,
@@ -54,7 +55,7 @@ pub(super) fn find(
     path: &Path,
     storage: &dyn Storage,
     header: &Header,
-    wanted: &Wanted,
+    wanted: &Wanted<'_>,
     options: &OpenOptions,
 ) -> Result<Option<(LiveMap, Origin)>, LeafError> {
     // A reader takes a crashed daemon's map over as well, or it would not
@@ -83,6 +84,9 @@ pub(super) fn find(
         Err(OpenError::Io(source)) => return Err(map_error(source)),
         Err(OpenError::Ahead { map, why }) => {
             return Err(LeafError::LiveMapAhead { path: path.to_owned(), map, why });
+        }
+        Err(OpenError::InUse(map)) => {
+            return Err(LeafError::LiveMapInUse { path: path.to_owned(), map });
         }
     };
     if let Some(generation) = ahead {
@@ -137,7 +141,7 @@ pub(super) fn new(
     live_path: Option<&Path>,
 ) -> Result<(LiveMap, bool), LeafError> {
     let owner = Owner::of(header);
-    let map = LiveMap::create(live_path, &owner, &Shape::of(header)).map_err(|source| {
+    let map = LiveMap::create(live_path, &owner, path, &Shape::of(header)).map_err(|source| {
         let path = live_path.unwrap_or(Path::new("(memory)")).to_owned();
         LeafError::LiveMap { path, source }
     })?;

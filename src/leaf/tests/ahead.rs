@@ -151,15 +151,13 @@ fn a_map_that_is_not_filled_yet_is_nobodys() {
     let owner = live_map::Owner::of(&leaf.header());
     drop(leaf);
     std::fs::remove_file(home.live_map()).unwrap();
-    let wanted = live_map::place::Wanted::of(
-        &Leaf::open(&home.leaf(), &root(1), &OpenOptions { live_map: None, read_only: true })
-            .unwrap()
-            .header(),
-        false,
-    );
+    let read_only = OpenOptions { live_map: None, read_only: true };
+    let header = Leaf::open(&home.leaf(), &root(1), &read_only).unwrap().header();
+    let path = home.leaf();
+    let wanted = live_map::place::Wanted::of(&path, &header, false);
     let found = || live_map::place::find(home.dir.path(), &wanted).unwrap();
     let shape = live_map::Shape { sectors: SECTORS, pages_max: 3, packed: false };
-    let map = LiveMap::create(Some(&home.live_map()), &owner, &shape).unwrap();
+    let map = LiveMap::create(Some(&home.live_map()), &owner, &path, &shape).unwrap();
     assert_eq!(found(), None);
     map.own(&owner, SECTORS).unwrap();
     assert_eq!(found(), Some(home.live_map()));

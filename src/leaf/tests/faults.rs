@@ -33,7 +33,7 @@ fn a_flush_syncs_the_data_before_it_writes_the_map_and_syncs_that_too() {
     write(&leaf, 0, 1, 1).unwrap();
     write(&leaf, live_map::PAGE_SECTORS, 2, 1).unwrap();
     leaf.flush().unwrap();
-    let data = leaf.data_offset(Sector(0));
+    let data = leaf.place_of(Sector(0)).unwrap();
     assert_eq!(
         mem.state().ops,
         [
@@ -82,7 +82,7 @@ fn a_flush_of_rewritten_sectors_is_one_sync_and_of_nothing_none() {
     assert_eq!(mem.state().ops, []);
     write(&leaf, 0, 8, 2).unwrap();
     leaf.flush().unwrap();
-    assert_eq!(mem.state().ops, [Op::Write(leaf.data_offset(Sector(0)), 4096), Op::Sync]);
+    assert_eq!(mem.state().ops, [Op::Write(leaf.place_of(Sector(0)).unwrap(), 4096), Op::Sync]);
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn opening_and_closing_sync_their_headers_and_close_flushes_first() {
     let (leaf, mem) = faulty();
     write(&leaf, 0, 1, 1).unwrap();
     leaf.close().unwrap();
-    let data = leaf.data_offset(Sector(0));
+    let data = leaf.place_of(Sector(0)).unwrap();
     let flush = [Op::Write(data, 512), Op::Sync, Op::Write(MAP, 4096), Op::Sync];
     assert_eq!(mem.state().ops[..4], flush);
     assert_eq!(mem.state().ops[4..], [Op::Write(4096, 4096), Op::Sync]);
@@ -179,7 +179,7 @@ fn what_a_failed_write_has_changed_is_made_durable_by_the_next_flush() {
     let (leaf, mem) = faulty();
     write(&leaf, 0, 2, 1).unwrap();
     leaf.flush().unwrap();
-    let second = leaf.data_offset(Sector(1));
+    let second = leaf.place_of(Sector(1)).unwrap();
     mem.state().write_max = Some(512);
     mem.state().fail_writes = Some((second, libc::ENOSPC));
     assert_eq!(errno(write(&leaf, 0, 2, 2)), Some(libc::ENOSPC));
@@ -207,7 +207,7 @@ fn a_long_write_goes_in_steps_and_is_held_when_all_of_it_is_written() {
     assert_eq!(leaf.next_run(range(8, 2 * LONG)), (true, LONG));
     // A step that fails: nothing of a new range is held.
     let far = live_map::PAGE_SECTORS;
-    mem.state().fail_writes = Some((leaf.data_offset(Sector(far + 100)), libc::ENOSPC));
+    mem.state().fail_writes = Some((leaf.place_of(Sector(far + 100)).unwrap(), libc::ENOSPC));
     assert_eq!(errno(write(&leaf, far, LONG, 2)), Some(libc::ENOSPC));
     assert!(leaf.is_absent(range(far, LONG)) && !leaf.is_flushed());
 }
@@ -222,7 +222,7 @@ fn a_flush_between_two_steps_of_marking_makes_only_written_sectors_durable() {
     assert_eq!(steps.iter().map(|step| step.count()).sum::<u64>(), SECTORS);
     assert_eq!(steps.len(), 3, "each page is a step");
     assert!(steps.windows(2).all(|two| two[0].end() == two[1].start()));
-    crate::io::storage::zero(&mem, leaf.data_offset(Sector(0)), SIZE).unwrap();
+    crate::io::storage::zero(&mem, leaf.place_of(Sector(0)).unwrap(), SIZE).unwrap();
     leaf.map.set(steps[0]).1.unwrap();
     mem.state().ops.clear();
     leaf.flush().unwrap();
@@ -360,7 +360,7 @@ fn zeroes_are_holes_or_where_there_are_none_written_out() {
     let (leaf, mem) = faulty();
     write(&leaf, 0, 300, 1).unwrap();
     mem.state().ops.clear();
-    let data = leaf.data_offset(Sector(0));
+    let data = leaf.place_of(Sector(0)).unwrap();
     leaf.write_zeroes(range(0, 10)).unwrap();
     assert_eq!(mem.state().ops, [Op::Punch(data, 5120)]);
     mem.state().fail_punch = Some(libc::EOPNOTSUPP);
@@ -392,7 +392,7 @@ fn flushes_that_come_together_are_all_covered_when_they_return() {
                     leaf.flush().unwrap();
                     let page = mem.durable(MAP + sector / 8);
                     assert!(page & 1 << (sector % 8) != 0, "sector {sector} is not durable");
-                    assert_eq!(mem.durable(leaf.data_offset(Sector(sector))), 1);
+                    assert_eq!(mem.durable(leaf.place_of(Sector(sector)).unwrap()), 1);
                 }
             });
         }

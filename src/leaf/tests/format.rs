@@ -30,6 +30,7 @@ fn any_header() -> impl Strategy<Value = Header> {
                 compatible,
                 map_void,
                 uuid,
+                disk: map_void.then_some([7; 16]),
                 generation,
                 virtual_size,
                 map_offset,

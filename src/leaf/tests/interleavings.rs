@@ -33,6 +33,7 @@ fn small_leaf() -> (Arc<Leaf>, Mem) {
         compatible: 0,
         map_void: false,
         uuid: [2; 16],
+        disk: None,
         generation: 1,
         virtual_size: PAGE_SECTORS * 512,
         map_offset: MAP_OFFSET,
@@ -55,7 +56,7 @@ fn small_leaf() -> (Arc<Leaf>, Mem) {
 fn loom_a_cleared_mark_never_comes_without_its_bits() {
     model(|| {
         let shape = Shape { sectors: 2 * PAGE_SECTORS, pages_max: 2, packed: false };
-        let map = Arc::new(LiveMap::create(None, &owner(), &shape).unwrap());
+        let map = Arc::new(LiveMap::create(None, &owner(), Path::new(""), &shape).unwrap());
         let writer = {
             let map = Arc::clone(&map);
             thread::spawn(move || {

@@ -143,7 +143,8 @@ fn of_the_maps_of_no_vm_those_are_removed_that_no_leaf_can_need() {
     let used = two.open("a", "web1", false);
     let owner = live_map::Owner::of(&used.header());
     let shape = live_map::Shape { sectors: SECTORS, pages_max: 3, packed: true };
-    let filling = LiveMap::create(Some(&two.path("filling", "map")), &owner, &shape).unwrap();
+    let filling = two.path("filling", "map");
+    let filling = LiveMap::create(Some(&filling), &owner, Path::new("x.leaf"), &shape).unwrap();
     std::fs::write(two.path("other", "map"), "not a live map").unwrap();
     let found = clear_leftovers(two.dir.path(), &[used.uuid()]).unwrap();
     assert_eq!(two.maps(), ["filling.map", "needed.map", "other.map", "web1.map"]);
@@ -160,4 +161,137 @@ fn of_the_maps_of_no_vm_those_are_removed_that_no_leaf_can_need() {
     let found = clear_leftovers(two.dir.path(), &[]).unwrap();
     assert_eq!(found.removed, 1, "cut off while it was filled");
     assert!(found.kept.is_empty(), "what others use is not named: {found:?}");
+}
+
+// Copies of a leaf: one UUID and one generation in two files.
+
+/// Copies a file with its holes.
+fn copy_sparse(from: &Path, to: &Path) {
+    use rustix::fs::{SeekFrom, seek};
+    use std::os::unix::fs::FileExt;
+    let (old, new) = (File::open(from).unwrap(), File::create(to).unwrap());
+    let len = old.metadata().unwrap().len();
+    new.set_len(len).unwrap();
+    let mut at = 0;
+    while let Ok(data) = seek(&old, SeekFrom::Data(at)) {
+        at = seek(&old, SeekFrom::Hole(data)).unwrap();
+        let mut bytes = vec![0; (at - data) as usize];
+        old.read_exact_at(&mut bytes, data).unwrap();
+        new.write_all_at(&bytes, data).unwrap();
+    }
+}
+
+impl Two {
+    /// Copies leaf `a`.
+    fn copy(&self, name: &str) {
+        copy_sparse(&self.path("a", "leaf"), &self.path(name, "leaf"));
+    }
+
+    fn try_open(&self, leaf: &str, vm: &str, read_only: bool) -> Result<Leaf, LeafError> {
+        let options = OpenOptions { live_map: Some(self.path(vm, "map")), read_only };
+        Leaf::open(&self.path(leaf, "leaf"), &root(1), &options)
+    }
+
+    fn bytes_of(&self, map: &str) -> Vec<u8> {
+        std::fs::read(self.path(map, "map")).unwrap()
+    }
+}
+
+#[test]
+fn a_copy_that_is_opened_beside_its_running_original_leaves_the_originals_map_alone() {
+    let two = Two::new();
+    let original = two.open("a", "web1", false);
+    write(&original, 5, 1, 0x41).unwrap();
+    original.flush().unwrap();
+    two.copy("copy");
+    write(&original, 6, 1, 0x42).unwrap();
+    let map = two.bytes_of("web1");
+    for vm in ["web1", "web2"] {
+        let reader = two.open("copy", vm, true);
+        assert_eq!(reader.next_run(range(5, 9)), (true, 1), "what was flushed");
+    }
+    // The name is the original's as long as that is open.
+    two.open("copy", "web1", false).close().unwrap();
+    assert_eq!(two.maps(), ["web1.map"]);
+    let copy = two.open("copy", "web2", false);
+    write(&copy, 7, 1, 0x43).unwrap();
+    assert_eq!(two.maps(), ["web1.map", "web2.map"]);
+    assert!(two.bytes_of("web1") == map, "nothing was written to it");
+    // Both are killed, and opened again in the other order.
+    drop((original, copy));
+    let copy = two.open("copy", "web2", false);
+    assert_eq!(copy.next_run(range(5, 9)), (true, 1));
+    assert_eq!(copy.next_run(range(6, 9)), (false, 1));
+    assert_eq!(copy.next_run(range(7, 9)), (true, 1));
+    let original = two.open("a", "web1", false);
+    assert_eq!(original.next_run(range(5, 9)), (true, 2));
+}
+
+#[test]
+fn a_copy_does_not_get_the_map_of_its_killed_original_under_any_name() {
+    for closed_before in [false, true] {
+        for vm in ["web1", "web2"] {
+            let two = Two::new();
+            if closed_before {
+                // A backup, and the original goes on.
+                two.copy("copy");
+            }
+            two.killed_after("a", "web1", 5);
+            if !closed_before {
+                two.copy("copy");
+            }
+            let case = format!("closed before: {closed_before}, as {vm}");
+            let reader = two.open("copy", vm, true);
+            assert_eq!(reader.next_run(range(5, 9)), (false, 9), "{case}");
+            drop(reader);
+            assert_eq!(two.maps(), ["web1.map"], "{case}");
+            // The copy runs, too, and is killed.
+            let copy = two.open("copy", vm, false);
+            write(&copy, 7, 1, 0x43).unwrap();
+            drop(copy);
+            assert_eq!(two.maps().len(), 2, "{case}");
+            assert_eq!(two.open("a", "web1", false).next_run(range(5, 9)), (true, 1), "{case}");
+            let copy = two.open("copy", vm, false);
+            assert_eq!(copy.next_run(range(5, 2)), (false, 2), "{case}");
+            assert_eq!(copy.next_run(range(7, 9)), (true, 1), "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_map_that_another_process_has_is_not_taken_though_its_leaf_is_not_where_it_was() {
+    let two = Two::new();
+    let original = two.open("a", "web1", false);
+    write(&original, 5, 1, 0x41).unwrap();
+    two.copy("copy");
+    std::fs::rename(two.path("a", "leaf"), two.path("moved", "leaf")).unwrap();
+    for (vm, read_only) in [("web1", true), ("web2", true), ("web1", false), ("web2", false)] {
+        let error = two.try_open("copy", vm, read_only).unwrap_err();
+        assert!(
+            matches!(&error, LeafError::LiveMapInUse { map, .. } if *map == two.path("web1", "map")),
+            "{error}"
+        );
+    }
+    assert_eq!(two.maps(), ["web1.map"]);
+    drop(original);
+    // Killed: it was moved.
+    assert_eq!(two.open("moved", "web1", false).next_run(range(5, 9)), (true, 1));
+}
+
+#[test]
+fn maps_of_many_copies_lie_aside_each_for_itself() {
+    let two = Two::new();
+    let copies = ["a", "copy1", "copy2", "copy3"];
+    copies[1..].iter().for_each(|name| two.copy(name));
+    for (sector, copy) in (5..).zip(copies) {
+        two.killed_after(copy, "web1", sector);
+    }
+    assert_eq!(two.maps().len(), 4);
+    for (sector, copy) in (5..).zip(copies) {
+        let leaf = two.open(copy, copy, false);
+        let held: Vec<u64> = (0..SECTORS).filter(|s| leaf.next_run(range(*s, 1)).0).collect();
+        assert_eq!(held, [sector], "{copy}");
+        leaf.close().unwrap();
+    }
+    assert_eq!(two.maps(), [""; 0]);
 }

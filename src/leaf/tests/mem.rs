@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::super::header;
 use crate::io::storage::Storage;
@@ -44,6 +44,51 @@ pub(crate) struct State {
     pub(super) fail_sync: Option<i32>,
     /// A sync panics.
     pub(crate) panic_in_sync: bool,
+    /// Punches wait for it.
+    gate: Option<Gate>,
+}
+
+/// Where calls wait to be let go, one by one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gate(Arc<(Mutex<Calls>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Calls {
+    come: u64,
+    let_go: u64,
+}
+
+impl Gate {
+    fn change(&self, change: impl FnOnce(&mut Calls)) {
+        change(&mut self.0.0.lock().unwrap());
+        self.0.1.notify_all();
+    }
+
+    fn wait_until(&self, is_so: impl Fn(&Calls) -> bool) {
+        let calls = self.0.0.lock().unwrap();
+        drop(self.0.1.wait_while(calls, |calls| !is_so(calls)).unwrap());
+    }
+
+    fn pass(&self) {
+        let mut number = 0;
+        self.change(|calls| (calls.come, number) = (calls.come + 1, calls.come));
+        self.wait_until(|calls| calls.let_go > number);
+    }
+
+    /// Waits until a call is held.
+    pub(crate) fn wait_for_one(&self) {
+        self.wait_until(|calls| calls.come > calls.let_go);
+    }
+
+    /// Lets the next call go.
+    pub(crate) fn let_one_go(&self) {
+        self.change(|calls| calls.let_go += 1);
+    }
+
+    /// Lets all go from now on.
+    pub(crate) fn open(&self) {
+        self.change(|calls| calls.let_go = u64::MAX);
+    }
 }
 
 /// A handle; clones share the storage.
@@ -68,6 +113,11 @@ impl Mem {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
+    }
+
+    /// Has punches wait from now on.
+    pub(crate) fn hold_punches(&self) -> Gate {
+        self.state().gate.insert(Gate::default()).clone()
     }
 
     /// The byte at `offset` that would be there after a loss of power.
@@ -98,6 +148,11 @@ impl Mem {
 }
 
 impl State {
+    /// How many punches were made.
+    pub(crate) fn punches(&self) -> usize {
+        self.ops.iter().filter(|op| matches!(op, Op::Punch(..))).count()
+    }
+
     fn put(&mut self, offset: u64, bytes: &[u8]) {
         let mut rest = bytes;
         for (sector, from, len) in sectors_of(offset, bytes.len()) {
@@ -203,6 +258,10 @@ impl Storage for Mem {
     }
 
     fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        let gate = self.state().gate.clone();
+        if let Some(gate) = gate {
+            gate.pass();
+        }
         let mut state = self.state();
         if let Some(errno) = state.fail_punch {
             return fail(errno);

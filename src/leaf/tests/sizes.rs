@@ -151,7 +151,7 @@ fn the_file_is_longer_before_the_header_says_so() {
     let (leaf, mem) = in_memory();
     leaf.grow(GROWN * 512).unwrap();
     let expected = [
-        Op::SetLen(leaf.data_offset(Sector(GROWN))),
+        Op::SetLen(leaf.place_of(Sector(GROWN)).unwrap()),
         Op::Punch(MAP + 3 * 4096, 3 * 4096),
         Op::Sync,
         Op::Write(4096, 4096),
@@ -204,7 +204,7 @@ fn what_a_shrinking_cut_off_does_not_come_back_with_the_next_growth() {
     leaf.shrink(sectors * 512).unwrap();
     assert_eq!((leaf.sectors(), leaf.present_sectors()), (sectors, 2));
     assert_eq!(copies(&home), [(3, sectors, false); 2]);
-    assert_eq!(home.leaf().metadata().unwrap().len(), leaf.data_offset(Sector(sectors)));
+    assert_eq!(home.leaf().metadata().unwrap().len(), leaf.place_of(Sector(sectors)).unwrap());
     assert!(write(&leaf, sectors, 1, 1).is_err());
     leaf.grow(SIZE).unwrap();
     assert_eq!(leaf.present_sectors(), 2);
@@ -273,7 +273,7 @@ fn a_reset_clears_the_map_before_it_punches_the_data() {
         Op::Sync,
         Op::Write(4096, 4096),
         Op::Sync,
-        Op::Punch(leaf.data_offset(Sector(0)), SIZE),
+        Op::Punch(leaf.place_of(Sector(0)).unwrap(), SIZE),
     ];
     assert_eq!(mem.state().ops, expected);
 }
@@ -322,4 +322,35 @@ fn leaves_without_holes_are_reset_too() {
     drop(leaf);
     mem.lose_power(|| false);
     assert_eq!(reopen(&mem).present_sectors(), 0);
+}
+
+#[test]
+fn the_largest_disk_is_opened_by_what_its_leaf_holds_and_not_by_its_size() {
+    // Files of that size are not on every file system.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let at = |name: &str| dir.path().join(name);
+    create(&at("vm.leaf"), SIZE_MAX, &root(1)).unwrap();
+    let options = OpenOptions { live_map: Some(at("vm.map")), read_only: false };
+    let open = || Leaf::open(&at("vm.leaf"), &root(1), &options).unwrap();
+    let begun = std::time::Instant::now();
+    let held = [0, 1 << 30, SIZE_MAX / 512 - 1];
+    let leaf = open();
+    held.iter().for_each(|sector| write(&leaf, *sector, 1, 0x44).unwrap());
+    leaf.close().unwrap();
+    drop(leaf);
+    let leaf = open();
+    assert_eq!((leaf.sectors(), leaf.present_sectors()), (SIZE_MAX / 512, 3));
+    for sector in held {
+        assert!(is_all(&read(&leaf, sector, 1), 0x44), "{sector}");
+        assert!(sector == 0 || leaf.is_absent(range(sector - 8, 8)));
+    }
+    // A take-over after a kill, which leaves the live map.
+    write(&leaf, 99, 1, 0x55).unwrap();
+    drop(leaf);
+    let leaf = open();
+    assert_eq!(leaf.present_sectors(), 4);
+    assert!(is_all(&read(&leaf, 99, 1), 0x55));
+    leaf.close().unwrap();
+    // 256 GiB of map would have to be read otherwise.
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
 }

@@ -4,13 +4,16 @@ use prometheus::proto::MetricFamily;
 
 use super::{Family, seconds};
 use crate::metrics::Operation;
-use crate::stats::{CacheStats, HostStats, ReactorStats, RootStats, StateCounts, VmStats};
+use crate::stats::{
+    CacheStats, FileSystemStats, HostStats, ReactorStats, RootStats, StateCounts, VmStats,
+};
 
 /// All families, those without series included.
 pub(super) fn of(stats: &HostStats) -> Vec<MetricFamily> {
     let families = host(stats)
         .into_iter()
         .chain(states(stats))
+        .chain(file_systems(&stats.file_systems))
         .chain(cache(&stats.cache))
         .chain(reactors(&stats.reactors))
         .chain(roots(&stats.roots))
@@ -25,6 +28,8 @@ fn host(stats: &HostStats) -> Vec<Family> {
             .with(&[("version", &stats.version)], 1.0),
         Family::gauge("uptime_seconds", "Seconds since the daemon started.")
             .with(&[], stats.uptime_seconds),
+        Family::counter("internal_errors_total", "Mistakes of leafblk that it noticed.")
+            .with(&[], stats.internal_errors as f64),
     ]
 }
 
@@ -44,6 +49,27 @@ fn states(stats: &HostStats) -> Vec<Family> {
     vec![
         each(Family::gauge("vms", "VMs, served or not, by state."), &stats.vm_states),
         each(Family::gauge("roots", "Roots, served or not, by state."), &stats.root_states),
+    ]
+}
+
+fn file_systems(file_systems: &[FileSystemStats]) -> Vec<Family> {
+    let each = |name, help, value: fn(&FileSystemStats) -> Option<u64>| {
+        let mut family = Family::gauge(name, help);
+        for file_system in file_systems {
+            if let Some(value) = value(file_system) {
+                family.add(&[("path", &file_system.path)], value as f64);
+            }
+        }
+        family
+    };
+    vec![
+        each("file_system_size_bytes", "Bytes of a file system that is used.", |f| f.size_bytes),
+        each("file_system_free_bytes", "Bytes free for users other than root.", |f| f.free_bytes),
+        each("file_system_inodes", "Inodes of a file system that is used.", |f| f.inodes),
+        each("file_system_free_inodes", "Inodes that are free.", |f| f.free_inodes),
+        each("file_system_silent", "1 while it owes an answer: it hangs.", |f| {
+            Some(f.silent_s.is_some().into())
+        }),
     ]
 }
 
@@ -111,6 +137,9 @@ fn roots(roots: &[RootStats]) -> Vec<Family> {
     vec![
         each(Family::gauge("root_size_bytes", "Bytes of the image."), |r| r.size_bytes),
         each(Family::gauge("root_vms", "VMs on the root."), |r| r.vms),
+        each(Family::gauge("root_changed", "1 while its file is not what was recorded."), |r| {
+            r.changed.into()
+        }),
     ]
 }
 
@@ -163,6 +192,9 @@ fn vms(vms: &[VmStats]) -> Vec<Family> {
         ),
         gauge("vm_leaf_failed", "1 after a failed sync: the leaf takes no writes.", |vm| {
             vm.leaf.as_ref().map(|leaf| leaf.failed.into())
+        }),
+        gauge("vm_failing", "1 while its writes, flushes or reads fail, or it is stopped.", |vm| {
+            Some(vm.failing.into())
         }),
         counter("vm_cache_hits_total", "Pieces of reads found in the cache.", |vm| {
             Some(vm.cache_hits)

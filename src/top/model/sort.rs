@@ -19,6 +19,10 @@ pub enum SortKey {
     Written,
     /// The 99th percentile of latency, the longest first.
     P99,
+    /// The 99th percentile of the latency of flushes, the longest first.
+    FlushP99,
+    /// Requests answered with an error, the most first.
+    Errors,
     /// The share of hits, the smallest first.
     Hits,
     /// The leaf's size, the largest first.
@@ -29,13 +33,15 @@ pub enum SortKey {
 
 impl SortKey {
     /// All, in the order of the columns.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Name,
         Self::Root,
         Self::Iops,
         Self::Read,
         Self::Written,
         Self::P99,
+        Self::FlushP99,
+        Self::Errors,
         Self::Hits,
         Self::Leaf,
         Self::Growth,
@@ -50,6 +56,8 @@ impl SortKey {
             Self::Read => 'd',
             Self::Written => 'w',
             Self::P99 => 'l',
+            Self::FlushP99 => 'u',
+            Self::Errors => 'e',
             Self::Hits => 'h',
             Self::Leaf => 'f',
             Self::Growth => 'g',
@@ -65,6 +73,8 @@ impl SortKey {
             Self::Read => "sort by bytes read",
             Self::Written => "sort by bytes written",
             Self::P99 => "sort by the 99th percentile of latency",
+            Self::FlushP99 => "sort by the 99th percentile of flushes",
+            Self::Errors => "sort by errors",
             Self::Hits => "sort by hits, the fewest first",
             Self::Leaf => "sort by the leaf's size",
             Self::Growth => "sort by the leaf's growth",
@@ -80,6 +90,8 @@ impl SortKey {
             Self::Read => most_first(|vm| vm.read_bytes),
             Self::Written => most_first(|vm| vm.written_bytes),
             Self::P99 => most_first(|vm| vm.p99_us.unwrap_or(-1.0)),
+            Self::FlushP99 => most_first(|vm| vm.flush_p99_us.unwrap_or(-1.0)),
+            Self::Errors => most_first(|vm| vm.errors),
             Self::Hits => most_first(|vm| -vm.hit_ratio.unwrap_or(2.0)),
             Self::Leaf => b.leaf_bytes.cmp(&a.leaf_bytes),
             Self::Growth => most_first(|vm| vm.leaf_growth),

@@ -6,7 +6,8 @@ use ratatui::style::{Color, Style, Stylize};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Sparkline};
 
-use super::{CACHE, LEAF, WAIT, bar, panel, soft};
+use super::fit::{cut, longest};
+use super::{ALARM, CACHE, LEAF, WAIT, bar, panel, soft};
 use crate::stats::HostStats;
 use crate::stats::rates::{HostRates, ReactorRates};
 use crate::top::format;
@@ -14,7 +15,7 @@ use crate::top::model::{Model, Sums};
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let [load, cache, reactors] =
-        Layout::horizontal([Constraint::Fill(3), Constraint::Fill(3), Constraint::Fill(4)])
+        Layout::horizontal([Constraint::Fill(3), Constraint::Fill(4), Constraint::Fill(4)])
             .areas(area);
     draw_load(frame, load, model);
     if let (Some(stats), Some(rates)) = (model.stats(), model.rates()) {
@@ -24,6 +25,36 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         frame.render_widget(panel("Cache"), cache);
         frame.render_widget(panel("Reactors"), reactors);
     }
+}
+
+/// Rows that the free space takes.
+pub(super) fn room_rows(model: &Model) -> u16 {
+    model.stats().is_some_and(|stats| !stats.file_systems.is_empty()).into()
+}
+
+/// The free space of each file system that is used, in a line.
+pub(super) fn draw_room(frame: &mut Frame<'_>, area: Rect, model: &Model) {
+    let Some(stats) = model.stats() else {
+        return;
+    };
+    let mut spans = vec![Span::styled(" free", soft())];
+    let mut width = usize::from(area.width).saturating_sub(5);
+    for disk in &stats.file_systems {
+        let (path, text) = (format!("   {} ", disk.path), format::room(disk));
+        let taken = path.chars().count() + text.chars().count();
+        let Some(rest) = width.checked_sub(taken) else {
+            spans.push(Span::raw(cut("   …", width)));
+            break;
+        };
+        width = rest;
+        spans.push(Span::styled(path, soft()));
+        let alarm = Style::new().fg(ALARM).bold();
+        spans.push(match disk.silent_s {
+            Some(_) => Span::styled(text, alarm),
+            None => Span::raw(text),
+        });
+    }
+    frame.render_widget(Line::from(spans), area);
 }
 
 fn draw_load(frame: &mut Frame<'_>, area: Rect, model: &Model) {
@@ -68,20 +99,23 @@ fn draw_cache(frame: &mut Frame<'_>, area: Rect, stats: &HostStats, rates: &Host
     let words = |name: &'static str, value: String| {
         Line::from(vec![Span::styled(format!("{name:<7}"), soft()), Span::raw(value)])
     };
-    let used = format!(
-        "{} of {}",
-        format::bytes(cache.used_bytes as f64),
-        format::bytes(cache.size_bytes as f64)
-    );
-    let moved = format!(
-        "{} fills/s  {} evictions/s",
-        format::count(rates.fills),
-        format::count(rates.evictions)
+    let room = usize::from(inside.width).saturating_sub(7);
+    let (used, size) =
+        (format::bytes(cache.used_bytes as f64), format::bytes(cache.size_bytes as f64));
+    let used = longest(room, [format!("{used} of {size}"), used]);
+    let (fills, evictions) = (format::count(rates.fills), format::count(rates.evictions));
+    let moved = longest(
+        room,
+        [
+            format!("{fills} fills/s  {evictions} evictions/s"),
+            format!("{fills} in/s  {evictions} out/s"),
+            format!("{fills} in/s"),
+        ],
     );
     let ever = (cache.hits + cache.misses) as f64;
-    let ever = (ever > 0.0).then(|| cache.hits as f64 / ever);
-    let hits =
-        format!("{} now  {} since start", format::percent(rates.hit_ratio), format::percent(ever));
+    let ever = format::percent((ever > 0.0).then(|| cache.hits as f64 / ever));
+    let now = format::percent(rates.hit_ratio);
+    let hits = longest(room, [format!("{now} now  {ever} since start"), format!("{now} now"), now]);
     let lines =
         vec![Line::from(gauge), words("used", used), words("hits", hits), words("moves", moved)];
     frame.render_widget(Paragraph::new(lines).block(block), area);
@@ -98,38 +132,30 @@ fn draw_reactors(frame: &mut Frame<'_>, area: Rect, rates: &HostRates) {
     if !fits {
         let rest = &rates.reactors[shown..];
         let busy = rest.iter().map(|r| r.busy).sum::<f64>() / rest.len().max(1) as f64;
-        lines.push(Line::styled(
-            format!("and {} more, {} busy", rest.len(), format::percent(Some(busy))),
-            soft(),
-        ));
+        let more = format!("and {} more, {} busy", rest.len(), format::percent(Some(busy)));
+        lines.push(Line::styled(cut(&more, usize::from(inside.width)), soft()));
     }
     frame.render_widget(Paragraph::new(lines).block(block), area);
 }
 
 fn reactor(reactor: &ReactorRates, width: u16) -> Line<'static> {
-    let text = format!(
-        " {:>6} busy {:>6} polling",
-        format::percent(Some(reactor.busy)),
-        format::percent(Some(reactor.polling)),
-    );
-    let more = format!(
-        "  {:>5} kicks/s {:>5} calls/s",
+    /// Cells that a bar needs to say anything.
+    const BAR_MIN: usize = 6;
+    let busy = format!(" {:>6} busy", format::percent(Some(reactor.busy)));
+    let polling = format!("{busy} {:>6} polling", format::percent(Some(reactor.polling)));
+    let all = format!(
+        "{polling}  {:>5} kicks/s {:>5} calls/s",
         format::count(reactor.kicks),
         format::count(reactor.calls)
     );
     let number = format!("{:<3}", reactor.reactor);
-    let fixed = number.len() + text.chars().count();
-    let (width, long) = (usize::from(width), more.chars().count());
-    let with_more = width >= fixed + long + 10;
-    let room = width.saturating_sub(fixed + if with_more { long } else { 0 });
+    let room = usize::from(width).saturating_sub(number.len());
+    let text = longest(room.saturating_sub(BAR_MIN), [all, polling, busy]);
     let mut spans = vec![Span::styled(number, soft())];
     spans.extend(bar(
-        room,
+        room.saturating_sub(text.chars().count()),
         &[(reactor.busy, Style::new().fg(CACHE)), (reactor.polling, Style::new().fg(WAIT).dim())],
     ));
     spans.push(Span::raw(text));
-    if with_more {
-        spans.push(Span::styled(more, soft()));
-    }
     Line::from(spans)
 }

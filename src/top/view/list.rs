@@ -6,22 +6,37 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Cell, HighlightSpacing, Row, Table};
 
+use super::fit::cut;
 use super::{ALARM, LEAF, WAIT, panel, soft};
 use crate::stats::rates::VmRates;
 use crate::top::format;
 use crate::top::model::{Model, SortKey};
 
-/// A column: what it sorts by, its width, and whether it is kept in an
-/// 80-column terminal.
+/// Rows that the list is to have: ten VMs, the headings, the frame.
+pub(super) const ROWS_WANTED: u16 = 13;
+
+/// A column: what it sorts by, its heading, and its width, both also as they are in a
+/// narrow terminal.
 struct Column {
     sort: Option<SortKey>,
     heading: &'static str,
     width: Constraint,
+    /// Left out in a narrow terminal where there is none.
+    narrow: Option<(&'static str, Constraint)>,
     is_text: bool,
     value: fn(&VmRates) -> Text<'static>,
 }
 
-const NARROW: u16 = 104;
+impl Column {
+    fn shape(&self, narrow: bool) -> Option<(&'static str, Constraint)> {
+        if narrow { self.narrow } else { Some((self.heading, self.width)) }
+    }
+}
+
+/// A terminal with fewer columns is narrow. 80 leave a name 14.
+const NARROW: u16 = 122;
+/// Characters of a name in a narrow terminal of 80 columns, its mark aside.
+const NAME_WIDTH: u16 = 14;
 
 fn plain(text: String) -> Text<'static> {
     Text::from(text)
@@ -33,11 +48,12 @@ fn number(text: String, value: f64) -> Text<'static> {
     Text::styled(text, style)
 }
 
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 12] = [
     Column {
         sort: Some(SortKey::Name),
         heading: "VM",
         width: Constraint::Fill(3),
+        narrow: Some(("VM", Constraint::Fill(1))),
         is_text: true,
         value: name,
     },
@@ -45,6 +61,7 @@ const COLUMNS: [Column; 10] = [
         sort: Some(SortKey::Root),
         heading: "root",
         width: Constraint::Fill(2),
+        narrow: None,
         is_text: true,
         value: |vm| Text::styled(vm.root.clone(), soft()),
     },
@@ -52,6 +69,7 @@ const COLUMNS: [Column; 10] = [
         sort: Some(SortKey::Iops),
         heading: "IOPS",
         width: Constraint::Length(7),
+        narrow: Some(("IOPS", Constraint::Length(6))),
         is_text: false,
         value: |vm| number(format::count(vm.iops), vm.iops),
     },
@@ -59,6 +77,7 @@ const COLUMNS: [Column; 10] = [
         sort: Some(SortKey::Read),
         heading: "read MB/s",
         width: Constraint::Length(10),
+        narrow: Some(("rd MB", Constraint::Length(6))),
         is_text: false,
         value: |vm| number(format::megabytes(vm.read_bytes), vm.read_bytes),
     },
@@ -66,6 +85,7 @@ const COLUMNS: [Column; 10] = [
         sort: Some(SortKey::Written),
         heading: "write MB/s",
         width: Constraint::Length(11),
+        narrow: Some(("wr MB", Constraint::Length(6))),
         is_text: false,
         value: |vm| number(format::megabytes(vm.written_bytes), vm.written_bytes),
     },
@@ -73,6 +93,7 @@ const COLUMNS: [Column; 10] = [
         sort: None,
         heading: "p50",
         width: Constraint::Length(8),
+        narrow: None,
         is_text: false,
         value: |vm| number(format::micros(vm.p50_us), vm.p50_us.unwrap_or(0.0)),
     },
@@ -80,13 +101,31 @@ const COLUMNS: [Column; 10] = [
         sort: Some(SortKey::P99),
         heading: "p99",
         width: Constraint::Length(8),
+        narrow: Some(("p99", Constraint::Length(7))),
         is_text: false,
         value: |vm| number(format::micros(vm.p99_us), vm.p99_us.unwrap_or(0.0)),
+    },
+    Column {
+        sort: Some(SortKey::FlushP99),
+        heading: "flush p99",
+        width: Constraint::Length(10),
+        narrow: Some(("fl p99", Constraint::Length(7))),
+        is_text: false,
+        value: |vm| number(format::micros(vm.flush_p99_us), vm.flush_p99_us.unwrap_or(0.0)),
+    },
+    Column {
+        sort: Some(SortKey::Errors),
+        heading: "errors/s",
+        width: Constraint::Length(9),
+        narrow: Some(("err/s", Constraint::Length(6))),
+        is_text: false,
+        value: errors,
     },
     Column {
         sort: Some(SortKey::Hits),
         heading: "hits",
         width: Constraint::Length(8),
+        narrow: Some(("hits", Constraint::Length(6))),
         is_text: false,
         value: hits,
     },
@@ -94,6 +133,7 @@ const COLUMNS: [Column; 10] = [
         sort: Some(SortKey::Leaf),
         heading: "leaf",
         width: Constraint::Length(9),
+        narrow: Some(("leaf", Constraint::Length(8))),
         is_text: false,
         value: |vm| match vm.leaf_bytes {
             Some(bytes) => plain(format::bytes(bytes as f64)),
@@ -104,6 +144,7 @@ const COLUMNS: [Column; 10] = [
         sort: Some(SortKey::Growth),
         heading: "growth/s",
         width: Constraint::Length(10),
+        narrow: None,
         is_text: false,
         value: growth,
     },
@@ -116,12 +157,14 @@ fn name(vm: &VmRates) -> Text<'static> {
         (false, false) => ("○ ", soft()),
     };
     let name = Span::styled(vm.vm.clone(), if vm.connected { Style::new() } else { soft() });
-    let mut spans = vec![Span::styled(mark, style), name];
-    if vm.errors > 0.0 {
-        let text = format!(" {} errors/s", format::count(vm.errors));
-        spans.push(Span::styled(text, Style::new().fg(ALARM)));
+    Text::from(Line::from(vec![Span::styled(mark, style), name]))
+}
+
+fn errors(vm: &VmRates) -> Text<'static> {
+    match format::count(vm.errors) {
+        none if vm.errors == 0.0 => Text::styled(none, soft()),
+        some => Text::styled(some, Style::new().fg(ALARM).bold()),
     }
-    Text::from(Line::from(spans))
 }
 
 fn hits(vm: &VmRates) -> Text<'static> {
@@ -143,17 +186,29 @@ fn growth(vm: &VmRates) -> Text<'static> {
 
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &mut Model) {
     let narrow = area.width < NARROW;
-    let is_kept =
-        |column: &&Column| !narrow || !matches!(column.heading, "root" | "p50" | "growth/s");
-    let columns: Vec<&Column> = COLUMNS.iter().filter(is_kept).collect();
+    let columns: Vec<_> = COLUMNS
+        .iter()
+        .filter_map(|column| column.shape(narrow).map(|(heading, width)| (column, heading, width)))
+        .collect();
     let aligned = |column: &Column, text: Text<'static>| {
         Cell::from(text.alignment(if column.is_text { Alignment::Left } else { Alignment::Right }))
     };
     let vms = model.vms();
-    let rows = vms
-        .iter()
-        .map(|vm| Row::new(columns.iter().map(|column| aligned(column, (column.value)(vm)))));
-    let headings = columns.iter().map(|column| {
+    // What the other columns leave of the terminal's width.
+    let name_width = usize::from(if narrow {
+        NAME_WIDTH + area.width.saturating_sub(80)
+    } else {
+        NAME_WIDTH + 4 + area.width.saturating_sub(NARROW) / 2
+    });
+    let rows = vms.iter().map(|vm| {
+        let vm = VmRates {
+            vm: cut(&vm.vm, name_width),
+            root: cut(&vm.root, name_width / 2),
+            ..VmRates::clone(vm)
+        };
+        Row::new(columns.iter().map(|(column, ..)| aligned(column, (column.value)(&vm))))
+    });
+    let headings = columns.iter().map(|(column, heading, _)| {
         let sorted = column.sort == Some(model.sort);
         let arrow = match (sorted, model.reversed) {
             (false, _) => "",
@@ -161,7 +216,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &mut Model) {
             (true, true) => "▲",
         };
         let style = if sorted { Style::new().bold() } else { soft() };
-        aligned(column, Text::styled(format!("{}{arrow}", column.heading), style))
+        aligned(column, Text::styled(format!("{heading}{arrow}"), style))
     });
     let all = model.stats().map_or(0, |stats| stats.vms.len());
     let title = match (model.stats(), model.filter.is_empty()) {
@@ -169,7 +224,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &mut Model) {
         (Some(_), true) => format!("VMs ({all})"),
         (Some(_), false) => format!("VMs ({} of {all} fit \"{}\")", vms.len(), model.filter),
     };
-    let table = Table::new(rows, columns.iter().map(|column| column.width))
+    let table = Table::new(rows, columns.iter().map(|(.., width)| *width))
         .header(Row::new(headings))
         .column_spacing(1)
         .row_highlight_style(Style::new().reversed())

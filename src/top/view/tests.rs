@@ -45,6 +45,7 @@ fn the_host_and_each_vm_have_their_numbers() {
     let screen = screen(&mut model(5), 140, 30);
     assert!(row(&screen, "leafblk 0.1.0").contains("VMs connected 4 of 5"), "{screen}");
     assert!(row(&screen, "polling").contains("40.0 % busy 30.0 % polling"), "{screen}");
+    assert!(row(&screen, " free ").contains("/var 512 GiB of 1.00 TiB"), "{screen}");
     assert!(row(&screen, "used").contains("256 MiB of 1.00 GiB"), "{screen}");
     let busiest = row(&screen, "web5");
     for number in ["5000", "20.5", "100 %", "+20.0 KiB"] {
@@ -56,11 +57,36 @@ fn the_host_and_each_vm_have_their_numbers() {
 }
 
 #[test]
-fn eighty_columns_keep_what_matters() {
-    let screen = screen(&mut model(3), 80, 24);
-    for word in ["IOPS", "read MB/s", "write MB/s", "p99", "hits", "leaf", "web3", "leave"] {
+fn eighty_columns_show_ten_vms_their_flushes_and_errors_and_whole_words() {
+    let mut model = model(12);
+    let mut stats = sample::host_with_failures(12);
+    stats.vms[11].operations[0].errors += 7;
+    stats.vms[11].operations[2].latency_counts[10] += 1;
+    let flush = &stats.vms[11].operations[2];
+    assert_eq!(flush.operation, "flush", "the sample's order");
+    model.take(Ok(stats), Instant::now() + Duration::from_secs(60));
+    let screen = screen(&mut model, 80, 24);
+    for word in ["IOPS", "rd MB", "wr MB", "p99", "fl p99", "err/s", "hits", "leaf"] {
         assert!(screen.contains(word), "{word} in\n{screen}");
     }
+    let shown = (1..=12).filter(|vm| screen.contains(&format!(" web{vm} "))).count();
+    assert!(shown >= 10, "{shown} VMs in\n{screen}");
+    for whole in ["q  leave", "?  all keys", "256 MiB of 1.00 GiB", "Problems (3)"] {
+        assert!(screen.contains(whole), "{whole} in\n{screen}");
+    }
+    // The words at the edges of panels are whole, or end in an ellipsis.
+    assert!(row(&screen, "hits  ").contains(" now"), "{screen}");
+    assert!(row(&screen, "✗ ").trim_end_matches(['│', ' ', '\n']).ends_with(['…', 'd', 'e']));
+}
+
+#[test]
+fn a_long_name_ends_in_an_ellipsis() {
+    let mut stats = sample::host(1);
+    stats.vms[0].vm = "a-name-of-more-than-a-few-letters".into();
+    let mut model = Model::new(Duration::from_secs(1));
+    model.take(Ok(stats), Instant::now());
+    let screen = screen(&mut model, 80, 24);
+    assert!(row(&screen, "a-name").contains("a-name-of-mor… "), "{screen}");
 }
 
 #[test]
@@ -114,23 +140,29 @@ fn a_failed_reading_and_a_failed_leaf_are_said_in_words() {
 }
 
 #[test]
-fn what_is_not_served_is_shown_with_its_reason() {
+fn what_is_not_served_and_what_fails_is_shown_with_its_reason() {
     let mut model = model(2);
-    assert!(!screen(&mut model, 120, 30).contains("Not served"));
+    assert!(!screen(&mut model, 120, 30).contains("Problems"));
     let mut stats = sample::host_with_failures(2);
     model.take(Ok(stats.clone()), Instant::now());
     let text = screen(&mut model, 120, 30);
-    assert!(text.contains("Not served (2)"), "{text}");
+    assert!(text.contains("Problems (3)"), "{text}");
     assert!(row(&text, "✗ VM db1").contains("root late could not be attached"), "{text}");
     assert!(row(&text, "✗ root late").contains("late.raw can't be read"), "{text}");
+    assert!(row(&text, "✗ VM web1").contains("its writes fail: no space left"), "{text}");
+    assert!(text.contains("✗ web1 "), "in the list too: {text}");
     for number in 0..7 {
         let failed = Failed { name: format!("vm{number}"), reason: "its leaf is gone".into() };
         stats.failed_vms.push(failed);
     }
+    model.take(Ok(stats.clone()), Instant::now());
+    let text = screen(&mut model, 120, 30);
+    assert!(text.contains("Problems (10)") && text.contains("and 6 more"), "{text}");
+    screen(&mut model, 20, 6);
+    stats.file_systems[0].silent_s = Some(7);
     model.take(Ok(stats), Instant::now());
     let text = screen(&mut model, 120, 30);
-    assert!(text.contains("Not served (9)") && text.contains("and 5 more"), "{text}");
-    screen(&mut model, 20, 6);
+    assert!(row(&text, " free ").contains("/run no answer for 7 s"), "{text}");
 }
 
 #[test]

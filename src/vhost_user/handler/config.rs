@@ -6,7 +6,7 @@ use vhost::vhost_user::{Error, Result};
 use super::Handler;
 use crate::leaf::WriteCache;
 use crate::logging::limit::log_for;
-use crate::reactor::Command;
+use crate::reactor::{Agreed, Command};
 use crate::request::config_space::ConfigSpace;
 use crate::request::features;
 
@@ -27,27 +27,36 @@ impl Handler {
         let no_flush = no_flush == features::CONFIG_WCE;
         ConfigSpace {
             capacity_sectors: self.disk.sectors(),
+            block_size: self.disk.block_size(),
             queues: u16::try_from(self.vrings.len()).unwrap_or(u16::MAX),
             // 5.2.5.2: such a driver finds it 0.
             write_back: self.write_back_field && !no_flush,
         }
     }
 
-    /// Tells the reactor whether writes are to be durable when they complete.
-    pub(super) fn tell_write_back(&self) -> Result<()> {
-        let write_back = features::is_write_back(self.features, self.write_back_field);
+    /// Tells the reactor what of the features and the field concerns requests.
+    pub(super) fn tell_agreed(&self) -> Result<()> {
+        let agreed = Agreed {
+            write_back: features::is_write_back(self.features, self.write_back_field),
+            unit: features::request_unit(self.features, self.disk.block_size()),
+        };
         let device = self.device;
-        self.ask(|answer| Command::SetWriteBack(device, write_back, answer))
+        self.ask(|answer| Command::SetAgreed(device, agreed, answer))
     }
 
     /// Sets the field, for later connections and processes too.
     fn set_write_cache(&mut self, on: bool) -> Result<()> {
         let write_cache = if on { WriteCache::On } else { WriteCache::Off };
-        if let Err(e) = self.disk.set_write_cache(write_cache) {
-            return self.fail(format!("the writeback field can't be remembered: {e}"));
+        // The leaf may be closed once the session is given up.
+        match self.session.while_served(|| self.disk.set_write_cache(write_cache)) {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => {
+                return self.fail(format!("the writeback field can't be remembered: {e}"));
+            }
+            Err(given_up) => return self.fail(given_up),
         }
         self.write_back_field = on;
-        self.tell_write_back()
+        self.tell_agreed()
     }
 
     /// Before a queue runs: settles the field where nothing is known of it. A

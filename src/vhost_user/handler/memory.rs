@@ -45,12 +45,9 @@ impl Handler {
     fn set_memory(&mut self, memory: GuestMemory) -> Result<()> {
         let memory = Arc::new(memory);
         let device = self.device;
-        let rebound = self.ask(|a| Command::SetMemory(device, Arc::clone(&memory), a))?;
+        self.ask(|answer| Command::SetMemory(device, Arc::clone(&memory), answer))?;
         self.memory = memory;
-        match rebound {
-            Ok(()) => Ok(()),
-            Err(e) => self.fail(e),
-        }
+        Ok(())
     }
 }
 

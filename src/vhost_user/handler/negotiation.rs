@@ -34,7 +34,7 @@ impl Handler {
             return self.fail(format!("feature bits {unknown:#x} were not offered"));
         }
         self.features = features;
-        self.tell_write_back()
+        self.tell_agreed()
     }
 
     pub(super) fn agree_protocol(&mut self, features: u64) {

@@ -134,6 +134,9 @@ impl Handler {
         let inflight = self.inflight.region();
         let base = self.vring(u32::from(index))?.base;
         self.settle_write_cache(base)?;
+        if let Some(unused) = &self.unused {
+            unused.begin_use();
+        }
         let vring = self.vring(u32::from(index))?;
         vring.inflight.clone_from(&inflight);
         let setup = vring.setup(u16::from(index), features, enabled_anyway, inflight)?;

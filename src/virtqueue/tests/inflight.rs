@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use super::super::inflight::Tracker;
 use super::*;
 use crate::guest_memory::Account;
 
@@ -34,13 +35,21 @@ fn watched<T>(hook: impl FnMut() + 'static, act: impl FnOnce() -> T) -> T {
 #[derive(Clone)]
 struct Memory {
     used: Vec<u8>,
-    region: Vec<u8>,
+    region: [Vec<u8>; 2],
+}
+
+/// Bytes of a region without extensions, for two queues.
+fn parts_of(states: u16) -> u64 {
+    RegionLayout::new(2, states).part_offset(2)
 }
 
 /// A driver, a ring, and a region that outlive any device.
 struct World {
     rig: Rig,
     region: File,
+    layout: RegionLayout,
+    /// Of a part of the region.
+    states: u16,
     queue: u16,
     /// Heads in the order in which they were offered; `None` once used.
     offered: Vec<Option<u16>>,
@@ -50,17 +59,32 @@ struct World {
 }
 
 impl World {
+    /// With a region for just this ring.
     fn new(size: u16) -> Self {
+        let parts = parts_of(size);
+        let layout = RegionLayout::of_len(parts, 2, size).unwrap();
+        assert_eq!(layout.len_bytes(), parts, "without extensions");
+        Self::with_region(size, size, layout)
+    }
+
+    /// With one that was made for queues of `states` entries.
+    fn with_states(size: u16, states: u16) -> Self {
+        Self::with_region(size, states, RegionLayout::new(2, states))
+    }
+
+    fn with_region(size: u16, states: u16, layout: RegionLayout) -> Self {
         let rig = Rig::new(size);
         for head in 0..size {
             rig.desc(DESC, head, (DATA, 512), 0, 0);
         }
         let region = File::from(memfd_create("region", MemfdFlags::CLOEXEC).unwrap());
         let queue = 1;
-        ftruncate(&region, InflightRegion::len_bytes(2, size)).unwrap();
+        ftruncate(&region, layout.len_bytes()).unwrap();
         Self {
             rig,
             region,
+            layout,
+            states,
             queue,
             offered: Vec::new(),
             collected: 0,
@@ -70,8 +94,7 @@ impl World {
 
     fn region(&self) -> Arc<InflightRegion> {
         let file = self.region.try_clone().unwrap();
-        let size = self.rig.config.size;
-        Arc::new(InflightRegion::map(file, 0, 2, size, &Account::new()).unwrap())
+        Arc::new(InflightRegion::map(file, 0, self.layout, &Account::new()).unwrap())
     }
 
     /// A new process's device.
@@ -81,17 +104,41 @@ impl World {
         Ok(queue)
     }
 
-    fn memory(rig: &File, region: &File, size: u16) -> Memory {
-        let mut used = vec![0; 6 + 8 * usize::from(size)];
-        rig.read_exact_at(&mut used, USED).unwrap();
-        let mut bytes = vec![0; InflightRegion::len_bytes(2, size) as usize];
-        region.read_exact_at(&mut bytes, 0).unwrap();
-        Memory { used, region: bytes }
+    /// The device's memory now.
+    fn memory(&self) -> Memory {
+        self.observer()()
+    }
+
+    /// Whoever calls it gets the device's memory as it is then. Of the queue's
+    /// extension only as many states as the ring has.
+    fn observer(&self) -> impl Fn() -> Memory + 'static {
+        let (rig, region) = (self.rig.file.try_clone().unwrap(), self.region.try_clone().unwrap());
+        let used_len = 6 + 8 * usize::from(self.rig.config.size);
+        let places = self.places();
+        move || {
+            let mut used = vec![0; used_len];
+            rig.read_exact_at(&mut used, USED).unwrap();
+            let region = places.map(|(at, len)| {
+                let mut bytes = vec![0; len];
+                region.read_exact_at(&mut bytes, at).unwrap();
+                bytes
+            });
+            Memory { used, region }
+        }
+    }
+
+    /// Where in the region something is written: in the parts, and in the extension.
+    fn places(&self) -> [(u64, usize); 2] {
+        let more = 16 * usize::from(self.rig.config.size.saturating_sub(self.states));
+        let parts = self.layout.part_offset(2) as usize;
+        [(0, parts), (self.layout.extension_offset(self.queue), more)]
     }
 
     fn restore(&self, memory: &Memory) {
         self.rig.put(USED, &memory.used);
-        self.region.write_all_at(&memory.region, 0).unwrap();
+        for ((at, _), bytes) in self.places().iter().zip(&memory.region) {
+            self.region.write_all_at(bytes, *at).unwrap();
+        }
     }
 
     fn offer(&mut self, count: usize) {
@@ -132,16 +179,14 @@ impl World {
 
     /// Runs `act` and returns what a crash at each of its points leaves behind.
     fn crashes<T>(&self, act: impl FnOnce() -> T) -> (T, Vec<Memory>) {
-        let (rig, region) = (self.rig.file.try_clone().unwrap(), self.region.try_clone().unwrap());
-        let size = self.rig.config.size;
-        let seen = std::rc::Rc::new(RefCell::new(vec![Self::memory(&rig, &region, size)]));
+        let observe = self.observer();
+        let seen = std::rc::Rc::new(RefCell::new(vec![observe()]));
         let result = {
             let seen = std::rc::Rc::clone(&seen);
-            watched(move || seen.borrow_mut().push(Self::memory(&rig, &region, size)), act)
+            watched(move || seen.borrow_mut().push(observe()), act)
         };
-        let after = Self::memory(&self.rig.file, &self.region, size);
         let mut seen = seen.take();
-        seen.push(after);
+        seen.push(self.memory());
         (result, seen)
     }
 }
@@ -175,9 +220,14 @@ proptest! {
     #[test]
     fn a_crash_between_any_two_stores_loses_no_request_and_repeats_none_that_was_shown(
         size in select(vec![2u16, 4, 8]),
+        // As many as the ring has entries, or fewer.
+        states in select(vec![u16::MAX, u16::MAX, 1, 3]),
         steps in steps(),
     ) {
-        let mut world = World::new(size);
+        let mut world = match states {
+            u16::MAX => World::new(size),
+            states => World::with_states(size, states),
+        };
         let mut device = world.device().unwrap();
         let mut held: Vec<u16> = Vec::new();
         let mut before = Vec::new();
@@ -224,7 +274,7 @@ proptest! {
                 }
             }
             // A crash at any of these points.
-            let now = World::memory(&world.rig.file, &world.region, size);
+            let now = world.memory();
             for memory in &left {
                 world.restore(memory);
                 // The driver sees what was shown, in a copy of its books.
@@ -252,16 +302,23 @@ proptest! {
         version in select(vec![0u16, 1, 1, 1, 2]),
         states in select(vec![8u16, 8, 8, 7, u16::MAX]),
         used in any::<u16>(),
+        size in select(vec![8u16, 16]),
+        more in vec![any::<u8>(); 8 * 16],
     ) {
-        let mut world = World::new(8);
+        // A ring of 16 has half of its states in the extension.
+        let mut world = if size == 8 { World::new(8) } else { World::with_states(16, 8) };
         world.queue = 0;
+        let extension = world.layout.extension_offset(0);
+        if size == 16 {
+            world.region.write_all_at(&more, extension).unwrap();
+        }
         world.region.write_all_at(&bytes, 0).unwrap();
         world.region.write_all_at(&version.to_ne_bytes(), 8).unwrap();
         world.region.write_all_at(&states.to_ne_bytes(), 10).unwrap();
         world.rig.put16(USED + 2, used);
         if let Ok(mut device) = world.device() {
             let mut chain = Chain::default();
-            for _ in 0..20 {
+            for _ in 0..40 {
                 match device.pop(&world.rig.memory, &mut chain) {
                     Ok(true) => device.add_used(chain.head, 0),
                     Ok(false) | Err(_) => break,
@@ -273,11 +330,14 @@ proptest! {
         let mut after = vec![0; bytes.len()];
         world.region.read_exact_at(&mut after, 0).unwrap();
         prop_assert_eq!(&after[192..], &bytes[192..]);
+        let mut beyond = vec![0; (world.layout.len_bytes() - extension) as usize];
+        world.region.read_exact_at(&mut beyond, extension).unwrap();
+        prop_assert!(beyond.iter().skip(8 * 16).all(|byte| *byte == 0));
     }
 }
 
 fn in_flight(world: &World, heads: &[(u16, u64)]) {
-    let part = InflightRegion::len_bytes(1, world.rig.config.size);
+    let part = world.layout.part_offset(1);
     for (head, order) in heads {
         let state = part + 16 + 16 * u64::from(*head);
         world.region.write_all_at(&[1], state).unwrap();
@@ -343,7 +403,7 @@ fn a_region_that_is_not_the_queues_is_refused() {
         change(&mut world);
         world.device().unwrap_err().to_string()
     };
-    let part = InflightRegion::len_bytes(1, 4);
+    let part = World::new(4).layout.part_offset(1);
     let put = |at: u64, value: u16| {
         move |world: &mut World| world.region.write_all_at(&value.to_ne_bytes(), part + at).unwrap()
     };
@@ -373,4 +433,54 @@ fn a_list_of_used_chains_that_loops_ends() {
     let mut device = world.device().unwrap();
     world.rig.put16(AVAIL + 2, 5);
     assert_eq!(world.pops(&mut device), [2]);
+}
+
+#[test]
+fn a_region_has_the_longest_rings_states_whatever_the_frontend_asks_for() {
+    for (queues, size) in [(1, 128), (64, 128), (3, 1), (2, 1000), (5, 1023)] {
+        let made = RegionLayout::new(queues, size);
+        let last = made.extension_offset(queues - 1) + 16 * u64::from(STATES_MAX - size);
+        assert!(last <= made.len_bytes(), "{queues} queues of {size}");
+        let handed_back = RegionLayout::of_len(made.len_bytes(), queues, size).unwrap();
+        assert_eq!(handed_back.len_bytes(), made.len_bytes());
+        // One that an older leafblk made, whose parts were where they are now.
+        let older = RegionLayout::of_len(made.len_bytes() - 1, queues, size).unwrap();
+        assert_eq!(older.len_bytes(), made.part_offset(queues));
+        assert!(RegionLayout::of_len(older.len_bytes() - 1, queues, size).is_none());
+    }
+    let longest = RegionLayout::new(4, STATES_MAX);
+    assert_eq!(longest.len_bytes(), longest.part_offset(4), "no extension");
+}
+
+#[test]
+fn requests_beyond_the_states_that_the_frontend_asked_for_are_taken_up_too() {
+    // As under QEMU's virtio-mmio, whose ring is longer than its `queue-size`.
+    let mut world = World::with_states(1024, 128);
+    world.offer(1024);
+    let mut device = world.device().unwrap();
+    let popped = world.pops(&mut device);
+    assert_eq!(popped.len(), 1024);
+    for head in popped.iter().filter(|head| *head % 3 != 0) {
+        device.add_used(*head, 512);
+        device.publish();
+    }
+    world.collect();
+    let mut next = world.device().unwrap();
+    assert_eq!(world.pops(&mut next), world.outstanding());
+    assert_eq!(world.outstanding().len(), 342);
+}
+
+#[test]
+fn a_ring_that_is_longer_than_its_region_is_refused_with_what_helps() {
+    let mut world = World::new(256);
+    world.layout = RegionLayout::of_len(parts_of(128), 2, 128).unwrap();
+    let error = world.device().unwrap_err();
+    assert_eq!(error, QueueError::InflightTooShort { states: 128, size: 256 });
+    assert!(error.to_string().contains("reset the guest, or start the VM with queue-size=256"));
+    // With an extension, only what is longer than any ring.
+    world.layout = RegionLayout::new(2, 128);
+    ftruncate(&world.region, world.layout.len_bytes()).unwrap();
+    world.rig.config.size = 2048;
+    let error = Tracker::new(world.region(), 0, 2048, 0).unwrap_err();
+    assert_eq!(error, QueueError::InflightTooShort { states: 1024, size: 2048 });
 }

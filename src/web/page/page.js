@@ -63,6 +63,7 @@ function showHost(stats, host, vms) {
   text("hit-ratio", asked > 0 ? share(host.hits, asked) : share(stats.cache.hits, stats.cache.hits + stats.cache.misses));
   text("hits-note", asked > 0 ? "of lookups, now" : "of lookups, ever");
   showReactors(host.reactors);
+  showRooms(stats.file_systems);
 }
 
 function showReactors(reactors) {
@@ -91,16 +92,31 @@ function showReactors(reactors) {
 }
 
 function showFailed(stats) {
-  const roots = stats.failed_roots.map((one) => `root ${one.name}: ${one.reason}`);
-  const vms = stats.failed_vms.map((one) => `VM ${one.name}: ${one.reason}`);
-  const lines = [...roots, ...vms];
+  const roots = stats.failed_roots.map((one) => `root ${one.name} is not served: ${one.reason}`);
+  const vms = stats.failed_vms.map((one) => `VM ${one.name} is not served: ${one.reason}`);
+  const failing = stats.failing.map((one) => `${one.part} ${one.name}: ${one.problem}`);
+  const lines = [...roots, ...vms, ...failing];
   $("failed").hidden = lines.length === 0;
-  const list = $("failed-rows");
+  showLines($("failed-rows"), lines);
+}
+
+function showLines(list, lines) {
   while (list.children.length > lines.length) list.lastChild.remove();
   while (list.children.length < lines.length) list.append(document.createElement("li"));
   lines.forEach((line, i) => {
     if (list.children[i].textContent !== line) list.children[i].textContent = line;
   });
+}
+
+function showRooms(disks) {
+  const room = (disk) => {
+    if (disk.silent_s !== null) return `no answer for ${disk.silent_s} s`;
+    if (disk.free_bytes === null) return "not known";
+    return `${bytes(disk.free_bytes)} of ${bytes(disk.size_bytes)}`;
+  };
+  const list = $("rooms");
+  showLines(list, disks.map((disk) => `${disk.path}: ${room(disk)}`));
+  disks.forEach((disk, i) => list.children[i].classList.toggle("silent", disk.silent_s !== null));
 }
 
 // ---- the list ----
@@ -183,7 +199,7 @@ function showList(stats, vms) {
     });
     row.className = [
       vm.connected ? "" : "away",
-      vm.leaf?.failed ? "failed" : "",
+      vm.failing || vm.leaf?.failed ? "failed" : "",
       rates.name === chosen ? "chosen" : "",
     ].join(" ");
     if (body.children[place] !== row) body.insertBefore(row, body.children[place] ?? null);

@@ -1,0 +1,245 @@
+//! What is looked at before a start changes anything; and `leafblk serve --check`, which
+//! goes no further.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use super::group;
+use super::leaf_choice::{
+    LeafChoice, LeafPlan, LeafProblem, Question, Remedy, Unplanned, note_renames,
+};
+use super::leaf_records::{LeafRecord, LeafRecords, Remembered};
+use super::planned_vm::{InUse, Look, PlannedVm, Unfit};
+use super::root_records::RootRecords;
+use super::root_watch;
+use super::runtime_dir;
+use super::state_file::{self, Attached};
+use crate::config::serial::{SameSerial, Serials};
+use crate::config::{Config, Directories, RootConfig, VmConfig};
+use crate::error::Error;
+use crate::io::available;
+use crate::root::Root;
+
+/// What was found.
+pub(super) struct Looked {
+    /// Of the control socket.
+    pub(super) group: Option<u32>,
+    /// Of the VMs' sockets.
+    pub(super) socket_group: Option<u32>,
+    pub(super) directories: Directories,
+    pub(super) attached: Attached,
+    pub(super) roots: Vec<Root>,
+    pub(super) vms: Planned,
+    pub(super) records: Records,
+}
+
+/// The VMs of the configuration.
+#[derive(Default)]
+pub(super) struct Planned {
+    pub(super) fit: Vec<PlannedVm>,
+    /// Those that can't be served for their leaf's sake, which the others can.
+    pub(super) failed: Vec<(VmConfig, Box<LeafProblem>)>,
+    leaves: Leaves,
+}
+
+/// What is known of VMs' leaves, and what is to be noted.
+pub(super) struct Records {
+    remembered: Remembered,
+    /// VMs that may be others under a new name.
+    pub(super) undecided: Vec<(String, LeafRecord)>,
+    /// VMs that are neither in the configuration nor attached any more.
+    pub(super) left: Vec<String>,
+}
+
+/// The leaves that there are, by UUID: whose each is, and where.
+#[derive(Default)]
+struct Leaves(BTreeMap<[u8; 16], (String, PathBuf)>);
+
+impl Leaves {
+    /// Gives a VM its leaf.
+    fn claim(&mut self, vm: &VmConfig, plan: &LeafPlan) -> Result<(), Box<LeafProblem>> {
+        let LeafPlan::Use { identity, .. } = plan else { return Ok(()) };
+        let (name, leaf) = (vm.name.clone(), vm.leaf.clone());
+        match self.0.get(&identity.uuid).cloned() {
+            Some((other, other_leaf)) => {
+                let uuid = Uuid::from_bytes(identity.uuid);
+                Err(LeafProblem::Copy { vm: name, leaf, uuid, other, other_leaf }.into())
+            }
+            None => {
+                self.0.insert(identity.uuid, (name, leaf));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Looks at everything that a start needs.
+///
+/// # Errors
+/// The first thing that keeps a start from succeeding.
+pub(super) fn look(config: &Config, in_use: InUse) -> Result<Looked, Error> {
+    available::check().map_err(Error::failure)?;
+    let group = config.control.as_ref().and_then(|control| control.group.as_deref());
+    let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
+    let socket_group = config.socket_group.as_deref();
+    let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
+    let directories =
+        Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
+    let attached = match config.control {
+        Some(_) => state_file::read(&directories).map_err(Error::failure)?,
+        None => Attached::default(),
+    };
+    let open = |root: &RootConfig| super::roots::open(root).map_err(Error::failure);
+    let roots: Vec<Root> = config.roots.iter().map(open).collect::<Result<_, _>>()?;
+    let records = look_at_records(config, &attached, &roots)?;
+    let vms = plan(config, &roots, &records.remembered, in_use)?;
+    Ok(Looked { group, socket_group, directories, attached, roots, vms, records })
+}
+
+fn look_at_records(config: &Config, attached: &Attached, roots: &[Root]) -> Result<Records, Error> {
+    let records = LeafRecords::in_directory(&config.state_dir);
+    let before = records.read().map_err(Error::failure)?;
+    let mut remembered = (*before).clone();
+    let names = config.vms.iter().map(|vm| &vm.name).chain(attached.vms.iter().map(|vm| &vm.name));
+    let here: BTreeSet<&str> = names.map(String::as_str).collect();
+    let left = before.all().filter(|(_, record)| record.detached.is_none());
+    let left = left.map(|(name, _)| name).filter(|name| !here.contains(name));
+    let left: Vec<String> = left.map(str::to_owned).collect();
+    let root = |name: &str| roots.iter().find(|root| root.name() == name);
+    let root = |name: &str| root(name).map(|root| root.identity().clone());
+    // Flags are often other ones at the next start.
+    if config.has_file {
+        note_renames(&mut remembered, &left, &config.vms, root);
+    }
+    let noted = remembered.all().filter(|(name, _)| before.of(name).is_none());
+    let undecided = noted.map(|(name, record)| (name.to_owned(), record.clone())).collect();
+    Ok(Records { remembered, undecided, left })
+}
+
+fn remedy(config: &Config) -> Remedy {
+    match config.control {
+        Some(_) => Remedy::Command,
+        None => Remedy::File(LeafRecords::in_directory(&config.state_dir).path()),
+    }
+}
+
+fn plan(
+    config: &Config,
+    roots: &[Root],
+    remembered: &Remembered,
+    in_use: InUse,
+) -> Result<Planned, Error> {
+    let mut planned = Planned::default();
+    for vm in &config.vms {
+        let root = roots.iter().find(|root| root.name() == vm.root);
+        let no_root = || {
+            let VmConfig { name, root, .. } = vm;
+            Error::failure(format!("VM {name} is on root {root}, which is not given; add it"))
+        };
+        let root = root.ok_or_else(no_root)?;
+        let (choice, remedy) = (LeafChoice::Remembered, remedy(config));
+        let look = Look { in_use, choice, remembered, remedy };
+        let plan = PlannedVm::look(vm.clone(), root, look);
+        let plan = plan.and_then(|plan| {
+            planned.leaves.claim(vm, plan.leaf())?;
+            Ok(plan)
+        });
+        match plan {
+            Ok(plan) => planned.fit.push(plan),
+            Err(Unfit::Leaf(problem)) => planned.failed.push((vm.clone(), problem)),
+            Err(Unfit::Other(error)) => return Err(error),
+        }
+    }
+    Ok(planned)
+}
+
+/// Says whether the configuration is right, as far as that can be told without
+/// changing anything. What another process uses is no mistake: it may be the
+/// leafblk that serves these VMs now.
+///
+/// # Errors
+/// The first thing that keeps a start from succeeding; or what is wrong with VMs'
+/// leaves, a line each.
+pub fn check(config: &Config) -> Result<Checked, Error> {
+    let mut looked = look(config, InUse::Fine)?;
+    let of_attached = attached_vms(config, &looked)?;
+    let plural =
+        |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let count = |roots, vms| format!("{}, {}", plural(roots, "root"), plural(vms, "VM"));
+    let attached = &looked.attached;
+    let found = format!(
+        "the configuration is right: {}; attached through the API: {}",
+        count(looked.roots.len(), looked.vms.fit.len()),
+        count(attached.roots.len(), attached.vms.len()),
+    );
+    let serials = same_serials(config, &of_attached);
+    let warnings = runtime_dir::warning(&config.runtime_dir).into_iter();
+    let warnings = warnings.chain(serials.iter().map(ToString::to_string));
+    let warnings = warnings.chain(changed_roots(config, &looked)).collect();
+    let mut leaves: Vec<String> =
+        looked.vms.fit.iter().map(|vm| vm.leaf().describe(vm.config())).collect();
+    let mut wrong: Vec<String> =
+        looked.vms.failed.iter().map(|(_, problem)| problem.to_string()).collect();
+    for vm in &of_attached {
+        let (choice, remembered) = (LeafChoice::Remembered, &looked.records.remembered);
+        let question = Question { config: vm, choice, remembered, remedy: remedy(config) };
+        let plan = question.answer().and_then(|plan| {
+            looked.vms.leaves.claim(vm, &plan)?;
+            Ok(plan)
+        });
+        match plan {
+            Ok(plan) => leaves.push(plan.describe(vm)),
+            Err(Unplanned::Problem(problem)) => wrong.push(problem.to_string()),
+            Err(Unplanned::Leaf(error)) => wrong.push(error.to_string()),
+        }
+    }
+    if !wrong.is_empty() {
+        return Err(Error::failure(wrong.join("\nleafblk: ")));
+    }
+    Ok(Checked { found, leaves, warnings })
+}
+
+/// What is wrong with the files of roots: those of the configuration, and those that were
+/// added and can be opened.
+fn changed_roots(config: &Config, looked: &Looked) -> Vec<String> {
+    let known = match RootRecords::in_directory(&config.state_dir).read() {
+        Ok(known) => known,
+        Err(error) => return vec![error.to_string()],
+    };
+    let added = looked.attached.roots.iter();
+    let added = added.filter(|root| config.roots.iter().all(|other| other.name != root.name));
+    let added = added.filter_map(|root| super::roots::open(&RootConfig::resolve(root).ok()?).ok());
+    let added: Vec<Root> = added.collect();
+    looked.roots.iter().chain(&added).filter_map(|root| root_watch::warning(&known, root)).collect()
+}
+
+/// What [`check`] has found.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Checked {
+    /// What there is.
+    pub found: String,
+    /// Each VM's leaf, and whether it is new or existing.
+    pub leaves: Vec<String>,
+    /// What a start would warn of, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// The VMs that were attached, without those whose name is the configuration's, which
+/// counts.
+fn attached_vms(config: &Config, looked: &Looked) -> Result<Vec<VmConfig>, Error> {
+    let attached = looked.attached.vms.iter();
+    let attached = attached.filter(|entry| config.vms.iter().all(|vm| vm.name != entry.name));
+    let attached = attached.map(|entry| {
+        let root = entry.root.as_deref().into_iter();
+        VmConfig::resolve(entry, root, &looked.directories)
+    });
+    Ok(attached.collect::<Result<Vec<_>, _>>()?)
+}
+
+/// The VMs that would have the same serial number.
+fn same_serials(config: &Config, attached: &[VmConfig]) -> Vec<SameSerial> {
+    let all = config.vms.iter().chain(attached);
+    Serials::of(all.map(|vm| (vm.name.as_str(), &vm.serial))).all_shared()
+}
