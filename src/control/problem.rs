@@ -13,7 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::json::Json;
 use crate::config::UsageError;
 use crate::config::limits::SOCKET_PATH_LEN_MAX;
-use crate::daemon::HostError;
+use crate::daemon::{HostError, LeafProblem};
 
 /// The path under which the kinds are described.
 pub(super) const TYPES: &str = "/v1/problems";
@@ -214,7 +214,16 @@ impl From<HostError> for Problem {
             HostError::Busy { .. } => Kind::Busy,
             HostError::NotServed { .. } => Kind::NotServed,
             HostError::Served { .. } => Kind::Served,
-            HostError::Leaf(_) => Kind::UnexpectedLeaf,
+            HostError::Leaf(problem) => match **problem {
+                LeafProblem::Missing { .. }
+                | LeafProblem::Undecided { .. }
+                | LeafProblem::Another { .. }
+                | LeafProblem::NotNew { .. }
+                | LeafProblem::NotThere { .. }
+                | LeafProblem::Copy { .. }
+                | LeafProblem::Exchanged { .. } => Kind::UnexpectedLeaf,
+                LeafProblem::Fleeting { .. } => Kind::Unfit,
+            },
             HostError::Connected { .. } => Kind::Connected,
             HostError::RootUsed { .. } => Kind::RootUsed,
             HostError::NoLeaf { .. } => Kind::NoLeaf,

@@ -14,6 +14,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, StatxFlags};
 
 use super::host::{Host, VmView};
+use super::mounts::Mounts;
 use super::question::{Answer, Question};
 use super::vm::Vm;
 use crate::io::open;
@@ -95,7 +96,9 @@ impl FileSystems {
         if let Some(file_system) = known.get(&device).and_then(Weak::upgrade) {
             return Ok(file_system);
         }
-        let mount_point = mount_point(about.stx_mnt_id).unwrap_or_else(|| directory.into());
+        let mounts = Mounts::own().unwrap_or_default();
+        let mount_point = mounts.by_id(about.stx_mnt_id).map(|mount| mount.point().clone());
+        let mount_point = mount_point.unwrap_or_else(|| directory.into());
         let (place, room) = (Arc::new(place), Question::default());
         let file_system = Arc::new(FileSystem { mount_point, place, room });
         known.insert(device, Arc::downgrade(&file_system));
@@ -141,24 +144,6 @@ fn room(place: &OwnedFd) -> io::Result<Room> {
         free_bytes: bytes(numbers.f_bavail),
         inodes: (numbers.f_files > 0).then_some((numbers.f_files, numbers.f_favail)),
     })
-}
-
-/// Where the mount of that number is (proc_pid_mountinfo(5)).
-fn mount_point(mount: u64) -> Option<PathBuf> {
-    point_in(&open::kernel_text("/proc/self/mountinfo").ok()?, mount)
-}
-
-fn point_in(mountinfo: &str, mount: u64) -> Option<PathBuf> {
-    let number = |line: &&str| line.split(' ').next().and_then(|first| first.parse().ok());
-    let line = mountinfo.lines().find(|line| number(line) == Some(mount))?;
-    Some(unescaped(line.split(' ').nth(4)?).into())
-}
-
-/// Space, tab, newline and backslash are octal there.
-fn unescaped(text: &str) -> String {
-    // The backslash last: what follows one is no escape.
-    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    escapes.into_iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 impl Host {
@@ -239,15 +224,6 @@ mod tests {
         let numbers = rustix::fs::statvfs(dir.path()).unwrap();
         assert_eq!(room.size_bytes, numbers.f_blocks * numbers.f_frsize);
         assert!(room.free_bytes > 0 && room.free_bytes <= room.size_bytes);
-    }
-
-    #[test]
-    fn a_mount_is_found_by_its_number_and_its_path_is_readable() {
-        let text = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-                    220 22 0:40 / /my\\040disks/a\\134040 rw shared:1 - nfs4 server:/x rw\n";
-        assert_eq!(point_in(text, 22).unwrap(), Path::new("/"));
-        assert_eq!(point_in(text, 220).unwrap(), Path::new("/my disks/a\\040"));
-        assert_eq!(point_in(text, 2), None);
     }
 
     /// A file system in user space that never answers.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::lasting::{self, Fleeting};
 use super::leaf_records::{Expected, LeafRecord, Remembered};
 use crate::config::VmConfig;
 use crate::leaf::LeafError;
@@ -57,6 +58,14 @@ impl LeafPlan {
             Self::Make => format!("{name}: leaf {leaf} (new)"),
             Self::Without => format!("{name}: no leaf ({leaf} does not exist, and it only reads)"),
         }
+    }
+
+    /// What a person should know of the leaf's place, by that of other leaves:
+    /// `state_dir` is looked at once for all.
+    pub(super) fn warning(&self, vm: &VmConfig, state_dir: &Path) -> Option<String> {
+        let is_elsewhere = vm.leaf.parent() != Some(state_dir);
+        let concerns = !vm.ephemeral && *self != Self::Without && is_elsewhere;
+        concerns.then(|| lasting::warning(&format!("VM {}: its leaf", vm.name), &vm.leaf))?
     }
 }
 
@@ -122,6 +131,22 @@ pub enum LeafProblem {
         leaf.display()
     )]
     Exchanged { vm: String, leaf: PathBuf },
+    #[error(
+        "VM {vm} would lose the leaf {} with this process: {why}; choose another leaf=, or none, \
+         which is one in the state directory, or make the VM ephemeral",
+        leaf.display()
+    )]
+    Fleeting { vm: String, leaf: PathBuf, why: WhyFleeting },
+}
+
+/// A [`Fleeting`], which other rooms need not know.
+#[derive(Debug)]
+pub struct WhyFleeting(Fleeting);
+
+impl fmt::Display for WhyFleeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// A [`Remedy`], which other rooms need not know.
@@ -191,6 +216,7 @@ impl Question<'_> {
     /// # Errors
     /// [`Unplanned`].
     pub(super) fn answer(self) -> Result<LeafPlan, Unplanned> {
+        self.look_at_place()?;
         let found = offline::identity(&self.config.leaf)?;
         let record = self.remembered.of(&self.config.name);
         let plan = match found {
@@ -198,6 +224,21 @@ impl Question<'_> {
             None => self.of_missing(record)?,
         };
         Ok(plan)
+    }
+
+    /// Whether what the guest writes there would stay, if it is to stay.
+    fn look_at_place(&self) -> Result<(), Box<LeafProblem>> {
+        let VmConfig { name, leaf, ephemeral, readonly, .. } = self.config;
+        if *ephemeral || (*readonly && !leaf.exists()) {
+            return Ok(());
+        }
+        match Fleeting::of(leaf) {
+            None => Ok(()),
+            Some(why) => {
+                let (vm, leaf) = (name.clone(), leaf.clone());
+                Err(LeafProblem::Fleeting { vm, leaf, why: WhyFleeting(why) }.into())
+            }
+        }
     }
 
     fn of_present(

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use super::group;
+use super::lasting::{self, Fleeting};
 use super::leaf_choice::{
     LeafChoice, LeafPlan, LeafProblem, Question, Remedy, Unplanned, note_renames,
 };
@@ -85,6 +86,13 @@ pub(super) fn look(config: &Config, in_use: InUse) -> Result<Looked, Error> {
     let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
     let socket_group = config.socket_group.as_deref();
     let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
+    if let Some(why) = Fleeting::of(&config.state_dir) {
+        return Err(Error::failure(format!(
+            "the state directory {} would be lost with this process: {why}; choose another \
+             --state-dir",
+            config.state_dir.display()
+        )));
+    }
     let directories =
         Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
     let attached = match config.control {
@@ -175,9 +183,11 @@ pub fn check(config: &Config) -> Result<Checked, Error> {
         count(attached.roots.len(), attached.vms.len()),
     );
     let serials = same_serials(config, &of_attached);
-    let warnings = runtime_dir::warning(&config.runtime_dir).into_iter();
-    let warnings = warnings.chain(serials.iter().map(ToString::to_string));
-    let warnings = warnings.chain(changed_roots(config, &looked)).collect();
+    let mut warnings = of_directories(config);
+    warnings.extend(serials.iter().map(ToString::to_string));
+    warnings.extend(changed_roots(config, &looked));
+    let of_leaf = |vm: &VmConfig, plan: &LeafPlan| plan.warning(vm, &config.state_dir);
+    warnings.extend(looked.vms.fit.iter().filter_map(|vm| of_leaf(vm.config(), vm.leaf())));
     let mut leaves: Vec<String> =
         looked.vms.fit.iter().map(|vm| vm.leaf().describe(vm.config())).collect();
     let mut wrong: Vec<String> =
@@ -190,7 +200,10 @@ pub fn check(config: &Config) -> Result<Checked, Error> {
             Ok(plan)
         });
         match plan {
-            Ok(plan) => leaves.push(plan.describe(vm)),
+            Ok(plan) => {
+                leaves.push(plan.describe(vm));
+                warnings.extend(of_leaf(vm, &plan));
+            }
             Err(Unplanned::Problem(problem)) => wrong.push(problem.to_string()),
             Err(Unplanned::Leaf(error)) => wrong.push(error.to_string()),
         }
@@ -199,6 +212,13 @@ pub fn check(config: &Config) -> Result<Checked, Error> {
         return Err(Error::failure(wrong.join("\nleafblk: ")));
     }
     Ok(Checked { found, leaves, warnings })
+}
+
+/// What a start warns of the two directories.
+pub(super) fn of_directories(config: &Config) -> Vec<String> {
+    let runtime = runtime_dir::warning(&config.runtime_dir);
+    let state = lasting::warning("the state directory", &config.state_dir);
+    runtime.into_iter().chain(state).collect()
 }
 
 /// What is wrong with the files of roots: those of the configuration, and those that were

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use rustix::fs::statfs;
 
+use super::lasting::{self, Fleeting};
+
 /// File systems by their numbers (statfs(2)).
-const TMPFS: u64 = 0x0102_1994;
-const RAMFS: u64 = 0x8584_58f6;
 const NAMES: [(u64, &str); 9] = [
     (0xef53, "ext4"),
     (0x5846_5342, "xfs"),
@@ -24,10 +24,17 @@ const NAMES: [(u64, &str); 9] = [
 /// What to say of the runtime directory `path`, which need not exist.
 pub(super) fn warning(path: &Path) -> Option<String> {
     let there = path.ancestors().find(|path| path.exists())?;
-    let kind = u64::try_from(statfs(there).ok()?.f_type).ok()?;
-    if matches!(kind, TMPFS | RAMFS) {
+    if let Some(why) = Fleeting::of(path) {
+        return Some(format!(
+            "the runtime directory {} would be lost with this process: {why}; a crash would lose \
+             what guests wrote and did not flush; choose another --runtime-dir",
+            path.display()
+        ));
+    }
+    if lasting::is_in_memory(there).ok()? {
         return None;
     }
+    let kind = u64::try_from(statfs(there).ok()?.f_type).ok()?;
     let name = NAMES.iter().find(|(number, _)| *number == kind);
     let name = name.map_or_else(|| format!("a file system {kind:#x}"), |(_, name)| (*name).into());
     Some(format!(

@@ -11,10 +11,9 @@ use super::acceptor::Acceptor;
 use super::error::HostError;
 use super::host::Host;
 use super::leaf_choice::{LeafChoice, LeafProblem};
-use super::look::{Looked, Records, look};
+use super::look::{Looked, Records, look, of_directories};
 use super::made::{Made, NewCache, NewRecords};
 use super::planned_vm::{InUse, Unfit};
-use super::runtime_dir;
 use super::side_by_side;
 use super::sockets::{self, OwnedSocket, SocketError};
 use super::state_file::{Attached, StateFile};
@@ -94,7 +93,7 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     host.fail_configured(vms.failed);
     host.restore(attached);
     host.warn_of_serials();
-    if let Some(warning) = runtime_dir::warning(&config.runtime_dir) {
+    for warning in of_directories(config) {
         log::warn!("{warning}");
     }
     super::leftovers::tell(&host);

@@ -91,6 +91,9 @@ impl BoundVm {
             queues: config.queues,
         };
         let record = record::publish(runtime_dir, &endpoint, self.group).map_err(Error::failure)?;
+        if let Some(warning) = self.plan.leaf().warning(&config, &host.directories.state) {
+            log::warn!("{warning}");
+        }
         // Last, as an open leaf has to be closed again.
         let leaf = self.plan.open_leaf(root.root(), runtime_dir)?.map(Arc::new);
         let novelty = Novelty::of(self.plan.leaf(), &config, leaf.as_deref(), &host.records);

@@ -1,7 +1,9 @@
-//! A host that keeps something back: io_uring, a tmpfs for the runtime directory.
+//! A host that keeps something back: io_uring, a tmpfs for the runtime directory; and a
+//! service manager that takes a service's directories away with it.
 #![expect(unsafe_code, reason = "a seccomp filter is set between fork and exec")]
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -114,9 +116,104 @@ fn a_runtime_directory_that_is_on_no_tmpfs_is_named_at_a_start_and_by_a_check() 
     daemon.stop();
 
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-    assert_eq!(check(memory.path(), text(&root)), "");
+    let said = check(memory.path(), text(&root));
+    assert!(!said.contains("tmpfs") && said.contains("the state directory"), "{said}");
     let (daemon, mut log) = Daemon::start_logged(memory.path(), &args);
     daemon.stop();
     let said = log.rest();
     assert!(!said.contains("tmpfs"), "{said}");
+}
+
+/// Directories as systemd gives them to a service, in a mount namespace of the command's
+/// own; it runs there, in `dir`.
+fn in_own_mounts(dir: &Path, mounts: &str, command: &Command) -> Command {
+    let mut inside = Command::new("unshare");
+    let script = format!("{mounts} || exit 3; shift; exec \"$@\"");
+    inside.args(["--mount", "sh", "-c", &script, "sh", "leafblk"]);
+    inside.arg(command.get_program()).args(command.get_args()).current_dir(dir);
+    inside
+}
+
+/// Of a service that has a private /tmp, which is the host's by another name.
+const PRIVATE_TMP: &str =
+    "p=systemd-private-1a-leafblk.service-x; mkdir -p $p/tmp own && mount --bind $p/tmp own";
+const OWN_TMPFS: &str = "mkdir -p own && mount -t tmpfs leafblk-test own";
+
+#[test]
+fn a_leaf_or_a_state_directory_that_goes_with_the_service_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let root = make_root(dir, ROOT_SECTORS);
+    let leaf = dir.join("own/below/web1.leaf");
+    let vm = format!("web1,leaf={}", leaf.display());
+    let started = |vm: &str| {
+        let args = ["--root", text(&root), "--vm", vm, "--vm", "web2", "--check"];
+        serve(dir, &args)
+    };
+    for (mounts, parts) in [
+        (PRIVATE_TMP, "the service's own, not the host's, which systemd removes"),
+        (OWN_TMPFS, "a tmpfs that only leafblk's mount namespace has"),
+    ] {
+        let command = in_own_mounts(dir, mounts, &started(&vm));
+        let said = fails(command, 1, &["VM web1 would lose the leaf", text(&leaf), parts]);
+        assert!(said.contains("choose another leaf=") && said.contains("PrivateTmp="), "{said}");
+        let mut state = serve(&dir.join("own"), &["--root", text(&root), "--vm", "web2"]);
+        for check in [&[][..], &["--check"]] {
+            state.args(check);
+            let command = in_own_mounts(dir, mounts, &state);
+            fails(command, 1, &["the state directory", "own/state", parts, "another --state-dir"]);
+        }
+        // A leaf that may go.
+        let command = in_own_mounts(dir, mounts, &started(&format!("{vm},ephemeral")));
+        checks(command);
+    }
+    assert!(!dir.join("state").exists() && !leaf.exists());
+}
+
+/// Runs a check, which finds nothing wrong; what it says on stderr.
+fn checks(mut command: Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+#[test]
+fn a_runtime_directory_of_the_service_has_no_leaves_unless_the_unit_keeps_it() {
+    let temp = tempfile::tempdir_in("/dev/shm").unwrap();
+    let root = make_root(temp.path(), ROOT_SECTORS);
+    let kept = temp.path().join("run");
+    std::fs::create_dir(&kept).unwrap();
+    let leaf = format!("web1,leaf={}/web1.leaf", kept.display());
+    let check = |preserve: &str| {
+        let mut command = serve(temp.path(), &["--root", text(&root), "--vm", &leaf, "--check"]);
+        command.env("RUNTIME_DIRECTORY", &kept);
+        command.env("LEAFBLK_RUNTIME_DIRECTORY_PRESERVE", preserve);
+        command
+    };
+    fails(
+        check("no"),
+        1,
+        &["web1.leaf", "RuntimeDirectory=, which systemd removes", "Places that"],
+    );
+    let said = checks(check("yes"));
+    let lost = ["VM web1: its leaf", "in memory", "lost when the host reboots"];
+    assert!(lost.iter().all(|part| said.contains(part)), "{said}");
+}
+
+#[test]
+fn a_vm_whose_leaf_would_go_with_the_service_is_refused_while_others_are_served() {
+    let temp = tempfile::tempdir_in("/dev/shm").unwrap();
+    let root = make_root(temp.path(), ROOT_SECTORS);
+    let (daemon, mut log) =
+        Daemon::start_logged(temp.path(), &["--root", text(&root), "--vm", "web1"]);
+    // As a host's own tmpfs has it, too.
+    log.wait_for(&["the state directory", "in memory", "lost when the host reboots"]);
+    // A file that has lost its name: another process's, which has it open.
+    let nameless = tempfile::tempfile_in(temp.path()).unwrap();
+    let by_number = format!("/proc/{}/fd/{}", std::process::id(), nameless.as_raw_fd());
+    let vm = serde_json::json!({ "name": "web2", "root": "root", "leaf": by_number });
+    let said = daemon.control().post("/v1/vms", &vm).problem(409, "unfit");
+    assert!(said.contains("VM web2 would lose the leaf") && said.contains("no name"), "{said}");
+    daemon.stop();
 }
