@@ -83,7 +83,8 @@ debian_kernel "$REPO_DIR/packaging/guest/installed.job"
 qemu_start 600 installed "$WORK/installed.log"
 check "the guest: ran to its end and powered off" guest_wait "$GUEST_PID" "$WORK/installed.log"
 guest_checks "installed" "$WORK/installed.log" verify active own-user ready no-capabilities flushes-give-way \
-  socket-mode group-reads stranger-refused reload hugepages restart-keeps-leaf \
+  socket-mode group-reads stranger-refused reload \
+  reload-with-a-mistake-fails reload-after-the-mistake hugepages restart-keeps-leaf \
   own-tmp-refused own-var-tmp-refused kept-runtime-directory-taken own-tmpfs-refused \
   killed-comes-back-quickly kills-in-a-row mistake-is-not-retried \
   failed-start-is-tried-after-a-while mended-root-is-served watchdog purge

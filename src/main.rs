@@ -67,6 +67,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
         Command::QemuArgs(args) => print_options(args, &env)?,
         Command::Vm(command) => command.run(&env)?,
         Command::Root(command) => command.run(&env)?,
+        Command::Reload(args) => args.run(&env)?,
         Command::Status(args) => args.run(&env)?,
         Command::Top(args) => args.run(&env)?,
         Command::Completions(args) => args.run()?,

@@ -21,6 +21,8 @@ mod leaves;
 mod openapi;
 #[path = "control/persistence.rs"]
 mod persistence;
+#[path = "control/reload.rs"]
+mod reload;
 #[path = "control/resize.rs"]
 mod resize;
 #[path = "control/serials.rs"]

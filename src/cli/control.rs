@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::table::Table;
@@ -124,4 +125,10 @@ pub(super) fn details(rows: &[(&str, String)]) -> String {
         table.row([format!("{name}:"), value.clone()]);
     }
     table.to_string()
+}
+
+/// Seconds since 1970, for people.
+pub(super) fn time(seconds: u64) -> String {
+    let second = i64::try_from(seconds).ok().and_then(|second| Timestamp::from_second(second).ok());
+    second.map_or_else(|| seconds.to_string(), |time| time.to_string())
 }

@@ -10,6 +10,7 @@ mod control;
 mod generate;
 mod leaf;
 mod qemu_args;
+mod reload;
 mod root;
 mod serve;
 mod source;
@@ -29,6 +30,7 @@ pub use self::control::ControlArgs;
 pub use self::generate::{CompletionsArgs, ManArgs, print_openapi};
 pub use self::leaf::LeafArgs;
 pub use self::qemu_args::QemuArgsArgs;
+pub use self::reload::ReloadArgs;
 pub use self::root::RootCommand;
 pub use self::serve::ServeArgs;
 pub use self::source::SourceArgs;
@@ -76,7 +78,7 @@ Examples:
 Sizes are bytes, KiB, MiB, GiB or TiB: 512MiB, 4GiB. A flag wins over the file,
 and a --vm or --root replaces the file's entry of the same name.
 SIGTERM or SIGINT drains, flushes and stops; a second one stops at once. SIGHUP
-reads the configuration file again (docs/control.md).")]
+reads the configuration file again, as leafblk reload does (docs/control.md).")]
     Serve(ServeArgs),
     /// Print the options with which a hypervisor uses a VM's disk
     #[command(after_help = "\
@@ -96,6 +98,16 @@ The options go to stdout, remarks to stderr. The VM is looked up in the given
     /// See and change the roots of a running leafblk (docs/control.md)
     #[command(subcommand)]
     Root(RootCommand),
+    /// Have a running leafblk read its configuration file again
+    #[command(after_help = "\
+Examples:
+  leafblk reload
+  leafblk reload --json | jq '.failed'
+
+It prints what was added, removed and changed, and what is pending, such as a setting that
+needs a restart. What failed is on stderr, with the reason, and makes the exit status 1; a
+file with a mistake changes nothing. docs/control.md has the rules.")]
+    Reload(ReloadArgs),
     /// Show a running leafblk at a glance
     Status(StatusArgs),
     /// Watch a running leafblk: its VMs, its cache, its reactors

@@ -1,9 +1,8 @@
 //! `leafblk root …`: the roots of a running leafblk.
 
 use clap::{Args, Subcommand};
-use jiff::Timestamp;
 
-use super::control::{ControlArgs, ListArgs, OneArgs, details};
+use super::control::{ControlArgs, ListArgs, OneArgs, details, time};
 use super::table::Table;
 use super::verify::VerifyArgs;
 use super::vm::{bytes, origin, state};
@@ -145,10 +144,4 @@ fn show(args: &OneArgs, env: &Environment) -> Result<(), Error> {
         rows.extend(root.problems.iter().map(|problem| ("problem", problem.clone())));
         Ok(details(&rows))
     })
-}
-
-/// Seconds since 1970, for people.
-fn time(seconds: u64) -> String {
-    let second = i64::try_from(seconds).ok().and_then(|second| Timestamp::from_second(second).ok());
-    second.map_or_else(|| seconds.to_string(), |time| time.to_string())
 }

@@ -4,9 +4,9 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde_json::json;
 
-use super::control::{ControlArgs, details};
+use super::control::{ControlArgs, details, time};
 use crate::config::Environment;
-use crate::control::{CachePages, Counts, Health, HealthState, Status};
+use crate::control::{CachePages, Counts, Health, HealthState, ReloadResult, Status};
 use crate::error::Error;
 use crate::stats::FileSystemStats;
 use crate::top::format::{self, duration};
@@ -74,6 +74,9 @@ fn describe(status: &Status, health: &Health) -> String {
         ("sockets", status.runtime_dir.clone()),
     ];
     rows.extend(status.file_systems.iter().map(|disk| ("free space", room(disk))));
+    if let Some(reload) = &status.last_reload {
+        rows.push(("last reload", last_reload(reload)));
+    }
     rows.extend(health.problems.iter().map(|problem| ("problem", problem.clone())));
     details(&rows)
 }
@@ -83,6 +86,14 @@ fn room(disk: &FileSystemStats) -> String {
     match disk.free_inodes.zip(disk.inodes) {
         Some((free, all)) => format!("{text}, {free} of {all} inodes"),
         None => text,
+    }
+}
+
+fn last_reload(reload: &ReloadResult) -> String {
+    let at = time(reload.at);
+    match reload.failed.len() {
+        0 => at,
+        failed => format!("{at}, {failed} failed"),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod client;
 mod connection;
 mod json;
 mod problem;
+mod reload;
 mod responses;
 mod roots;
 pub mod router;
@@ -32,6 +33,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 pub use problem::{Problem, ProblemKind};
+pub use reload::{ReloadPart, ReloadResult};
 pub use roots::RootInfo;
 pub use status::{CacheInfo, CachePages, Counts, Health, HealthState, Status, Version};
 pub use verification::{Verification, VerificationOutcome};

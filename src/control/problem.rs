@@ -231,6 +231,7 @@ impl From<HostError> for Problem {
             HostError::SizeOfConfiguration { .. } => Kind::SizeConfigured,
             HostError::Unfit(_) => Kind::Unfit,
             HostError::Failed(_) => Kind::Failed,
+            HostError::ReloadsWait => Kind::TooBusy,
             HostError::Stopping => Kind::Stopping,
         };
         kind.because(error)

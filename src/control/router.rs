@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 
 use super::json::{Json, LeafWord, Name};
 use super::problem::{Kind, Problem, ProblemKind};
-use super::{Access, App, roots, seeing, status, verification, vms};
+use super::{Access, App, reload, roots, seeing, status, verification, vms};
 use crate::web;
 
 #[derive(OpenApi)]
@@ -43,6 +43,7 @@ fn paths() -> OpenApiRouter<App> {
         .routes(routes!(status::status))
         .routes(routes!(status::version))
         .routes(routes!(status::health))
+        .routes(routes!(reload::reload))
         .routes(routes!(roots::list, roots::add))
         .routes(routes!(roots::show, roots::remove))
         .routes(routes!(verification::begin, verification::show, verification::call_off))

@@ -1,7 +1,7 @@
 //! `/v1/stats`, `/v1/vms/{name}/map`, `/metrics`: what the host does, to be
 //! looked at again and again.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::{FromRequestParts, Query, State};
 use axum::http::request::Parts;
@@ -17,12 +17,12 @@ use crate::config::name::NameOf;
 use crate::config::schemas::VmName;
 use crate::daemon::file_systems::{FileSystemView, RoomAnswer};
 use crate::daemon::problems::{self, HostProblem};
-use crate::daemon::{Host, HostError, RootView, State as Life, VmView};
+use crate::daemon::{Host, HostError, Reloaded, RootView, State as Life, VmView};
 use crate::disk::{CELLS_MAX, DiskMap};
 use crate::logging::internal;
 use crate::stats::{
-    CacheStats, Failed, FailingPart, FileSystemStats, HostStats, ReactorStats, RootStats,
-    StateCounts, VmStats, exposition,
+    CacheStats, Failed, FailingPart, FileSystemStats, HostStats, ReactorStats, ReloadStats,
+    RootStats, StateCounts, VmStats, exposition,
 };
 
 /// How old it may be what is known of roots' files: these values are asked for again and
@@ -47,6 +47,7 @@ impl HostStats {
         let root_states = roots.iter().map(|view| (&view.config.name, &view.state));
         let file_systems = host.file_systems(&vms);
         host.look_at_roots(&roots, ROOT_AGE);
+        let reload = host.last_reload();
         let is_failing = |view: &VmView| !view.problems().is_empty();
         let of_vm = |view: &VmView| {
             let (vm, reactor) = (view.vm.as_ref()?, view.reactor?);
@@ -56,6 +57,7 @@ impl HostStats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: host.started().0.elapsed().as_secs_f64(),
             internal_errors: internal::count(),
+            last_reload: reload.as_deref().map(ReloadStats::from),
             cache: CacheStats::read(host.cache(), served.map(|vm| &**vm.disk())),
             reactors: reactors.map(|(i, mail)| ReactorStats::read(i, mail.counters())).collect(),
             roots: roots.iter().filter_map(of_root).collect(),
@@ -64,7 +66,10 @@ impl HostStats {
             root_states: count(root_states.clone()),
             failed_vms: failed(vm_states, "vm", access),
             failed_roots: failed(root_states, "root", access),
-            failing: failing(problems::failing(&roots, &vms, &file_systems), access),
+            failing: failing(
+                problems::failing(&roots, &vms, &file_systems, reload.as_deref()),
+                access,
+            ),
             file_systems: file_systems.iter().map(FileSystemStats::from).collect(),
         }
     }
@@ -82,6 +87,13 @@ fn failing(found: Vec<HostProblem>, access: Access) -> Vec<FailingPart> {
         FailingPart { part: subject.to_string(), name, problem }
     });
     parts.collect()
+}
+
+impl From<&Reloaded> for ReloadStats {
+    fn from(reloaded: &Reloaded) -> Self {
+        let at = reloaded.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { at: at.as_secs(), successful: reloaded.is_successful() }
+    }
 }
 
 impl From<&FileSystemView> for FileSystemStats {

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use super::App;
 use super::json::Json;
 use super::problem::Problem;
+use super::reload::ReloadResult;
 use super::responses::Unavailable;
 use crate::cache::ArenaPages;
 use crate::daemon::{Host, State as Life, problems};
@@ -47,6 +48,9 @@ pub struct Status {
     /// The file systems of leaves, state directory and runtime directory, by path.
     #[serde(default)]
     pub file_systems: Vec<FileSystemStats>,
+    /// How the last reload went; null before the first.
+    #[serde(default)]
+    pub last_reload: Option<ReloadResult>,
 }
 
 /// How many there are.
@@ -168,6 +172,7 @@ impl Status {
                 evictions: stats.evictions,
             },
             file_systems: host.file_systems(&vms).iter().map(FileSystemStats::from).collect(),
+            last_reload: host.last_reload().map(|reloaded| ReloadResult::from(&*reloaded)),
         }
     }
 }
@@ -176,7 +181,8 @@ impl Health {
     fn of(host: &Host) -> Self {
         let (roots, vms) = (host.roots(), host.vms());
         host.look_at_roots(&roots, Duration::ZERO);
-        let failing = problems::failing(&roots, &vms, &host.file_systems(&vms));
+        let (file_systems, reload) = (host.file_systems(&vms), host.last_reload());
+        let failing = problems::failing(&roots, &vms, &file_systems, reload.as_deref());
         let mut problems = problems::not_served(&roots, &vms);
         problems.extend(failing.iter().map(ToString::to_string));
         let stuck = host.reactors_stuck(REACTOR_ANSWER_MAX);

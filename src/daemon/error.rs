@@ -23,8 +23,8 @@ pub enum HostError {
     #[error("there is a {of} {name} already; choose another name, or take that one away first")]
     Exists { of: NameOf, name: String },
     #[error(
-        "{of} {name} is in the configuration but not served; reload the configuration (SIGHUP) \
-         to have it again"
+        "{of} {name} is in the configuration but not served; run leafblk reload to have it \
+         again"
     )]
     OfConfiguration { of: NameOf, name: String },
     #[error("{of} {name} is being {doing} at this moment; try again when that is done")]
@@ -50,7 +50,7 @@ pub enum HostError {
     )]
     Shrink { name: String, have: u64, asked: u64 },
     #[error(
-        "the size of VM {name} is set in the configuration; change it there and reload (SIGHUP)"
+        "the size of VM {name} is set in the configuration; change it there, then run leafblk reload"
     )]
     SizeOfConfiguration { name: String },
     /// What is on disk doesn't fit the request.
@@ -59,6 +59,8 @@ pub enum HostError {
     /// It should have worked.
     #[error("{0}")]
     Failed(#[source] Error),
+    #[error("a reload is under way and others wait for it; run leafblk reload again later")]
+    ReloadsWait,
     #[error("leafblk is stopping; ask again when it has started anew")]
     Stopping,
 }

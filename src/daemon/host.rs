@@ -13,6 +13,7 @@ use super::error::HostError;
 use super::file_systems::{FileSystem, FileSystemUse, FileSystems};
 use super::leaf_records::LeafRecords;
 use super::pulse::Pulse;
+use super::reload_requests::ReloadRequests;
 use super::root_records::RootRecords;
 use super::root_watch::RootWatch;
 use super::state_file::{Attached, StateFile};
@@ -43,6 +44,7 @@ pub(super) struct Inner {
     pub(super) root_records: Arc<RootRecords>,
     /// The root that is being verified, or was last.
     pub(super) verifying: Mutex<Option<(String, Arc<Verification>)>>,
+    pub(super) reloads: ReloadRequests,
     /// Whether there is a control API.
     pub(super) has_api: bool,
     table: Mutex<Table>,
@@ -53,6 +55,18 @@ pub(super) struct Inner {
     pub(super) file_systems: FileSystems,
     /// What the directories are on.
     pub(super) own_file_systems: Vec<(FileSystemUse, Arc<FileSystem>)>,
+}
+
+/// What a [`Host`] is made of.
+pub(super) struct HostParts {
+    pub(super) directories: Directories,
+    pub(super) cache: Arc<Cache>,
+    pub(super) mailboxes: Arc<[Arc<Mailbox>]>,
+    pub(super) acceptor: Acceptor,
+    pub(super) table: Table,
+    pub(super) state: Option<StateFile>,
+    pub(super) socket_group: Option<u32>,
+    pub(super) reloads: ReloadRequests,
 }
 
 /// What is being done to a root or a VM.
@@ -149,15 +163,17 @@ impl RootView {
 }
 
 impl Host {
-    pub(super) fn new(
-        directories: Directories,
-        cache: Arc<Cache>,
-        mailboxes: Arc<[Arc<Mailbox>]>,
-        acceptor: Acceptor,
-        table: Table,
-        state: Option<StateFile>,
-        socket_group: Option<u32>,
-    ) -> Self {
+    pub(super) fn new(parts: HostParts) -> Self {
+        let HostParts {
+            directories,
+            cache,
+            mailboxes,
+            acceptor,
+            table,
+            state,
+            socket_group,
+            reloads,
+        } = parts;
         let (pulse, file_systems) = (Pulse::new(&mailboxes), FileSystems::default());
         let own = [
             (FileSystemUse::State, &directories.state),
@@ -186,6 +202,7 @@ impl Host {
             records,
             root_records,
             verifying: Mutex::default(),
+            reloads,
             has_api,
             table: Mutex::new(table),
             state: Mutex::new(state),

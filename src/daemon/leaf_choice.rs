@@ -157,7 +157,8 @@ impl RemedyOf {
     fn again(&self) -> &'static str {
         match &self.0 {
             Remedy::Attach => "attach the VM again",
-            Remedy::Command | Remedy::File(_) => "reload (SIGHUP)",
+            Remedy::Command => "run leafblk reload",
+            Remedy::File(_) => "reload by SIGHUP",
         }
     }
 
@@ -169,11 +170,11 @@ impl RemedyOf {
             (Remedy::Command, LeafChoice::New) => format!("leafblk vm new-leaf {vm} makes"),
             (Remedy::Command, _) => format!("leafblk vm accept-leaf {vm} takes"),
             (Remedy::File(file), LeafChoice::New) => format!(
-                "take the entry of VM {vm} out of {} and reload (SIGHUP), which makes",
+                "take the entry of VM {vm} out of {} and reload by SIGHUP, which makes",
                 file.display()
             ),
             (Remedy::File(file), _) => format!(
-                "take the entry of VM {vm} out of {} and reload (SIGHUP), which takes",
+                "take the entry of VM {vm} out of {} and reload by SIGHUP, which takes",
                 file.display()
             ),
         }

@@ -25,6 +25,8 @@ mod question;
 pub mod record;
 mod records_file;
 mod reload;
+mod reload_report;
+mod reload_requests;
 mod replace;
 mod report;
 mod resize;
@@ -44,10 +46,12 @@ mod vm;
 mod vms;
 
 use std::io::Write;
+use std::sync::Arc;
 
 use crate::config::Config;
 use crate::control::{self, Access, Listener};
 use crate::error::{CHECK_LIMITS, Error};
+use reload_requests::ReloadRequests;
 use service::Service;
 use signals::Wish;
 use start::Engine;
@@ -57,13 +61,14 @@ pub use error::HostError;
 pub use host::{Host, RootView, State, VmView};
 pub use leaf_choice::{LeafChoice, LeafProblem};
 pub use look::{Checked, check};
+pub use reload_report::{Reloaded, ReloadedPart};
 pub use resize::Resized;
 pub use table::Origin;
 pub use vm::Vm;
 
 /// Serves until SIGTERM or SIGINT, then drains, flushes and returns. A second
-/// signal ends the process at once. SIGHUP makes what `reload` returns the
-/// configuration, as far as that is possible while it runs.
+/// signal ends the process at once. SIGHUP, or a client of the control API, makes what
+/// `reload` returns the configuration, as far as that is possible while it runs.
 ///
 /// # Errors
 /// A sentence on what prevents it from starting, or what went wrong while it
@@ -72,9 +77,11 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
     raise_descriptor_limit();
     lock_own_code();
     // Blocks the signals' default action before anything can be left half done.
-    let wishes = signals::watch()?;
+    let (sender, wishes) = signals::watch()?;
+    let reloads = ReloadRequests::to(sender);
     // `made` comes first to go last, when all that lies in its directories is gone.
-    let start::Started { made, host, engine, control_socket, http } = start::start(config)?;
+    let start::Started { made, host, engine, control_socket, http } =
+        start::start(config, reloads)?;
     let socket = control_socket.map(|socket| (Listener::Unix(socket), Access::Full));
     let http = http.map(|listener| (Listener::Tcp(listener), Access::ReadOnly));
     let listeners = socket.into_iter().chain(http).collect();
@@ -98,14 +105,29 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
     host.record_roots();
     announce(&host);
     service.ready(&status(&host));
-    while let Ok(Wish::Reload) = wishes.recv() {
+    let mut latest = config.clone();
+    while let Ok(Wish::Reload(asker)) = wishes.recv() {
         service.reloading();
-        match reload() {
-            Ok(new) => host.reload(config, &new),
-            Err(error) => log::error!("the configuration stays as it is: {error}"),
-        }
+        let reloaded = Arc::new(match reload() {
+            Ok(new) => {
+                let reloaded = host.reload(config, &latest, &new);
+                latest = new;
+                reloaded
+            }
+            Err(error) => {
+                log::error!("the configuration stays as it is: {error}");
+                Reloaded::refused(&error)
+            }
+        });
+        host.inner().reloads.done(&reloaded);
         service.ready(&status(&host));
+        if let Some(asker) = asker {
+            // It may have gone away meanwhile.
+            let _ = asker.try_send(reloaded);
+        }
     }
+    // Who waits for a reload hears that there will be none.
+    drop(wishes);
     log::info!("stopping");
     host.call_off_verifications();
     service.stopping();

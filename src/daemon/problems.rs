@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::file_systems::{FileSystemUse, FileSystemView, RoomAnswer};
 use super::host::{RootView, State, VmView};
+use super::reload_report::Reloaded;
 use crate::disk::{Activity, CachedRoot, Failing, HOLD};
 
 /// What has a problem.
@@ -17,6 +18,12 @@ pub enum Subject {
     Vm,
     /// A file system that leafblk keeps something on.
     FileSystem,
+    /// The configuration as a whole.
+    Configuration,
+    /// One of its settings.
+    Setting,
+    /// What leafblk keeps in its state directory.
+    Records,
 }
 
 impl fmt::Display for Subject {
@@ -25,6 +32,9 @@ impl fmt::Display for Subject {
             Self::Root => "root",
             Self::Vm => "VM",
             Self::FileSystem => "file system",
+            Self::Configuration => "configuration",
+            Self::Setting => "setting",
+            Self::Records => "state directory",
         })
     }
 }
@@ -34,7 +44,7 @@ impl fmt::Display for Subject {
 pub struct HostProblem {
     /// Of what.
     pub subject: Subject,
-    /// Its name; a file system's path.
+    /// Its name; a file system's path; `reload` for the configuration as last reloaded.
     pub name: String,
     /// The problem.
     pub sentence: String,
@@ -62,6 +72,7 @@ pub fn failing(
     roots: &[RootView],
     vms: &[VmView],
     file_systems: &[FileSystemView],
+    last_reload: Option<&Reloaded>,
 ) -> Vec<HostProblem> {
     let mut all = Vec::new();
     let mut add = |subject, name: &str, sentences: Vec<String>| {
@@ -83,6 +94,8 @@ pub fn failing(
     for view in file_systems {
         add(Subject::FileSystem, &view.path.to_string_lossy(), view.problems());
     }
+    let of_reload = last_reload.and_then(Reloaded::problem);
+    add(Subject::Configuration, "reload", of_reload.into_iter().collect());
     all
 }
 

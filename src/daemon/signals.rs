@@ -1,10 +1,12 @@
 //! The signals that the process heeds.
 
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::reload_report::Reloaded;
 use crate::error::{CHECK_LIMITS, Error};
 
 /// The exit status of a second signal: as if the first had killed.
@@ -13,22 +15,23 @@ const STATUS_STOPPED_AT_ONCE: i32 = 130;
 /// Reloads that may be asked for while one is under way; more say nothing new.
 const PENDING_MAX: usize = 4;
 
-/// What a signal asks for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// What a signal asks for, or a client of the control API.
+#[derive(Debug)]
 pub(super) enum Wish {
     /// SIGTERM, SIGINT: end well.
     Stop,
-    /// SIGHUP: read the configuration again.
-    Reload,
+    /// SIGHUP, or a client, who waits for the answer: read the configuration again.
+    Reload(Option<SyncSender<Arc<Reloaded>>>),
 }
 
 /// A receiver that hears of SIGHUPs and of the first SIGTERM or SIGINT; the
-/// second ends the process.
-pub(super) fn watch() -> Result<mpsc::Receiver<Wish>, Error> {
+/// second ends the process. By the sender, others wish for something, too.
+pub(super) fn watch() -> Result<(SyncSender<Wish>, Receiver<Wish>), Error> {
     let failed =
         |source| Error::failure(format!("can't watch for signals: {source}; {CHECK_LIMITS}"));
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
     let (sender, wishes) = mpsc::sync_channel(PENDING_MAX);
+    let of_others = sender.clone();
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -37,7 +40,7 @@ pub(super) fn watch() -> Result<mpsc::Receiver<Wish>, Error> {
                 match signal {
                     SIGHUP => {
                         // Full: the reloads that wait will see what this one would.
-                        let _ = sender.try_send(Wish::Reload);
+                        let _ = sender.try_send(Wish::Reload(None));
                     }
                     _ if stopping => {
                         log::warn!("stopping at once, without draining");
@@ -54,5 +57,5 @@ pub(super) fn watch() -> Result<mpsc::Receiver<Wish>, Error> {
             }
         })
         .map_err(failed)?;
-    Ok(wishes)
+    Ok((of_others, wishes))
 }

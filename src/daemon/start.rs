@@ -9,11 +9,12 @@ use bytesize::ByteSize;
 
 use super::acceptor::Acceptor;
 use super::error::HostError;
-use super::host::Host;
+use super::host::{Host, HostParts};
 use super::leaf_choice::{LeafChoice, LeafProblem};
 use super::look::{Looked, Records, look, of_directories};
 use super::made::{Made, NewCache, NewRecords};
 use super::planned_vm::{InUse, Unfit};
+use super::reload_requests::ReloadRequests;
 use super::side_by_side;
 use super::sockets::{self, OwnedSocket, SocketError};
 use super::state_file::{Attached, StateFile};
@@ -53,7 +54,7 @@ pub(super) struct Engine {
 /// What is wrong with the configuration's roots and VMs, with the state file,
 /// or with this machine; what it has made is gone then. What came through the API
 /// and can't be had now is no error: it is in the log and stays known as failed.
-pub(super) fn start(config: &Config) -> Result<Started, Error> {
+pub(super) fn start(config: &Config, reloads: ReloadRequests) -> Result<Started, Error> {
     let Looked { group, socket_group, directories, attached, roots, vms, records } =
         look(config, InUse::Refused)?;
     let http = config.http_port.map(bind_http).transpose()?;
@@ -87,7 +88,16 @@ pub(super) fn start(config: &Config) -> Result<Started, Error> {
     })?;
     let claim = config.control.as_ref().map(|control| PathClaim::of_control(&control.socket));
     let table = Table::with_paths(claim.as_slice());
-    let host = Host::new(directories, cache, mailboxes, acceptor, table, state, socket_group);
+    let host = Host::new(HostParts {
+        directories,
+        cache,
+        mailboxes,
+        acceptor,
+        table,
+        state,
+        socket_group,
+        reloads,
+    });
     host.table().configured = Configured::of(config);
     host.serve_configured(config, roots, bound, &records, &mut made)?;
     host.fail_configured(vms.failed);
@@ -354,7 +364,7 @@ impl Host {
             Err(error) => {
                 log::error!(
                     "{of} {name}, attached through the API, is not served: {error}; once that is \
-                     mended, a reload (SIGHUP) tries again"
+                     mended, leafblk reload tries again"
                 );
                 false
             }

@@ -25,6 +25,9 @@ pub struct HostStats {
     /// Mistakes of leafblk itself that it noticed; the log says which.
     #[serde(default)]
     pub internal_errors: u64,
+    /// How the last reload of the configuration went; null before the first.
+    #[serde(default)]
+    pub last_reload: Option<ReloadStats>,
     /// The cache.
     pub cache: CacheStats,
     /// The reactors, in the order of their numbers.
@@ -53,12 +56,21 @@ pub struct HostStats {
     pub file_systems: Vec<FileSystemStats>,
 }
 
+/// How a reload of the configuration went.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ReloadStats {
+    /// When it was done, in seconds since 1970.
+    pub at: u64,
+    /// Whether nothing failed.
+    pub successful: bool,
+}
+
 /// A part of the host that is served, or used, and has a problem.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct FailingPart {
-    /// What it is: `root`, `VM` or `file system`.
+    /// What it is: `root`, `VM`, `file system` or `configuration`.
     pub part: String,
-    /// Its name; a file system's path.
+    /// Its name; a file system's path; `reload` for the configuration as last reloaded.
     pub name: String,
     /// The problem; through the port for looking, which tells no paths, where to learn
     /// it.

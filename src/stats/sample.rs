@@ -2,7 +2,7 @@
 
 use super::{
     CacheStats, Failed, FailingPart, FileSystemStats, HostStats, LeafStats, OperationStats,
-    ReactorStats, RootStats, SourceSectors, StateCounts, VmStats,
+    ReactorStats, ReloadStats, RootStats, SourceSectors, StateCounts, VmStats,
 };
 use crate::metrics::{BUCKETS, Operation};
 
@@ -13,6 +13,7 @@ pub(crate) fn host(vms: u64) -> HostStats {
         version: "0.1.0".into(),
         uptime_seconds: 3600.0,
         internal_errors: 0,
+        last_reload: Some(ReloadStats { at: 1_800_000_000, successful: true }),
         cache: CacheStats {
             size_bytes: 1 << 30,
             block_bytes: 65536,

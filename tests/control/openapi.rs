@@ -220,6 +220,7 @@ fn answers_have_the_status_and_the_shape_that_the_document_promises() {
         ("get", "/v1/status", "/v1/status", Value::Null, 200),
         ("get", "/v1/version", "/v1/version", Value::Null, 200),
         ("get", "/v1/health", "/v1/health", Value::Null, 200),
+        ("post", "/v1/reload", "/v1/reload", Value::Null, 200),
         ("get", "/v1/problems", "/v1/problems", Value::Null, 200),
         ("get", "/v1/problems/exists", "/v1/problems/{name}", Value::Null, 200),
         ("get", "/v1/problems/x", "/v1/problems/{name}", Value::Null, 404),

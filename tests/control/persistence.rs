@@ -193,7 +193,7 @@ fn a_vm_of_the_configuration_is_detached_until_the_next_reload_or_start() {
     control.delete("/v1/vms/web1").expect(204);
     assert_eq!(control.get("/v1/vms").expect(200), json!([]));
     let again = control.post("/v1/vms", &json!({"name": "web1"})).problem(409, "configured");
-    assert!(again.contains("reload the configuration (SIGHUP)"), "{again}");
+    assert!(again.contains("run leafblk reload"), "{again}");
     hang_up(&daemon);
     log.wait_for(&["reloaded the configuration"]);
     let mut client = Client::connect(&daemon.socket("web1"));
@@ -417,13 +417,13 @@ fn a_reload_makes_the_configuration_true_as_far_as_that_is_possible() {
         ],
     );
     hang_up(&daemon);
-    log.wait_for(&["VM busy is not in the configuration any more, but has a client"]);
+    log.wait_for(&["VM busy: it is not in the configuration any more, but has a client"]);
     log.wait_for(&["VM goes: detached"]);
     log.wait_for(&["root e: added"]);
-    log.wait_for(&["VM stays has other settings now"]);
+    log.wait_for(&["VM stays: it has other settings now"]);
     // It may be one of those that have gone by another name.
     log.wait_for(&["reload: VM new: ", "as VM goes (leaf ", "goes.leaf), busy (leaf ", "left it"]);
-    log.wait_for(&["reactors has changed; that takes effect at the next start"]);
+    log.wait_for(&["setting reactors: it has changed; that takes effect at the next start"]);
     log.wait_for(&["reloaded the configuration"]);
     control.post("/v1/vms/new/new-leaf", &Value::Null).expect(200);
     let list = control.get("/v1/vms").expect(200);

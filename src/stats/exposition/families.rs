@@ -5,13 +5,15 @@ use prometheus::proto::MetricFamily;
 use super::{Family, seconds};
 use crate::metrics::Operation;
 use crate::stats::{
-    CacheStats, FileSystemStats, HostStats, ReactorStats, RootStats, StateCounts, VmStats,
+    CacheStats, FileSystemStats, HostStats, ReactorStats, ReloadStats, RootStats, StateCounts,
+    VmStats,
 };
 
 /// All families, those without series included.
 pub(super) fn of(stats: &HostStats) -> Vec<MetricFamily> {
     let families = host(stats)
         .into_iter()
+        .chain(reload(stats.last_reload))
         .chain(states(stats))
         .chain(file_systems(&stats.file_systems))
         .chain(cache(&stats.cache))
@@ -30,6 +32,23 @@ fn host(stats: &HostStats) -> Vec<Family> {
             .with(&[], stats.uptime_seconds),
         Family::counter("internal_errors_total", "Mistakes of leafblk that it noticed.")
             .with(&[], stats.internal_errors as f64),
+    ]
+}
+
+/// No series before the first reload.
+fn reload(last: Option<ReloadStats>) -> Vec<Family> {
+    let each = |name, help, value: fn(ReloadStats) -> u64| {
+        let mut family = Family::gauge(name, help);
+        if let Some(last) = last {
+            family.add(&[], value(last) as f64);
+        }
+        family
+    };
+    vec![
+        each("last_reload_successful", "1 if nothing failed at the last reload.", |last| {
+            last.successful.into()
+        }),
+        each("last_reload_timestamp_seconds", "When that was, since 1970.", |last| last.at),
     ]
 }
 
