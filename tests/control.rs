@@ -25,6 +25,8 @@ mod persistence;
 mod reload;
 #[path = "control/resize.rs"]
 mod resize;
+#[path = "control/revert.rs"]
+mod revert;
 #[path = "control/serials.rs"]
 mod serials;
 #[path = "control/server.rs"]

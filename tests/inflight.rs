@@ -232,6 +232,34 @@ fn a_guest_that_runs_is_kept_from_a_new_leaf_and_let_in_to_its_own() {
 }
 
 #[test]
+fn a_guest_that_runs_is_kept_from_its_reverted_leaf_also_after_a_restart() {
+    let host = Host::new();
+    let (daemon, mut log) = host.start_logged();
+    let mut running = Vmm::tracked(&daemon.socket("web1"), 2, 64);
+    running.write_sectors(60, &[0x60; 512]);
+    let nothing = serde_json::Value::Null;
+    daemon.control().post("/v1/vms/web1/revert?force=true", &nothing).expect(200);
+    running.wait_closed();
+    let _ = running.reconnect(&daemon.socket("web1"));
+    log.wait_for(&["disconnected its frontend", "still has the disk as it was before the revert"]);
+    running.wait_closed();
+    // By its inflight region, where nothing is known of its process.
+    daemon.kill();
+    let (daemon, mut log) = host.start_logged();
+    is_kept_out(&daemon, &mut log, &mut running);
+    let mut fresh = Vmm::tracked(&daemon.socket("web1"), 2, 64);
+    assert!(fresh.read_sectors(60, 1) == root_content(60, 1));
+    assert_eq!(info(&daemon)["problems"], serde_json::json!([]));
+    drop(fresh);
+    daemon.stop();
+    // Also where it was away when the disk was reverted.
+    let (daemon, mut log) = host.start_logged();
+    daemon.control().post("/v1/vms/web1/revert", &nothing).expect(200);
+    is_kept_out(&daemon, &mut log, &mut running);
+    daemon.stop();
+}
+
+#[test]
 fn a_region_that_no_backend_has_written_is_no_sign_of_a_guest_that_runs() {
     let host = Host::new();
     let daemon = host.start();

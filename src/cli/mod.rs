@@ -6,9 +6,11 @@
 //! taken as text and given their meaning by [`crate::config`], so that a flag
 //! and its TOML key obey the same rules with the same sentences.
 
+mod confirm;
 mod control;
 mod generate;
 mod leaf;
+mod other_words;
 mod qemu_args;
 mod reload;
 mod root;
@@ -29,6 +31,7 @@ use clap::{Parser, Subcommand};
 pub use self::control::ControlArgs;
 pub use self::generate::{CompletionsArgs, ManArgs, print_openapi};
 pub use self::leaf::LeafArgs;
+use self::other_words::instead;
 pub use self::qemu_args::QemuArgsArgs;
 pub use self::reload::ReloadArgs;
 pub use self::root::RootCommand;
@@ -152,24 +155,30 @@ impl Cli {
     /// # Errors
     /// [`ParseEnd`] where there is nothing to run.
     pub fn parse_from_args(args: impl IntoIterator<Item = OsString>) -> Result<Self, ParseEnd> {
-        Self::try_parse_from(args).map_err(|error| match error.kind() {
+        let args: Vec<OsString> = args.into_iter().collect();
+        Self::try_parse_from(&args).map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 ParseEnd::Print(error.render().to_string())
             }
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
                 ParseEnd::Help(error.render().to_string())
             }
-            _ => ParseEnd::Mistake(UsageError::CommandLine(sentence(&error))),
+            _ => ParseEnd::Mistake(UsageError::CommandLine(sentence(&error, args.get(1)))),
         })
     }
 }
 
-/// clap's error, which is a paragraph, as one sentence.
-fn sentence(error: &clap::Error) -> String {
+/// clap's error, which is a paragraph, as one sentence. `noun` is the first argument.
+fn sentence(error: &clap::Error, noun: Option<&OsString>) -> String {
     let rendered = error.render().to_string();
     let first = rendered.split("\n\n").next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first);
     let mut text = first.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
+        && let Some(instead) = noun.and_then(|noun| instead(noun.to_str()?, word))
+    {
+        return format!("{text}; {instead}");
+    }
     let suggestions =
         [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue];
     let suggestion = suggestions.into_iter().find_map(|kind| error.get(kind));

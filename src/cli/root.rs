@@ -26,6 +26,7 @@ format=raw says that the file's bytes are the disk's. Without it, an image that 
 as another format's do, such as qcow2, is refused.")]
     Add(AddArgs),
     /// List the roots
+    #[command(visible_alias = "ls")]
     List(ListArgs),
     /// Show a root
     Show(OneArgs),

@@ -5,6 +5,7 @@ use std::io::Write;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 
+use super::confirm::confirm;
 use super::control::{ControlArgs, ListArgs, OneArgs, details};
 use super::table::Table;
 use super::values::size;
@@ -31,6 +32,7 @@ leafblk has one root.")]
     /// Detach a VM: its writes are made durable, its socket goes
     Detach(ForceArgs),
     /// List the VMs
+    #[command(visible_alias = "ls")]
     List(ListArgs),
     /// Show a VM
     Show(OneArgs),
@@ -38,8 +40,17 @@ leafblk has one root.")]
     NewLeaf(OneArgs),
     /// Serve a VM with the leaf that is there, though it had another
     AcceptLeaf(OneArgs),
-    /// Discard every change of a VM: its disk is the root again
-    Reset(ForceArgs),
+    /// Discard every change on a VM's disk: it is its root again
+    #[command(after_help = "\
+What is discarded can't be had back. On a terminal the command asks first; elsewhere it
+wants --yes. Under a running guest it wants --force as well: the guest loses its disk at
+once, and its hypervisor is kept out, so that no guest sees its file systems change under
+it. A hypervisor that is started anew gets the reverted disk.
+
+Examples:
+  leafblk vm revert web1
+  leafblk vm revert web1 --yes --force")]
+    Revert(RevertArgs),
     /// Make a VM's disk larger while it runs
     Resize(ResizeArgs),
     /// Make everything that a VM has written durable
@@ -82,6 +93,23 @@ pub struct ForceArgs {
     pub control: ControlArgs,
 }
 
+/// `leafblk vm revert`.
+#[derive(Debug, Args)]
+pub struct RevertArgs {
+    /// The VM
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Ask nothing
+    #[arg(long)]
+    pub yes: bool,
+    /// Cut off a client (a running hypervisor) that is connected
+    #[arg(long)]
+    pub force: bool,
+    /// Where leafblk listens.
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
 /// `leafblk vm resize`.
 #[derive(Debug, Args)]
 pub struct ResizeArgs {
@@ -109,7 +137,7 @@ impl VmCommand {
             Self::Show(args) => show(args, env),
             Self::NewLeaf(args) => choose_leaf(args, "new-leaf", env),
             Self::AcceptLeaf(args) => choose_leaf(args, "accept-leaf", env),
-            Self::Reset(args) => reset(args, env),
+            Self::Revert(args) => revert(args, env),
             Self::Resize(args) => resize(args, env),
             Self::Flush(args) => {
                 let client = args.control.client(env)?;
@@ -270,13 +298,38 @@ fn describe(vm: &VmInfo) -> String {
     details(&rows)
 }
 
-fn reset(args: &ForceArgs, env: &Environment) -> Result<(), Error> {
+fn revert(args: &RevertArgs, env: &Environment) -> Result<(), Error> {
     let client = args.control.client(env)?;
-    let path = format!("{}/reset{}", path_of(&args.name)?, query(args.force));
+    let path = path_of(&args.name)?;
+    let vm = read(&client, &client.get(&path).map_err(Error::failure)?)?;
+    let name = &vm.name;
+    if vm.connected && !args.force {
+        return Err(Error::failure(format!(
+            "VM {name} has a client connected, whose guest would see its file systems change \
+             under it; shut the guest down first, or use --force to cut it off and keep it out"
+        )));
+    }
+    if vm.connected {
+        // It is done, whoever reads this.
+        let _ = writeln!(
+            std::io::stderr(),
+            "leafblk: warning: VM {name} has a client connected: its guest loses its disk at once, \
+             and that hypervisor is kept out; end it, and start the VM anew"
+        );
+    }
+    let lost = format!(
+        "everything that VM {name} has written to its leaf {} ({}) is lost, and its disk is root \
+         {} again",
+        vm.leaf,
+        bytes(vm.leaf_held_bytes),
+        vm.root
+    );
+    confirm(args.yes, &lost, &format!("Revert VM {name}?"))?;
+    let path = format!("{path}/revert{}", query(args.force));
     let answer = client.post::<()>(&path, None).map_err(Error::failure)?;
     args.control.show(&answer, || {
         let vm = read(&client, &answer)?;
-        Ok(format!("VM {} is what its root {} is\n", vm.name, vm.root))
+        Ok(format!("VM {} is reverted: its disk is root {} again\n", vm.name, vm.root))
     })
 }
 

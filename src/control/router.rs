@@ -51,7 +51,7 @@ fn paths() -> OpenApiRouter<App> {
         .routes(routes!(vms::show, vms::detach))
         .routes(routes!(vms::new_leaf))
         .routes(routes!(vms::accept_leaf))
-        .routes(routes!(vms::reset))
+        .routes(routes!(vms::revert))
         .routes(routes!(vms::resize))
         .routes(routes!(vms::flush))
         .merge(looks())

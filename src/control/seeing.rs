@@ -150,7 +150,7 @@ fn failed<'a>(
 
 /// Show what the host does
 ///
-/// Counters since the start of the daemon, or since a VM was attached or reset.
+/// Counters since the start of the daemon, or since a VM was attached or reverted.
 #[utoipa::path(get, path = "/v1/stats", tag = "host", responses(
     (status = 200, description = "All values", body = HostStats),
     Unavailable,

@@ -54,7 +54,7 @@ pub struct VmInfo {
     pub ephemeral: bool,
     /// Whether a client (its hypervisor) is connected.
     pub connected: bool,
-    /// Clients that have connected since it was attached or reset.
+    /// Clients that have connected since it was attached or reverted.
     pub connections: u64,
     /// The reactor that serves it.
     pub reactor: Option<usize>,
@@ -67,7 +67,7 @@ pub struct VmInfo {
     /// What is wrong with it now, a sentence each.
     #[serde(default)]
     pub problems: Vec<String>,
-    /// What it did since it was attached or reset.
+    /// What it did since it was attached or reverted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<VmCounters>,
 }
@@ -99,7 +99,7 @@ pub enum State {
     Attaching,
     /// In use.
     Serving,
-    /// Being detached or reset.
+    /// Being detached or reverted.
     Changing,
     /// Wanted, but it could not be attached: `reason` says why.
     Failed,

@@ -156,10 +156,11 @@ async fn choose_leaf(app: App, name: String, choice: LeafChoice) -> Result<Json<
     app.change(move |host| host.choose_leaf(&name, choice).map(VmInfo::from)).await.map(Json)
 }
 
-/// Reset a VM to its root
+/// Revert a VM's disk to its root
 ///
-/// Every change that the VM has made is discarded.
-#[utoipa::path(post, path = "/v1/vms/{name}/reset", tag = "vms",
+/// Every change that the VM has made is discarded. A guest that runs with the disk as it
+/// was is kept out: the next client has to be one that starts its guest anew.
+#[utoipa::path(post, path = "/v1/vms/{name}/revert", tag = "vms",
     params(
         ("name" = VmName, Path, description = "The VM"),
         ("force" = Option<bool>, Query, description = "Cut off a client that is connected"),
@@ -173,12 +174,12 @@ async fn choose_leaf(app: App, name: String, choice: LeafChoice) -> Result<Json<
         Failed,
         Unavailable,
     ))]
-pub(super) async fn reset(
+pub(super) async fn revert(
     Extract(app): Extract<App>,
     Name(name): Name,
     Force(force): Force,
 ) -> Result<Json<VmInfo>, Problem> {
-    app.change(move |host| host.reset(&name, force).map(VmInfo::from)).await.map(Json)
+    app.change(move |host| host.revert(&name, force).map(VmInfo::from)).await.map(Json)
 }
 
 /// Make a VM's disk larger

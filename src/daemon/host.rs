@@ -76,7 +76,7 @@ pub enum State {
     Attaching,
     /// In use.
     Serving,
-    /// Being detached or reset.
+    /// Being detached or reverted.
     Changing,
     /// Wanted, but it could not be attached: why.
     Failed(String),

@@ -76,11 +76,20 @@ impl Remembered {
 
     /// A guest has begun to use the VM's leaf, of this disk.
     pub(super) fn use_disk(&mut self, vm: &str, disk: Uuid) {
+        self.set_unused(vm, disk, false);
+    }
+
+    /// The VM's leaf, of this disk, is about to be reverted: no guest will have used it.
+    pub(super) fn revert_disk(&mut self, vm: &str, disk: Uuid) {
+        self.set_unused(vm, disk, true);
+    }
+
+    fn set_unused(&mut self, vm: &str, disk: Uuid, is_unused: bool) {
         if let Some(Expected::Disk { uuid, unused }) =
             self.0.get_mut(vm).map(|record| &mut record.expected)
             && *uuid == disk
         {
-            *unused = false;
+            *unused = is_unused;
         }
     }
 
@@ -203,6 +212,11 @@ mod tests {
         ours.change(|all| all.use_disk("a", Uuid::from_u128(1))).unwrap();
         let used = Expected::Disk { uuid: Uuid::from_u128(1), unused: false };
         assert_eq!(theirs.read().unwrap().of("a").unwrap().expected, used);
+        for (uuid, unused) in [(2, false), (1, true)] {
+            theirs.change(|all| all.revert_disk("a", Uuid::from_u128(uuid))).unwrap();
+            let expected = Expected::Disk { uuid: Uuid::from_u128(1), unused };
+            assert_eq!(ours.read().unwrap().of("a").unwrap().expected, expected);
+        }
         assert_eq!(LeafRecords::in_directory(dir.path()).read().unwrap(), ours.read().unwrap());
     }
 

@@ -71,7 +71,7 @@ pub(super) enum Life<T> {
     Attaching,
     /// In use.
     Serving(Arc<T>),
-    /// Being ended or replaced: the word says how (`detached`, `reset`).
+    /// Being ended or replaced: the word says how (`detached`, `reverted`).
     Changing(Arc<T>, &'static str),
     /// Wanted, but impossible when the daemon tried: the reason.
     Failed(String),

@@ -24,7 +24,7 @@ use crate::disk::{CachedRoot, Disk};
 use crate::error::Error;
 use crate::leaf::{Leaf, LeafError};
 use crate::reactor::Mailbox;
-use crate::vhost_user::{FrontendLink, UnusedLeaf};
+use crate::vhost_user::{FrontendLink, FrontendProcess, UnusedLeaf};
 
 /// The disk as its settings have it.
 fn disk(config: &VmConfig, root: &Arc<CachedRoot>, leaf: Option<Arc<Leaf>>) -> Disk {
@@ -132,17 +132,35 @@ impl Novelty {
             LeafPlan::Without => (false, false),
         };
         // What it holds, a guest has written.
-        let unused = leaf.filter(|leaf| unused && leaf.present_sectors() == 0).map(|leaf| {
-            let (records, name) = (Arc::clone(records), config.name.clone());
-            let disk = Uuid::from_bytes(leaf.disk_uuid());
-            Arc::new(UnusedLeaf::new(&config.leaf, move || {
-                if let Err(error) = records.change(|all| all.use_disk(&name, disk)) {
-                    log::error!("VM {name}: that its leaf is in use is not remembered: {error}");
-                }
-            }))
-        });
-        Self { is_new, unused }
+        let unused = leaf.filter(|leaf| unused && leaf.present_sectors() == 0);
+        Self { is_new, unused: unused.map(|leaf| unused_leaf(config, leaf, None, records)) }
     }
+
+    /// What a reverted leaf is.
+    fn reverted(
+        &self,
+        config: &VmConfig,
+        leaf: &Leaf,
+        kept_out: Option<FrontendProcess>,
+        records: &Arc<LeafRecords>,
+    ) -> Self {
+        Self { is_new: self.is_new, unused: Some(unused_leaf(config, leaf, kept_out, records)) }
+    }
+}
+
+fn unused_leaf(
+    config: &VmConfig,
+    leaf: &Leaf,
+    kept_out: Option<FrontendProcess>,
+    records: &Arc<LeafRecords>,
+) -> Arc<UnusedLeaf> {
+    let (records, name) = (Arc::clone(records), config.name.clone());
+    let disk = Uuid::from_bytes(leaf.disk_uuid());
+    Arc::new(UnusedLeaf::new(&config.leaf, kept_out, move || {
+        if let Err(error) = records.change(|all| all.use_disk(&name, disk)) {
+            log::error!("VM {name}: that its leaf is in use is not remembered: {error}");
+        }
+    }))
 }
 
 /// A VM that clients can connect to. Dropping it removes its socket and record.
@@ -206,14 +224,17 @@ impl ListeningVm {
         }
     }
 
-    /// The same VM, whose leaf was closed, with its leaf opened again and
-    /// reset; and whether the reset succeeded.
+    /// The same VM, whose leaf was closed, with its leaf opened again and reverted to the
+    /// root; and whether the revert succeeded. No guest has used the leaf then, and
+    /// `kept_out` goes on with what it was.
     ///
     /// # Errors
     /// Why the leaf can't be opened.
-    pub(super) fn with_leaf_reset(
+    pub(super) fn with_leaf_reverted(
         mut self,
         runtime_dir: &Path,
+        kept_out: Option<FrontendProcess>,
+        records: &Arc<LeafRecords>,
     ) -> Result<(Self, Result<(), LeafError>), Error> {
         let root = self.vm.disk.root().root();
         let mut leaf = open_leaf(&self.vm.config, root, runtime_dir)?;
@@ -221,9 +242,14 @@ impl ListeningVm {
             drop(leaf.close());
             return Err(Error::failure(exchanged(&self.vm.config)));
         }
-        let reset = leaf.reset();
-        self.vm = Arc::new(self.vm.reopened(leaf));
-        Ok((self, reset))
+        let reverted = leaf.reset();
+        let novelty = match leaf.present_sectors() {
+            0 => self.vm.novelty.reverted(&self.vm.config, &leaf, kept_out, records),
+            // It failed, and the guest that has run with the leaf may go on.
+            _ => self.vm.novelty.clone(),
+        };
+        self.vm = Arc::new(self.vm.reopened(leaf, novelty));
+        Ok((self, reverted))
     }
 }
 
@@ -270,10 +296,10 @@ impl Vm {
         }
     }
 
-    fn reopened(&self, leaf: Leaf) -> Self {
+    fn reopened(&self, leaf: Leaf, novelty: Novelty) -> Self {
         let config = self.config.clone();
         let disk = disk(&config, self.disk.root(), Some(Arc::new(leaf)));
-        let of_leaf = (self.home.clone(), self.novelty.clone());
+        let of_leaf = (self.home.clone(), novelty);
         Self::new(config, disk, Arc::clone(&self.reactor), of_leaf)
     }
 

@@ -1,4 +1,4 @@
-//! Changes of VMs: attach, detach, reset, resize, flush.
+//! Changes of VMs: attach, detach, revert, resize, flush.
 //!
 //! A change takes the VM's row out of others' reach first (see `table.rs`),
 //! works without any lock, and puts the row right afterwards. The state file
@@ -7,6 +7,8 @@
 //! gone.
 
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use super::acceptor::Kept;
 use super::error::HostError;
@@ -310,37 +312,58 @@ impl Host {
         })
     }
 
-    /// Discards every change of a VM: its disk is the root again. A client that
-    /// is connected prevents it, or is cut off with `force`.
+    /// Reverts a VM's disk to its root: every change is discarded. A client that is
+    /// connected prevents it, or is cut off with `force`. A guest that runs with the disk
+    /// as it was doesn't get the reverted one (see `UnusedLeaf`).
     ///
     /// # Errors
     /// [`HostError`].
-    pub fn reset(&self, name: &str, force: bool) -> Result<VmView, HostError> {
-        self.writable(name, "reset")?;
-        let listening = self.take_out(name, force, "reset")?;
+    pub fn revert(&self, name: &str, force: bool) -> Result<VmView, HostError> {
+        self.writable(name, "revert")?;
+        let listening = self.take_out(name, force, "reverted")?;
+        let kept_out = if force { listening.vm().link().process() } else { None };
+        // Before anything is discarded: a crash in between lets no guest in that must not.
+        if let Err(error) = self.note_reverted(listening.vm()) {
+            self.put_back(name, listening)?;
+            return Err(error);
+        }
         let runtime_dir = &self.inner().directories.runtime;
         // A leaf that can't be flushed loses what it holds in any case.
         let _ = listening.vm().close();
-        let opened = listening.with_leaf_reset(runtime_dir);
-        let mut table = self.table();
-        let row = table.vm(name)?;
-        let result = match opened {
-            Ok((listening, reset)) => {
-                row.row.life = Life::Serving(Arc::clone(listening.vm()));
-                self.inner().acceptor.add(listening);
-                reset.map_err(HostError::from)
+        match listening.with_leaf_reverted(runtime_dir, kept_out, &self.inner().records) {
+            Ok((listening, reverted)) => {
+                self.put_back(name, listening)?;
+                reverted?;
             }
             Err(error) => {
+                let mut table = self.table();
+                let row = table.vm(name)?;
                 let (config, entry) = (row.row.config.clone(), row.entry.clone());
                 let origin = row.row.origin;
                 table.fail_vm(config, entry, origin, error.to_string());
-                Err(HostError::Failed(error))
+                return Err(HostError::Failed(error));
             }
-        };
-        drop(table);
-        result?;
-        log::info!("VM {name}: reset to its root");
+        }
+        log::info!("VM {name}: reverted to its root");
         self.vm(name)
+    }
+
+    /// Notes that no guest will have used a VM's leaf.
+    fn note_reverted(&self, vm: &Vm) -> Result<(), HostError> {
+        let Some(leaf) = vm.disk().leaf() else {
+            return Ok(());
+        };
+        let (name, disk) = (vm.disk().name(), Uuid::from_bytes(leaf.disk_uuid()));
+        let noted = self.inner().records.change(|all| all.revert_disk(name, disk));
+        noted.map_err(|error| HostError::failed(format!("VM {name} is not reverted: {error}")))
+    }
+
+    /// Serves a VM again that was taken out.
+    fn put_back(&self, name: &str, listening: ListeningVm) -> Result<(), HostError> {
+        let mut table = self.table();
+        table.vm(name)?.row.life = Life::Serving(Arc::clone(listening.vm()));
+        self.inner().acceptor.add(listening);
+        Ok(())
     }
 
     /// A VM that is served and has a leaf that can be written.

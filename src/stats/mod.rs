@@ -104,7 +104,7 @@ pub struct StateCounts {
     pub attaching: u64,
     /// In use.
     pub serving: u64,
-    /// Being detached or reset.
+    /// Being detached or reverted.
     pub changing: u64,
     /// Wanted, but they could not be attached.
     pub failed: u64,

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SendFlags, SocketType, send};
 
+use super::process::FrontendProcess;
 use super::session::Session;
 use crate::reactor::Mailbox;
 
@@ -38,10 +39,10 @@ pub enum Told {
 }
 
 impl FrontendLink {
-    /// The session of a client that is let in. The one before is over, or was given
-    /// up.
-    pub fn let_in(&self) -> Arc<Session> {
-        let session = Arc::new(Session::default());
+    /// The session of the client behind `stream`, which is let in. The one before is over,
+    /// or was given up.
+    pub fn let_in(&self, stream: &UnixStream) -> Arc<Session> {
+        let session = Arc::new(Session::of(stream));
         *self.lock() = Arc::clone(&session);
         session
     }
@@ -49,6 +50,12 @@ impl FrontendLink {
     /// Whether a frontend is connected.
     pub fn is_connected(&self) -> bool {
         self.last().is_connected()
+    }
+
+    /// The process of the frontend that is connected, or was last: where that is known
+    /// and it still runs.
+    pub fn process(&self) -> Option<FrontendProcess> {
+        self.last().process()
     }
 
     /// Detaches the device in the stead of the connection's thread, which is
@@ -107,7 +114,8 @@ mod tests {
     /// A link whose frontend has connected.
     fn connected() -> (FrontendLink, Arc<Session>, Arc<Mailbox>) {
         let link = FrontendLink::default();
-        let session = link.let_in();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let session = link.let_in(&ours);
         session.begin().unwrap();
         (link, session, Mailbox::new().unwrap())
     }
@@ -176,9 +184,10 @@ mod tests {
     fn a_session_that_was_given_up_stays_so_when_the_next_client_is_let_in() {
         let link = FrontendLink::default();
         let reactor = Mailbox::new().unwrap();
-        let late = link.let_in();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let late = link.let_in(&ours);
         assert!(link.give_up(&reactor));
-        let next = link.let_in();
+        let next = link.let_in(&ours);
         next.begin().unwrap();
         assert!(late.begin().is_err());
         late.end(&reactor);

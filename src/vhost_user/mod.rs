@@ -4,8 +4,9 @@
 //! commands for a reactor, with what [`vring`] and [`inflight`] keep of the
 //! queues and of requests in flight; [`socket`] waits for whole messages, so that half of
 //! one stalls nobody but its sender; [`status`] answers the two messages that
-//! the crate doesn't know; [`session`] says how far a connection is, and [`link`] what
-//! others may do with it.
+//! the crate doesn't know; [`session`] says how far a connection is, [`link`] what
+//! others may do with it, and [`unused_leaf`] keeps guests out that had another disk, for
+//! which [`process`] knows a frontend again.
 //!
 //! A connection has a thread of its own: it may block, on its peer or on a
 //! reactor's answer. When it ends, for whatever reason, its queues are stopped,
@@ -14,6 +15,7 @@
 mod handler;
 mod inflight;
 mod link;
+mod process;
 mod session;
 mod socket;
 mod status;
@@ -29,6 +31,7 @@ use crate::disk::Disk;
 use crate::reactor::Mailbox;
 use handler::Handler;
 pub use link::{FrontendLink, Told};
+pub use process::FrontendProcess;
 pub use session::Session;
 use socket::{Incoming, MessageSocket, SET_BACKEND_REQ_FD};
 pub use unused_leaf::UnusedLeaf;
@@ -56,6 +59,9 @@ pub fn serve(
     session: &Arc<Session>,
     unused: Option<&Arc<UnusedLeaf>>,
 ) -> Result<(), String> {
+    if let Some(unused) = unused {
+        unused.admit(&stream)?;
+    }
     session.begin().map_err(|e| e.to_string())?;
     let handler = Handler::attach(Arc::clone(disk), queues, Arc::clone(reactor), session)
         .map(|handler| handler.with_unused_leaf(unused.cloned()));

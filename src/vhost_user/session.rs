@@ -9,11 +9,16 @@
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::process::Pid;
+
+use super::process::{FrontendProcess, pid_of_peer};
 use crate::reactor::{Command, DeviceId, Mailbox};
 
 /// One connection, from when its client is let in.
 #[derive(Debug, Default)]
 pub struct Session {
+    /// Which process has connected, where that is known.
+    process: Option<Pid>,
     phase: Mutex<Phase>,
 }
 
@@ -47,6 +52,16 @@ struct Served {
 pub(super) struct GivenUp;
 
 impl Session {
+    /// The session of the client behind `stream`.
+    pub(super) fn of(stream: &UnixStream) -> Self {
+        Self { process: pid_of_peer(stream), phase: Mutex::default() }
+    }
+
+    /// The process that has connected, where that is known and it still runs.
+    pub(super) fn process(&self) -> Option<FrontendProcess> {
+        self.process.and_then(FrontendProcess::open)
+    }
+
     /// Whether a frontend is connected.
     pub(super) fn is_connected(&self) -> bool {
         matches!(*self.lock(), Phase::Served(_) | Phase::Detaching)

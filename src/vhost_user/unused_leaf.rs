@@ -1,19 +1,29 @@
 //! A leaf that no guest has used: it is given to no guest that runs with another disk.
 //!
-//! A guest that runs had a disk, and its frontend comes back with the inflight region
-//! that a backend wrote for it. Where the leaf of that disk is lost and a new one has
-//! taken its place, such a guest would go on with caches of the old disk and destroy
-//! both. So it is kept out. A guest that begins anew comes with an empty region, or
-//! none; from its first queue on the leaf is its, and it may come back at any time.
+//! A guest that runs had a disk, and its frontend comes back. Where the leaf of that disk
+//! is lost and a new one has taken its place, or was reverted to the root, such a guest
+//! would go on with caches of the old disk and destroy both. So it is kept out. It is
+//! known by the inflight region that a backend wrote for it; where a revert has cut it off,
+//! also by its process. A guest that begins anew comes from another process, with an empty
+//! region or none; from its first queue on the leaf is its, and it may come back at any
+//! time.
 
 use std::fmt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::process::FrontendProcess;
+
 #[derive(Debug, Default)]
 enum State {
-    /// No guest has used it; why the last frontend was kept out, if one was.
-    Unused(Option<String>),
+    /// No guest has used it.
+    Unused {
+        /// Runs with the disk as it was.
+        kept_out: Option<FrontendProcess>,
+        /// Why the last frontend was kept out, if one was.
+        trouble: Option<String>,
+    },
     #[default]
     Used,
 }
@@ -34,17 +44,42 @@ impl fmt::Debug for UnusedLeaf {
 
 impl UnusedLeaf {
     /// The leaf at `leaf` has not been used; `remember` notes that it is, and may wait for
-    /// the disk.
-    pub fn new(leaf: &Path, remember: impl Fn() + Send + Sync + 'static) -> Self {
-        let state = Mutex::new(State::Unused(None));
+    /// the disk. `kept_out` had it before it was reverted, and has run ever since.
+    pub fn new(
+        leaf: &Path,
+        kept_out: Option<FrontendProcess>,
+        remember: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
+        let state = Mutex::new(State::Unused { kept_out, trouble: None });
         Self { leaf: leaf.to_owned(), state, remember: Box::new(remember) }
     }
 
     /// Why a frontend was kept out, as long as no guest uses the leaf.
     pub fn trouble(&self) -> Option<String> {
         match &*self.lock() {
-            State::Unused(trouble) => trouble.clone(),
+            State::Unused { trouble, .. } => trouble.clone(),
             State::Used => None,
+        }
+    }
+
+    /// A frontend has connected.
+    ///
+    /// # Errors
+    /// A sentence, if its process had the leaf before a revert, and no guest since.
+    pub(super) fn admit(&self, stream: &UnixStream) -> Result<(), String> {
+        match &mut *self.lock() {
+            State::Unused { kept_out: Some(process), trouble } if process.has_connected(stream) => {
+                Err(keep_out(
+                    trouble,
+                    format!(
+                        "process {} still has the disk as it was before the revert of the leaf \
+                         {}: end it and start the VM anew",
+                        process.pid(),
+                        self.leaf.display()
+                    ),
+                ))
+            }
+            State::Unused { .. } | State::Used => Ok(()),
         }
     }
 
@@ -53,26 +88,24 @@ impl UnusedLeaf {
     /// # Errors
     /// A sentence, if no guest has used the leaf: it is not this guest's.
     pub(super) fn admit_running(&self) -> Result<(), String> {
-        let mut state = self.lock();
-        match &mut *state {
+        match &mut *self.lock() {
             State::Used => Ok(()),
-            State::Unused(trouble) => {
-                let why = format!(
-                    "its guest runs with another disk than the leaf {}, which no guest has used \
-                     yet: put the leaf that it had in that place, or end its hypervisor and start \
-                     the VM anew",
+            State::Unused { trouble, .. } => Err(keep_out(
+                trouble,
+                format!(
+                    "its guest runs with another disk than the leaf {}, which is new or was \
+                     reverted, and which no guest has used since: end its hypervisor and start \
+                     the VM anew, or put the leaf that it had in that place",
                     self.leaf.display()
-                );
-                *trouble = Some(why.clone());
-                Err(why)
-            }
+                ),
+            )),
         }
     }
 
     /// A guest uses the leaf from now on.
     pub(super) fn begin_use(&self) {
         let mut state = self.lock();
-        if let State::Unused(_) = &*state {
+        if let State::Unused { .. } = &*state {
             (self.remember)();
             *state = State::Used;
         }
@@ -81,6 +114,12 @@ impl UnusedLeaf {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Notes why a frontend is kept out.
+fn keep_out(trouble: &mut Option<String>, why: String) -> String {
+    *trouble = Some(why.clone());
+    why
 }
 
 #[cfg(test)]
@@ -94,7 +133,7 @@ mod tests {
     fn a_guest_that_runs_is_admitted_once_another_has_begun_to_use_the_leaf() {
         let remembered = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&remembered);
-        let leaf = UnusedLeaf::new(Path::new("/l/web1.leaf"), move || {
+        let leaf = UnusedLeaf::new(Path::new("/l/web1.leaf"), None, move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(leaf.trouble(), None);
@@ -104,5 +143,19 @@ mod tests {
         leaf.begin_use();
         assert_eq!((leaf.trouble(), leaf.admit_running()), (None, Ok(())));
         assert_eq!(remembered.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_process_that_had_the_leaf_before_a_revert_is_kept_out_until_another_uses_it() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let this = FrontendProcess::open(rustix::process::getpid());
+        let leaf = UnusedLeaf::new(Path::new("/l/web1.leaf"), this, || ());
+        let why = leaf.admit(&ours).unwrap_err();
+        let own = format!("process {} still has the disk", std::process::id());
+        assert!(why.starts_with(&own) && leaf.trouble() == Some(why));
+        leaf.begin_use();
+        assert_eq!((leaf.admit(&ours), leaf.trouble()), (Ok(()), None));
+        let another = Path::new("/l/web2.leaf");
+        assert_eq!(UnusedLeaf::new(another, None, || ()).admit(&ours), Ok(()));
     }
 }

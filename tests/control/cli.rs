@@ -78,9 +78,14 @@ fn a_host_is_run_from_the_command_line() {
     let status = says(dir, &["status"]);
     assert_eq!(row(&status, "health:"), ["health:", "ok"]);
     assert_eq!(row(&status, "VMs:")[..3], ["VMs:", "1", "served;"]);
-    let reset = says(dir, &["vm", "reset", "web1", "--force"]);
-    assert_eq!(reset, "VM web1 is what its root debian is\n");
+    let reverted = says(dir, &["vm", "revert", "web1", "--yes"]);
+    assert_eq!(reverted, "VM web1 is reverted: its disk is root debian again\n");
+    assert_eq!(says(dir, &["vm", "ls"]), says(dir, &["vm", "list"]));
+    // As `vm rename` says that it is done.
     assert_eq!(says(dir, &["vm", "detach", "web1"]), "VM web1 is detached\n");
+    let renamed = says(dir, &["vm", "attach", "web9,root=debian,leaf=my.leaf"]);
+    assert!(renamed.contains("my.leaf (existing), size 16"), "{renamed}");
+    assert_eq!(says(dir, &["vm", "detach", "web9"]), "VM web9 is detached\n");
     assert_eq!(says(dir, &["root", "remove", "debian"]), "root debian is removed\n");
     daemon.stop();
 }
@@ -102,7 +107,7 @@ fn json_is_what_the_api_answers() {
     assert_eq!(json(&["vm", "show", "web1"]), control.get("/v1/vms/web1").expect(200));
     assert_eq!(json(&["root", "list"]), control.get("/v1/roots").expect(200));
     assert_eq!(json(&["vm", "resize", "web1", "8MiB"])["told"], "nobody");
-    assert_eq!(json(&["vm", "reset", "web1"])["leaf_held_bytes"], 0);
+    assert_eq!(json(&["vm", "revert", "web1", "--yes"])["leaf_held_bytes"], 0);
     let status = json(&["status"]);
     assert_eq!(
         (&status["health"]["status"], &status["status"]["vms"]["total"]),
@@ -143,6 +148,11 @@ fn mistakes_name_the_cause_and_what_to_do() {
         (&["root", "add", "x=/nope.raw"], 1, "/nope.raw can't be read"),
         (&["root", "remove", "nope"], 1, "there is no root nope"),
         (&["vm", "lits"], 2, "did you mean list?"),
+        (&["vm", "delete", "x"], 2, "leafblk vm detach NAME takes a VM away and keeps its leaf"),
+        (&["vm", "rm"], 2, "leafblk vm detach NAME"),
+        (&["vm", "rename", "x", "y"], 2, "leafblk vm attach NEW,root=ROOT,leaf=PATH"),
+        (&["vm", "reset", "x"], 2, "leafblk vm revert NAME discards every change"),
+        (&["root", "rm", "x"], 2, "leafblk root remove NAME"),
         (&["completions", "tcsh"], 2, "invalid value 'tcsh'"),
     ] {
         let text = fails(dir, args, status);

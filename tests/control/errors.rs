@@ -127,7 +127,7 @@ fn what_is_not_there_or_in_use_is_said() {
         refuses(&control.get(path), 404, "not-found", &["nope"]);
         refuses(&control.delete(path), 404, "not-found", &["nope"]);
     }
-    for verb in ["reset", "flush"] {
+    for verb in ["revert", "flush"] {
         let answer = control.post(&format!("/v1/vms/nope/{verb}"), &Value::Null);
         refuses(&answer, 404, "not-found", &["there is no VM nope"]);
     }
@@ -140,20 +140,20 @@ fn what_is_not_there_or_in_use_is_said() {
     let mut client = Client::connect(&daemon.socket("web1"));
     let connected = ["has a client connected", "force"];
     refuses(&control.delete("/v1/vms/web1"), 409, "connected", &connected);
-    refuses(&control.post("/v1/vms/web1/reset", &Value::Null), 409, "connected", &connected);
+    refuses(&control.post("/v1/vms/web1/revert", &Value::Null), 409, "connected", &connected);
     assert!(client.read(0, 4096) == root_content(0, 8), "the client is untouched");
     drop(client);
     daemon.stop();
 }
 
 #[test]
-fn a_read_only_vm_has_nothing_to_reset_or_resize() {
+fn a_read_only_vm_has_nothing_to_revert_or_resize() {
     let dir = tempfile::tempdir().unwrap();
     let (daemon, control) = served(dir.path());
     let vm = json!({"name": "ro", "readonly": true});
     assert_eq!(control.post("/v1/vms", &vm).expect(201)["leaf_held_bytes"], Value::Null);
-    let reset = control.post("/v1/vms/ro/reset", &Value::Null);
-    refuses(&reset, 409, "no-leaf", &["VM ro has no leaf, so there is nothing to reset"]);
+    let revert = control.post("/v1/vms/ro/revert", &Value::Null);
+    refuses(&revert, 409, "no-leaf", &["VM ro has no leaf, so there is nothing to revert"]);
     let resize = control.post("/v1/vms/ro/resize", &json!({"size": "1GiB"}));
     refuses(&resize, 409, "no-leaf", &["nothing to resize"]);
     control.post("/v1/vms/ro/flush", &Value::Null).expect(204);

@@ -260,10 +260,10 @@ fn answers_have_the_status_and_the_shape_that_the_document_promises() {
         ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": "8MiB"}), 200),
         ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": 512}), 409),
         ("post", "/v1/vms/two/resize", "/v1/vms/{name}/resize", json!({"size": 513}), 422),
-        ("post", "/v1/vms/two/reset", "/v1/vms/{name}/reset", Value::Null, 200),
+        ("post", "/v1/vms/two/revert", "/v1/vms/{name}/revert", Value::Null, 200),
         ("post", "/v1/vms/two/new-leaf", "/v1/vms/{name}/new-leaf", Value::Null, 409),
         ("post", "/v1/vms/x/accept-leaf", "/v1/vms/{name}/accept-leaf", Value::Null, 404),
-        ("post", "/v1/vms/x/reset", "/v1/vms/{name}/reset", Value::Null, 404),
+        ("post", "/v1/vms/x/revert", "/v1/vms/{name}/revert", Value::Null, 404),
         ("delete", "/v1/vms/two", "/v1/vms/{name}", Value::Null, 204),
         ("delete", "/v1/vms/two", "/v1/vms/{name}", Value::Null, 404),
     ] {

@@ -1,9 +1,9 @@
-//! A disk that grows while its guest runs, and one that is reset.
+//! A disk that grows while its guest runs.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
@@ -11,7 +11,7 @@ use super::errors::served;
 use crate::common::frontend::{
     EVENT_IDX, F_FLUSH, INDIRECT, IOERR, PATIENCE, Ring, T_IN, T_OUT, VERSION_1, Vmm,
 };
-use crate::common::scene::{Neighbour, ROOT_SECTORS, root_content};
+use crate::common::scene::ROOT_SECTORS;
 use crate::common::{Client, Daemon, wait_until};
 
 const MIB: u64 = 1 << 20;
@@ -135,36 +135,6 @@ fn a_running_qemu_is_told_again_of_the_size_that_its_disk_has() {
     assert_eq!(again["told"], "client");
     channel.read_exact(&mut [0; 12]).unwrap();
     drop(vmm);
-    daemon.stop();
-}
-
-#[test]
-fn a_reset_brings_the_root_back_and_cuts_off_only_with_force() {
-    let dir = tempfile::tempdir().unwrap();
-    let (daemon, control) = served(dir.path());
-    control.post("/v1/vms", &json!({"name": "neighbour"})).expect(201);
-    let neighbour = Neighbour::start(&daemon.socket("neighbour"));
-    neighbour.goes_on(1);
-    control.post("/v1/vms/web1/resize", &json!({"size": "16MiB"})).expect(200);
-    let mut client = Client::connect(&daemon.socket("web1"));
-    client.write(0, &[1; 65536]);
-    control.post("/v1/vms/web1/reset", &Value::Null).problem(409, "connected");
-    assert!(client.read(0, 4096) == [1; 4096]);
-    let vm = control.post("/v1/vms/web1/reset?force=true", &Value::Null).expect(200);
-    assert_eq!((&vm["leaf_held_bytes"], &vm["size_bytes"]), (&json!(0), &json!(16 << 20)));
-    drop(client);
-    let mut client = Client::connect(&daemon.socket("web1"));
-    assert!(client.read(0, 65536) == root_content(0, 128));
-    client.write(4096, &[2; 4096]);
-    drop(client);
-    neighbour.goes_on(20);
-    neighbour.stop();
-    daemon.stop();
-    let daemon = Daemon::start(dir.path(), &[]);
-    let mut client = Client::connect(&daemon.socket("web1"));
-    assert!(client.read(0, 4096) == root_content(0, 8));
-    assert!(client.read(4096, 4096) == [2; 4096]);
-    drop(client);
     daemon.stop();
 }
 

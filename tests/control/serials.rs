@@ -34,7 +34,7 @@ fn a_guest_reads_the_serial_number_that_is_set_also_after_a_restart() {
     assert_eq!(control.post("/v1/vms", &vm).expect(201)["serial"], "twenty characters, .");
     assert_eq!(read_serial(&daemon.socket("web2")), b"twenty characters, .");
     assert_eq!(read_serial(&daemon.socket("web1")), b"web1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    control.post("/v1/vms/web2/reset?force=true", &Value::Null).expect(200);
+    control.post("/v1/vms/web2/revert", &Value::Null).expect(200);
     assert_eq!(read_serial(&daemon.socket("web2")), b"twenty characters, .");
     let socket = dir.path().join("run/control.sock");
     let shown = leafblk(&["vm", "show", "web2", "--socket", socket.to_str().unwrap()]);

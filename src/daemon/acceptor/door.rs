@@ -185,7 +185,7 @@ impl Door {
         let (in_thread, shared) = (Arc::clone(&stream), Arc::clone(shared));
         let thread =
             std::thread::Builder::new().name(format!("vhost-{name}")).stack_size(STACK_BYTES);
-        let session = vm.link().let_in();
+        let session = vm.link().let_in(&stream);
         match thread.spawn(move || run(vm, &session, in_thread, &released, shared)) {
             Ok(_) => {
                 self.inside = Inside::Client(Connection { stream, _release: release });
