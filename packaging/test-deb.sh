@@ -65,6 +65,7 @@ cp -a "$CACHE_DIR/debian-tree" "$TREE"
 cp "$DEB" "$TREE/root/leafblk.deb"
 install -m 755 "$CLIENT" "$TREE/usr/local/bin/read_disk"
 install -m 644 "$REPO_DIR/packaging/guest/with-vm.toml" "$TREE/root/with-vm.toml"
+install -m 644 "$REPO_DIR/packaging/guest/places.job" "$TREE/root/places.job"
 # A policy for chroots: nothing is started there.
 printf '#!/bin/sh\nexit 101\n' >"$TREE/usr/sbin/policy-rc.d"
 chmod 755 "$TREE/usr/sbin/policy-rc.d"
@@ -85,7 +86,8 @@ check "the guest: ran to its end and powered off" guest_wait "$GUEST_PID" "$WORK
 guest_checks "installed" "$WORK/installed.log" verify active own-user ready no-capabilities flushes-give-way \
   socket-mode group-reads stranger-refused reload \
   reload-with-a-mistake-fails reload-after-the-mistake hugepages restart-keeps-leaf \
-  own-tmp-refused own-var-tmp-refused kept-runtime-directory-taken own-tmpfs-refused \
+  status-as-a-member-of-the-group status-says-who-may unit-line-for-a-leaf unit-line-for-a-root \
+  user-for-a-root own-tmp-refused own-var-tmp-refused kept-runtime-directory-taken own-tmpfs-refused \
   killed-comes-back-quickly kills-in-a-row mistake-is-not-retried \
   failed-start-is-tried-after-a-while mended-root-is-served watchdog purge
 summary || exit 1

@@ -111,12 +111,19 @@ fn served_endpoint(
     settings: &Settings,
     env: &Environment,
 ) -> Result<leafblk::config::Endpoint, Error> {
-    let runtime_dir = settings.runtime_dir(env)?;
-    record::find(&runtime_dir, name).map_err(Error::failure)?.ok_or_else(|| {
-        Error::failure(format!(
-            "no leafblk serves a VM {name} in {}; start it, or pass the --runtime-dir, \
-                 --config or --vm that it has",
-            runtime_dir.display()
-        ))
-    })
+    let dirs = match settings.runtime_dir {
+        Some(_) => vec![settings.runtime_dir(env)?],
+        None => env.runtime_dirs_served(),
+    };
+    for dir in &dirs {
+        if let Some(endpoint) = record::find(dir, name).map_err(Error::failure)? {
+            return Ok(endpoint);
+        }
+    }
+    let dirs: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    Err(Error::failure(format!(
+        "no leafblk serves a VM {name} in {}; start it, or pass the --runtime-dir, --config or \
+         --vm that it has",
+        dirs.join(" or ")
+    )))
 }

@@ -145,7 +145,8 @@ fn a_file_that_cannot_be_read_is_a_failure() {
 fn a_user_without_a_runtime_directory_is_told_what_to_do() {
     if !rustix::process::geteuid().is_root() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
-        let output = command.env_clear().args(["qemu-args", "w"]).output().unwrap();
+        let serve = ["serve", "--state-dir", "/nowhere"];
+        let output = command.env_clear().args(serve).output().unwrap();
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(text.contains("XDG_RUNTIME_DIR") && text.contains("--runtime-dir"), "{text}");
@@ -166,7 +167,7 @@ fn a_user_without_a_runtime_directory_is_told_what_to_do() {
         .uid(65534)
         .gid(65534)
         .current_dir("/")
-        .args(["qemu-args", "w"])
+        .args(["serve", "--state-dir", "/nowhere"])
         .output()
         .unwrap();
     let text = stderr(&output);

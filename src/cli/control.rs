@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::table::Table;
+use crate::config::limits::CONTROL_SOCKET_NAME;
 use crate::config::name::NameOf;
 use crate::config::{Environment, Settings, UsageError, file};
 use crate::control::client::Client;
@@ -17,11 +18,12 @@ use crate::error::Error;
 /// Where leafblk listens.
 #[derive(Debug, Default, Args)]
 pub struct ControlArgs {
-    /// Its control socket [default: control.sock in the runtime directory]
+    /// Its control socket [default: $LEAFBLK_SOCKET, else control.sock in the runtime
+    /// directory]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Its runtime directory [default: /run/leafblk for root, else
-    /// $XDG_RUNTIME_DIR/leafblk]
+    /// Its runtime directory [default: $XDG_RUNTIME_DIR/leafblk of a user other than root,
+    /// where a leafblk has its control socket there, else /run/leafblk]
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
     /// Its configuration file, to find its control socket
@@ -59,6 +61,9 @@ impl ControlArgs {
     pub fn client(&self, env: &Environment) -> Result<Client, Error> {
         if let Some(socket) = &self.socket {
             return Ok(Client::new(&env.working_dir.join(socket)));
+        }
+        if self.runtime_dir.is_none() && self.config.is_none() {
+            return Ok(Client::new(&default_socket(env)));
         }
         let flags = Settings { runtime_dir: self.runtime_dir.clone(), ..Settings::default() };
         let settings = match &self.config {
@@ -103,6 +108,18 @@ impl ControlArgs {
         };
         print(&format!("{:#}\n", json!({ "done": done, key: name })))
     }
+}
+
+/// Of the leafblk that somebody means who names none.
+fn default_socket(env: &Environment) -> PathBuf {
+    if let Some(socket) = &env.leafblk_socket {
+        return env.working_dir.join(socket);
+    }
+    let mut sockets: Vec<PathBuf> =
+        env.runtime_dirs_served().iter().map(|dir| dir.join(CONTROL_SOCKET_NAME)).collect();
+    let there = sockets.iter().position(|socket| socket.exists());
+    // Where there is none, the service is what isn't running.
+    sockets.swap_remove(there.unwrap_or(sockets.len() - 1))
 }
 
 /// Prints to stdout.

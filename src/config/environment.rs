@@ -2,13 +2,16 @@
 //! CPUs, memory. A plain value, so that the rules are pure and testable.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use super::UsageError;
 use super::limits::{
     CACHE_SIZE_DEFAULT_BYTES, CACHE_SIZE_MIN_BYTES, CACHE_SIZE_UNIT_BYTES, REACTORS_DEFAULT_MAX,
 };
+
+/// The runtime directory of root, and of the packaged service.
+const SYSTEM_RUNTIME_DIR: &str = "/run/leafblk";
 
 /// The surroundings of one start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub struct Environment {
     pub xdg_state_home: Option<PathBuf>,
     /// `$XDG_RUNTIME_DIR`, if it is an absolute path.
     pub xdg_runtime_dir: Option<PathBuf>,
+    /// `$LEAFBLK_SOCKET`: the control socket of the leafblk that commands ask.
+    pub leafblk_socket: Option<PathBuf>,
     /// `$HOME`, if it is an absolute path.
     pub home: Option<PathBuf>,
     /// Where relative paths of flags count from.
@@ -40,6 +45,9 @@ impl Environment {
             is_root: rustix::process::geteuid().is_root(),
             xdg_state_home: absolute_variable("XDG_STATE_HOME"),
             xdg_runtime_dir: absolute_variable("XDG_RUNTIME_DIR"),
+            leafblk_socket: env::var_os("LEAFBLK_SOCKET")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
             home: absolute_variable("HOME"),
             working_dir: env::current_dir()
                 .map_err(|source| UsageError::NoWorkingDir { source })?,
@@ -73,7 +81,7 @@ impl Environment {
     /// [`UsageError::NoDefaultDir`] where XDG_RUNTIME_DIR is not set.
     pub fn default_runtime_dir(&self) -> Result<PathBuf, UsageError> {
         if self.is_root {
-            return Ok("/run/leafblk".into());
+            return Ok(SYSTEM_RUNTIME_DIR.into());
         }
         let dir = self.xdg_runtime_dir.as_ref();
         dir.map(|dir| dir.join("leafblk")).ok_or(UsageError::NoDefaultDir {
@@ -81,6 +89,14 @@ impl Environment {
             what: "runtime directory",
             flag: "--runtime-dir",
         })
+    }
+
+    /// Where a leafblk that runs may have its sockets: this user's own, then the packaged
+    /// service.
+    pub fn runtime_dirs_served(&self) -> Vec<PathBuf> {
+        let own = self.default_runtime_dir().ok();
+        let own = own.filter(|own| own != Path::new(SYSTEM_RUNTIME_DIR));
+        own.into_iter().chain([SYSTEM_RUNTIME_DIR.into()]).collect()
     }
 
     /// 1 GiB, or a quarter of the memory where that is less.

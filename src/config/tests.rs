@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::*;
 
@@ -7,6 +7,7 @@ fn env() -> Environment {
         is_root: true,
         xdg_state_home: None,
         xdg_runtime_dir: None,
+        leafblk_socket: None,
         home: Some("/home/u".into()),
         working_dir: "/nowhere".into(),
         cpus: 8,
@@ -323,5 +324,17 @@ fn the_documented_limits_are_the_real_ones() {
         format!("at most\n{VMS_MAX} VMs"),
     ] {
         assert!(docs.contains(&text), "docs/configuration.md lacks {text:?}");
+    }
+}
+
+#[test]
+fn commands_look_for_a_users_own_leafblk_and_then_for_the_service() {
+    let own = Some("/run/user/9".into());
+    let user = Environment { is_root: false, xdg_runtime_dir: own, ..env() };
+    let (own, service) = (PathBuf::from("/run/user/9/leafblk"), PathBuf::from("/run/leafblk"));
+    assert_eq!(user.runtime_dirs_served(), [own, service.clone()]);
+    let without = Environment { xdg_runtime_dir: None, ..user };
+    for others in [without, env()] {
+        assert_eq!(others.runtime_dirs_served(), std::slice::from_ref(&service));
     }
 }

@@ -5,6 +5,7 @@
 //! nothing to wait for.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use nix::unistd::{Group, User};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -48,13 +50,16 @@ pub enum ClientError {
     },
     /// This user may not.
     #[error(
-        "the control socket {} can't be used ({source}); run this as the user that runs leafblk, \
-         or as a member of its control-group",
+        "the control socket {} can't be used ({source}){whose}; run this as the user that runs \
+         leafblk, or as root (sudo), or let a group of yours in: control-group = \"GROUP\" in its \
+         leafblk.toml, and a restart",
         socket.display()
     )]
     NotAllowed {
         /// The control socket.
         socket: PathBuf,
+        /// Who may, as far as that can be told: the end of a clause.
+        whose: String,
         /// The reason.
         source: io::Error,
     },
@@ -216,11 +221,27 @@ impl Client {
                 // backlog where it doesn't block.
                 io::ErrorKind::WouldBlock => tokio::time::sleep(BACKLOG_PAUSE).await,
                 io::ErrorKind::PermissionDenied => {
-                    return Err(ClientError::NotAllowed { socket, source });
+                    let whose = whose(&socket);
+                    return Err(ClientError::NotAllowed { socket, whose, source });
                 }
                 _ => return Err(ClientError::NobodyThere { socket, source }),
             }
         }
+    }
+}
+
+/// Whom a socket belongs to.
+fn whose(socket: &Path) -> String {
+    let Ok(meta) = std::fs::metadata(socket) else {
+        return String::new();
+    };
+    let user = User::from_uid(meta.uid().into()).ok().flatten();
+    let user = user.map_or_else(|| meta.uid().to_string(), |user| user.name);
+    let group = Group::from_gid(meta.gid().into()).ok().flatten();
+    let group = group.map_or_else(|| meta.gid().to_string(), |group| group.name);
+    match meta.mode() & 0o060 {
+        0o060 => format!(": it is for the user {user} and the group {group}"),
+        _ => format!(": it is for the user {user} alone"),
     }
 }
 
@@ -244,6 +265,22 @@ mod tests {
         rustix::net::listen(&listener, 0).unwrap();
         let look = client.get("/v1/status").unwrap_err();
         assert!(matches!(look, ClientError::Silent { .. }), "{look}");
+    }
+
+    #[test]
+    fn whom_a_socket_is_for_is_told_by_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("control.sock");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let user = User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
+        for (mode, end) in [(0o600, format!("the user {user} alone")), (0o660, "the group".into())]
+        {
+            std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(mode)).unwrap();
+            let said = whose(&socket);
+            assert!(said.contains(&end) && said.contains(&user), "{said}");
+        }
+        assert_eq!(whose(&dir.path().join("none")), "");
     }
 
     #[test]

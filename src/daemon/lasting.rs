@@ -7,12 +7,11 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Statx, StatxFlags, statfs, statx};
 
-use super::mounts::{Mount, Mounts};
+use super::mounts::{Mounts, is_private};
 
 /// File systems by their numbers (statfs(2)).
 const TMPFS: u64 = 0x0102_1994;
@@ -73,7 +72,7 @@ impl Fleeting {
         }
         let mounts = Mounts::own().ok()?;
         let mount = mounts.by_id(about.stx_mnt_id)?;
-        if is_private_tmp(mount, &there) {
+        if mount.is_private_tmp() || is_private(&there) {
             return Some(Self::PrivateTmp);
         }
         let is_own = mount.is_tmpfs()
@@ -89,13 +88,6 @@ impl Fleeting {
 fn nearest(path: &Path) -> Option<(&Path, Statx)> {
     let mask = StatxFlags::TYPE | StatxFlags::NLINK | StatxFlags::MNT_ID;
     path.ancestors().find_map(|path| Some((path, statx(CWD, path, AtFlags::empty(), mask).ok()?)))
-}
-
-/// systemd.exec(5): `/tmp/systemd-private-…/tmp` of the host is mounted on the service's
-/// /tmp, `/var/tmp/systemd-private-…/tmp` on its /var/tmp.
-fn is_private_tmp(mount: &Mount, there: &Path) -> bool {
-    let parts = mount.root().components().chain(there.components());
-    parts.into_iter().any(|part| part.as_os_str().as_bytes().starts_with(b"systemd-private-"))
 }
 
 /// The directories that systemd makes for this service and removes with it.
@@ -160,12 +152,12 @@ mod tests {
             // The host's /tmp is a file system of its own.
             (private.to_owned(), "/tmp"),
         ] {
-            assert!(is_private_tmp(&mount(&root, point), Path::new("/tmp/leaves")), "{root}");
+            assert!(mount(&root, point).is_private_tmp(), "{root}");
         }
-        let (host, seen) = (mount("/", "/"), format!("/var/tmp{private}/leaves"));
-        assert!(is_private_tmp(&host, Path::new(&seen)));
+        assert!(!mount("/", "/").is_private_tmp() && !mount("/tmp", "/tmp").is_private_tmp());
+        assert!(is_private(Path::new(&format!("/var/tmp{private}/leaves"))));
         for there in ["/tmp", "/var/tmp/leaves", "/srv/my-systemd-private-disk"] {
-            assert!(!is_private_tmp(&host, Path::new(there)), "{there}");
+            assert!(!is_private(Path::new(there)), "{there}");
         }
     }
 

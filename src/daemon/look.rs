@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
+use super::denied::{Need, explain};
 use super::group;
 use super::lasting::{self, Fleeting};
 use super::leaf_choice::{
@@ -99,7 +100,9 @@ pub(super) fn look(config: &Config, in_use: InUse) -> Result<Looked, Error> {
         Some(_) => state_file::read(&directories).map_err(Error::failure)?,
         None => Attached::default(),
     };
-    let open = |root: &RootConfig| super::roots::open(root).map_err(Error::failure);
+    let open = |root: &RootConfig| {
+        super::roots::open(root).map_err(|error| explain(error, &root.path, Need::Read))
+    };
     let roots: Vec<Root> = config.roots.iter().map(open).collect::<Result<_, _>>()?;
     let records = look_at_records(config, &attached, &roots)?;
     let vms = plan(config, &roots, &records.remembered, in_use)?;

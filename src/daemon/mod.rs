@@ -7,6 +7,7 @@
 
 mod acceptor;
 pub(crate) mod apart;
+mod denied;
 mod error;
 pub mod file_systems;
 mod group;

@@ -1,7 +1,8 @@
 //! What is mounted, as the kernel lists it (proc_pid_mountinfo(5)).
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use crate::io::open;
 
@@ -16,6 +17,10 @@ pub(super) struct Mount {
     root: PathBuf,
     point: PathBuf,
     file_system: String,
+    /// Of the mount.
+    is_read_only: bool,
+    /// Of its file system.
+    is_disk_read_only: bool,
     /// What another mount namespace mounts there comes here, too.
     is_slave: bool,
 }
@@ -27,9 +32,22 @@ impl Mount {
         let id = fields.next()?.parse().ok()?;
         let device = fields.nth(1)?.to_owned();
         let (root, point) = (unescaped(fields.next()?).into(), unescaped(fields.next()?).into());
+        let is_ro = |options: &str| options.split(',').any(|option| option == "ro");
+        let is_read_only = is_ro(fields.next()?);
         let is_slave = fields.any(|field| field.starts_with("master:"));
-        let file_system = after.split(' ').next()?.to_owned();
-        Some(Self { id, device, root, point, file_system, is_slave })
+        let mut fields = after.split(' ');
+        let file_system = fields.next()?.to_owned();
+        let is_disk_read_only = fields.nth(1).is_some_and(is_ro);
+        Some(Self {
+            id,
+            device,
+            root,
+            point,
+            file_system,
+            is_read_only,
+            is_disk_read_only,
+            is_slave,
+        })
     }
 
     /// Where it is.
@@ -37,15 +55,32 @@ impl Mount {
         &self.point
     }
 
-    /// The directory of the file system that is seen there.
-    pub(super) fn root(&self) -> &PathBuf {
-        &self.root
+    /// Whether it is for reading only, and its file system elsewhere may not be.
+    pub(super) fn is_read_only_here(&self) -> bool {
+        self.is_read_only && !self.is_disk_read_only
+    }
+
+    /// systemd.exec(5): what systemd mounts over what a service is not to see.
+    pub(super) fn is_inaccessible(&self) -> bool {
+        let parts: Vec<_> = self.root.components().map(|part| part.as_os_str()).collect();
+        parts.windows(2).any(|pair| pair[0] == "systemd" && pair[1] == "inaccessible")
+    }
+
+    /// systemd.exec(5): `/tmp/systemd-private-…/tmp` of the host is mounted on the
+    /// service's /tmp, `/var/tmp/systemd-private-…/tmp` on its /var/tmp.
+    pub(super) fn is_private_tmp(&self) -> bool {
+        is_private(&self.root)
     }
 
     /// Whether it is gone with the last of its mounts.
     pub(super) fn is_tmpfs(&self) -> bool {
         matches!(self.file_system.as_str(), "tmpfs" | "ramfs")
     }
+}
+
+/// Whether a path is in a directory that systemd makes for a service's temporary files.
+pub(super) fn is_private(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str().as_bytes().starts_with(b"systemd-private-"))
 }
 
 /// Space, tab, newline and backslash are octal there.
@@ -86,6 +121,13 @@ impl Mounts {
         self.0.iter().find(|mount| mount.id == id)
     }
 
+    /// The one that `path` is on, by its name.
+    pub(super) fn over(&self, path: &Path) -> Option<&Mount> {
+        // Of two in one place the later one is seen.
+        let over = self.0.iter().filter(|mount| path.starts_with(&mount.point));
+        over.max_by_key(|mount| mount.point.components().count())
+    }
+
     /// Whether the file system of `mount` is mounted here, too.
     pub(super) fn have_file_system_of(&self, mount: &Mount) -> bool {
         self.0.iter().any(|other| other.device == mount.device)
@@ -116,10 +158,12 @@ mod tests {
         let mounts = Mounts::parse(SERVICE);
         let disks = mounts.by_id(220).unwrap();
         assert_eq!(disks.point(), Path::new("/my disks/a\\040"));
-        assert_eq!((disks.root().as_path(), disks.is_tmpfs()), (Path::new("/x y"), false));
+        assert_eq!((disks.root.as_path(), disks.is_tmpfs()), (Path::new("/x y"), false));
         assert_eq!(mounts.by_id(22).unwrap().point(), Path::new("/"));
         assert!(mounts.by_id(300).unwrap().is_tmpfs());
         assert!(mounts.by_id(2).is_none() && mounts.by_id(400).is_none());
+        let over = |path: &str| mounts.over(Path::new(path)).unwrap().id;
+        assert_eq!((over("/tmp/x"), over("/tmpx"), over("/my disks/a\\040/b")), (300, 22, 220));
     }
 
     #[test]

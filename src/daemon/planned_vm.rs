@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::denied::{Need, explain};
 use super::leaf_choice::{LeafChoice, LeafPlan, LeafProblem, Question, Remedy, Unplanned};
 use super::leaf_records::Remembered;
 use super::made::NewLeaf;
@@ -53,15 +54,6 @@ impl From<Box<LeafProblem>> for Unfit {
     }
 }
 
-impl From<Unplanned> for Unfit {
-    fn from(why: Unplanned) -> Self {
-        match why {
-            Unplanned::Problem(problem) => Self::Leaf(problem),
-            Unplanned::Leaf(error) => Self::Other(Error::failure(error)),
-        }
-    }
-}
-
 /// What to think of files and sockets that another process uses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum InUse {
@@ -99,13 +91,18 @@ impl PlannedVm {
         }
         match super::sockets::is_stale(&config.socket) {
             Err(SocketError::Live(_)) if in_use == InUse::Fine => {}
-            Err(error) => return Err(Error::failure(error).into()),
+            Err(error) => return Err(explain(error, &config.socket, Need::Write).into()),
             Ok(_) => {}
         }
-        let leaf = Question { config: &config, choice, remembered, remedy }.answer()?;
+        let leaf = Question { config: &config, choice, remembered, remedy }.answer();
+        let leaf = leaf.map_err(|why| match why {
+            Unplanned::Problem(problem) => Unfit::Leaf(problem),
+            Unplanned::Leaf(error) => explain(error, &config.leaf, Need::Write).into(),
+        })?;
         match leaf {
             LeafPlan::Use { .. } => {
-                let size = look_at_leaf(&config, root, in_use).map_err(Error::failure)?;
+                let size = look_at_leaf(&config, root, in_use);
+                let size = size.map_err(|error| explain(error, &config.leaf, Need::Write))?;
                 size.map_or(Ok(()), |size| check_blocks(&config, size))?;
             }
             LeafPlan::Without if size_bytes != root.len_bytes() => {
@@ -233,5 +230,6 @@ pub(super) fn open_leaf(config: &VmConfig, root: &Root, runtime_dir: &Path) -> R
         live_map: Some(runtime_dir.join(format!("{}.map", config.name))),
         read_only: config.readonly,
     };
-    Leaf::open(&config.leaf, root.identity(), &options).map_err(Error::failure)
+    let opened = Leaf::open(&config.leaf, root.identity(), &options);
+    opened.map_err(|error| explain(error, &config.leaf, Need::Write))
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::denied::{Need, explain};
 use super::error::HostError;
 use super::host::{Host, RootView};
 use super::root_watch::{RootWatch, ServedRoot};
@@ -11,7 +12,6 @@ use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{RootConfig, RootEntry};
 use crate::disk::CachedRoot;
-use crate::error::Error;
 use crate::root::{Root, RootError, RootOptions};
 
 /// Opens a root as its settings say.
@@ -67,7 +67,8 @@ impl Host {
 
     fn open_root(&self, config: &RootConfig) -> Result<ServedRoot, HostError> {
         let root = open(config);
-        self.cached(root.map_err(|e| HostError::Unfit(Error::failure(e)))?)
+        let explained = |error| HostError::Unfit(explain(error, &config.path, Need::Read));
+        self.cached(root.map_err(explained)?)
     }
 
     /// Gives a root its part of the cache, and a watch over its file.

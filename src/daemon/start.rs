@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 
 use super::acceptor::Acceptor;
+use super::denied::{Need, explain};
 use super::error::HostError;
 use super::host::{Host, HostParts};
 use super::leaf_choice::{LeafChoice, LeafProblem};
@@ -62,7 +63,8 @@ pub(super) fn start(config: &Config, reloads: ReloadRequests) -> Result<Started,
     let mut made = Made::default();
     let runtime_dir_is_new = !config.runtime_dir.exists();
     for directory in [&config.runtime_dir, &config.state_dir] {
-        let new = sockets::create_private_dir(directory).map_err(Error::failure)?;
+        let new = sockets::create_private_dir(directory);
+        let new = new.map_err(|error| explain(error, directory, Need::Write))?;
         made.directories.append(new);
     }
     // All sockets before any leaf: one that is in use creates nothing.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
+use super::denied::{Need, explain};
 use super::file_systems::FileSystem;
 use super::host::Inner;
 use super::leaf_choice::LeafPlan;
@@ -49,7 +50,8 @@ impl BoundVm {
     /// # Errors
     /// The socket's.
     pub(super) fn bind(plan: PlannedVm, group: Option<u32>) -> Result<Self, Error> {
-        let socket = OwnedSocket::bind(&plan.config().socket).map_err(Error::failure)?;
+        let path = &plan.config().socket;
+        let socket = OwnedSocket::bind(path).map_err(|error| explain(error, path, Need::Write))?;
         if let Some(group) = group {
             socket.share_with(group).map_err(|error| {
                 let hint = "the user of leafblk must be a member of the socket-group";
@@ -69,7 +71,9 @@ impl BoundVm {
     /// # Errors
     /// The leaf's.
     pub(super) fn with_leaf(mut self) -> Result<Self, Error> {
-        self.new_leaf = self.plan.make_leaf().map_err(Error::failure)?;
+        let leaf = &self.plan.config().leaf;
+        let made = self.plan.make_leaf();
+        self.new_leaf = made.map_err(|error| explain(error, leaf, Need::Write))?;
         Ok(self)
     }
 

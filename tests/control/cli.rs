@@ -196,3 +196,25 @@ fn completions_and_man_pages_know_every_command() {
     let document: Value = serde_json::from_str(&says(dir, &["openapi"])).unwrap();
     assert!(document["paths"]["/v1/vms"].is_object());
 }
+
+#[test]
+fn a_command_that_is_told_nothing_finds_the_socket_by_the_environment() {
+    let temp = tempfile::tempdir_in("/dev/shm").unwrap();
+    let daemon = Daemon::start(temp.path(), &[]);
+    let status = |socket: &str, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+        command.env("LEAFBLK_SOCKET", socket).arg("status").args(args);
+        let output = command.current_dir(temp.path()).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap());
+        (output.status.code(), said.concat())
+    };
+    // Relative to where the command is given, as with --socket.
+    let (code, said) = status("run/control.sock", &[]);
+    assert!(code == Some(0) && said.contains(&daemon.child.id().to_string()), "{said}");
+    let (code, said) = status("none.sock", &[]);
+    assert!(code == Some(1) && said.contains("none.sock"), "{said}");
+    // What is said counts, not what is set.
+    let (code, said) = status("none.sock", &["--runtime-dir", "run"]);
+    assert!(code == Some(0), "{said}");
+    daemon.stop();
+}
