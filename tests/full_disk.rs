@@ -12,8 +12,9 @@ mod common;
 use std::process::Command;
 
 use common::frontend::{IOERR, OK, T_FLUSH, T_OUT, Vmm};
-use common::scene::{Scene, root_content};
+use common::scene::{ROOT_SECTORS, Scene, root_content};
 use common::small_disk::SmallDisk;
+use common::{Client, Daemon, make_root};
 
 #[test]
 fn a_full_disk_reaches_that_guest_and_goes_away_with_its_cause() {
@@ -84,4 +85,42 @@ fn says_what_fails(scene: &Scene, disk: &SmallDisk) {
     ] {
         assert!(metrics.lines().any(|there| there == line), "{line} in\n{metrics}");
     }
+}
+
+#[test]
+fn a_detach_on_a_full_disk_says_what_is_kept_and_what_to_type() {
+    let disk = SmallDisk::mount("4M");
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let root = make_root(dir.path(), ROOT_SECTORS);
+    let root = format!("debian={}", root.display());
+    let daemon = Daemon::start(dir.path(), &["--root", &root]);
+    let control = daemon.control();
+    let leaf = disk.path().join("web1.leaf");
+    let vm = serde_json::json!({ "name": "web1", "leaf": leaf });
+    control.post("/v1/vms", &vm).expect(201);
+    let socket = daemon.socket("web1");
+    let mut client = Client::connect(&socket);
+    client.write(8192, &[0x6c; 4096]);
+    drop(client);
+    let filler = disk.fill();
+    let said = loop {
+        let answer = control.delete("/v1/vms/web1");
+        // Until its client is gone.
+        if answer.status != 409 {
+            break answer.problem(500, "failed");
+        }
+        std::thread::yield_now();
+    };
+    for part in ["its leaf was not closed", "No space left", "nothing is lost", "make room"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let map = dir.path().join("run/web1.map");
+    assert!(said.contains(&format!("live map {} says", map.display())) && map.exists(), "{said}");
+    disk.make_room(&filler);
+    let (_, line) = said.split_once("and then: leafblk ").unwrap();
+    let mut attach = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    attach.args(line.split(' ')).arg("--runtime-dir").arg(dir.path().join("run"));
+    assert!(attach.status().unwrap().success(), "{line}");
+    assert!(Client::connect(&socket).read(8192, 4096) == [0x6c; 4096]);
+    daemon.stop();
 }

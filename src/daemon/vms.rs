@@ -21,6 +21,7 @@ use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{VmConfig, VmEntry};
 use crate::disk::CachedRoot;
+use crate::leaf::Leaf;
 
 impl Host {
     /// Attaches a VM, with the leaf of that choice: there until it is detached, also
@@ -242,6 +243,7 @@ impl Host {
             self.note_detached(name, false);
             return self.keep();
         }
+        let again = self.how_to_serve_again(name)?;
         let listening = self.take_out(name, force, "detached")?;
         let vm = Arc::clone(listening.vm());
         // Before the leaf goes, if it is to go.
@@ -251,8 +253,12 @@ impl Host {
         self.table().remove_vm(name);
         let kept = self.keep();
         closed.map_err(|error| {
+            let state = match vm.disk().leaf().filter(|_| !vm.loses_leaf()) {
+                Some(leaf) => format!("; {}", self.state_of_unclosed(leaf, name, &again)),
+                None => String::new(),
+            };
             HostError::failed(format!(
-                "VM {name} is detached, but its leaf was not closed: {error}"
+                "VM {name} is detached, but its leaf was not closed: {error}{state}"
             ))
         })?;
         kept.map_err(|error| {
@@ -262,6 +268,35 @@ impl Host {
         })?;
         log::info!("VM {name}: detached");
         Ok(())
+    }
+
+    /// What a person types for a VM to be served again after a detach.
+    fn how_to_serve_again(&self, name: &str) -> Result<String, HostError> {
+        let mut table = self.table();
+        let row = &table.vm(name)?.row;
+        let VmConfig { root, leaf, .. } = &row.config;
+        Ok(match row.origin {
+            Origin::Configuration => "leafblk reload".into(),
+            Origin::Api => {
+                format!("leafblk vm attach {name},root={root},leaf={}", leaf.display())
+            }
+        })
+    }
+
+    /// What has become of what a guest wrote to a leaf that could not be closed.
+    fn state_of_unclosed(&self, leaf: &Leaf, name: &str, again: &str) -> String {
+        if leaf.refusal().is_some() {
+            return format!(
+                "what was flushed before that is in the leaf, what was written after it may be lost; \
+                 once its disk works: {again}"
+            );
+        }
+        let map = self.inner().directories.runtime.join(format!("{name}.map"));
+        format!(
+            "nothing is lost: all that its guest wrote is in the leaf, and the live map {} says \
+             where, until the host reboots; leave both there, make room, and then: {again}",
+            map.display()
+        )
     }
 
     /// Notes that a VM is not served any more; nothing is known of it afterwards where

@@ -55,10 +55,12 @@ pub enum LeafError {
     #[error("the live map {} can't be made: {source}; check the runtime directory and its free space", path.display())]
     LiveMap { path: PathBuf, source: io::Error },
     #[error(
-        "leaf {}: its live map {} is newer than its header, as {why}; writes that were acknowledged \
-         may be named in that map only: put the right file in the leaf's place, or, to go on without \
-         them, move the map out of its directory",
+        "leaf {}: its live map {} is newer than its header, as {why}; nothing was changed, and \
+         writes that were acknowledged may be named in that map only: put the newer file in the \
+         leaf's place, or, to go on without those writes, move the map out of its directory: \
+         mv {} /var/tmp/, and leafblk reload, or attach the VM again",
         path.display(),
+        map.display(),
         map.display()
     )]
     LiveMapAhead { path: PathBuf, map: PathBuf, why: &'static str },

@@ -136,3 +136,24 @@ fn a_write_cache_of_which_nothing_is_known_is_off_for_a_guest_that_was_there_bef
     guest.restart(Daemon::kill, forget);
     assert!(guest.makes_a_write_durable(77));
 }
+
+#[test]
+fn the_log_says_what_an_unknown_write_cache_means_and_what_to_type() {
+    let mut guest = CachedGuest::new();
+    guest.daemon.take().unwrap().kill();
+    let map = guest.dir.path().join("run/web1.map");
+    let map = std::fs::File::options().write(true).open(map).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&map, &[0], 52).unwrap();
+    let root = guest.dir.path().join("root.raw");
+    let args = ["--root", root.to_str().unwrap(), "--vm", "web1"];
+    let (daemon, mut log) = Daemon::start_logged(guest.dir.path(), &args);
+    guest.vmm.reconnect(&guest.socket()).unwrap();
+    let line = log.wait_for(&["VM web1: whether its guest has switched its write cache off"]);
+    for part in
+        ["nothing is at risk", "echo \"write through\" > /sys", "echo \"write back\" > /sys"]
+    {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    drop(guest.vmm);
+    daemon.stop();
+}

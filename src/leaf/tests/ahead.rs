@@ -174,7 +174,9 @@ fn a_leaf_that_was_put_back_older_is_refused_until_its_map_is_moved_away() {
     let refusal = home.refusal(&home.options());
     assert!(matches!(refusal, LeafError::LiveMapAhead { .. }), "{refusal}");
     let said = refusal.to_string();
-    for part in ["vm.map", "older copy of itself", "move the map out of its directory"] {
+    let (state, next) = ("nothing was changed", format!("mv {} /", home.live_map().display()));
+    let next = next.as_str();
+    for part in ["older copy of itself", state, "move the map out of its directory", next] {
         assert!(said.contains(part), "{said}");
     }
     assert!(first_pages(&home) == old, "nothing has changed");

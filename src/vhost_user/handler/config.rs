@@ -73,8 +73,10 @@ impl Handler {
             log_for!(
                 self.disk,
                 Warn,
-                "VM {name}: whether its guest has switched its write cache off isn't known, so it \
-                 is off; switching it off and on again in the guest ends that"
+                "VM {name}: whether its guest has switched its write cache off isn't known, so \
+                 each write is made durable before it is answered: nothing is at risk, and writes \
+                 are slower; to end that in a Linux guest: echo \"write through\" > \
+                 /sys/block/vda/cache_type; echo \"write back\" > /sys/block/vda/cache_type"
             );
         }
         self.set_write_cache(is_new && self.write_back_field)
