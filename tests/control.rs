@@ -17,6 +17,8 @@ mod errors;
 mod formats;
 #[path = "control/leaves.rs"]
 mod leaves;
+#[path = "control/lost_files.rs"]
+mod lost_files;
 #[path = "control/openapi.rs"]
 mod openapi;
 #[path = "control/persistence.rs"]

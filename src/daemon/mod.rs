@@ -10,6 +10,7 @@ pub(crate) mod apart;
 mod denied;
 mod error;
 pub mod file_systems;
+mod file_watch;
 mod group;
 mod host;
 mod lasting;
@@ -19,6 +20,7 @@ mod leftovers;
 mod look;
 mod made;
 mod mounts;
+mod named_file;
 mod planned_vm;
 pub mod problems;
 mod pulse;
@@ -52,6 +54,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::control::{self, Access, Listener};
 use crate::error::{CHECK_LIMITS, Error};
+use file_watch::FileWatch;
 use reload_requests::ReloadRequests;
 use service::Service;
 use signals::Wish;
@@ -104,6 +107,9 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
     };
     made.keep();
     host.record_roots();
+    let watch = FileWatch::start(&host).inspect_err(|error| {
+        log::warn!("nobody looks once a minute whether roots and leaves are there: {error}");
+    });
     announce(&host);
     service.ready(&status(&host));
     let mut latest = config.clone();
@@ -130,6 +136,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
     // Who waits for a reload hears that there will be none.
     drop(wishes);
     log::info!("stopping");
+    drop(watch);
     host.call_off_verifications();
     service.stopping();
     server.stop();

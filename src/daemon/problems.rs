@@ -134,7 +134,8 @@ impl VmView {
         let failing = disk.failures().at(Instant::now());
         let refusal = disk.leaf().and_then(|leaf| leaf.refusal()).map(|error| error.to_string());
         let kept_out = self.vm.as_ref().and_then(|vm| vm.trouble());
-        failing.iter().map(sentence).chain(refusal).chain(kept_out).collect()
+        let lost = self.vm.as_ref().and_then(|vm| vm.lost_leaf());
+        failing.iter().map(sentence).chain(refusal).chain(kept_out).chain(lost).collect()
     }
 }
 

@@ -8,7 +8,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::host::{Host, RootView};
+use super::host::{Host, RootView, VmView};
+use super::named_file::{Loss, NameWatch, NamedFile};
 use super::question::{Answer, Question};
 use super::root_records::{KnownRoots, RootRecord, Verified};
 use super::verify::Verification;
@@ -50,6 +51,9 @@ pub(super) struct RootWatch {
     recorded: Mutex<RootRecord>,
     state: Question<Result<RootState, String>>,
     asked: Mutex<Option<Instant>>,
+    file: NamedFile,
+    /// Whether it is where it was.
+    file_name: NameWatch,
     /// The changes that the log has.
     said: Mutex<Option<Changes>>,
     verification: Mutex<Option<Arc<Verification>>>,
@@ -79,6 +83,25 @@ fn doubt(name: &str, recorded: &RootRecord, changes: &Changes) -> String {
     )
 }
 
+/// What has become of a root that is served, and what to do.
+fn loss_of_root(loss: Loss, file: &NamedFile) -> String {
+    let (path, by_number) = (file.path().display(), file.by_number());
+    match loss {
+        Loss::Moved => format!(
+            "its file {path} {loss} while VMs read it: move it back before leafblk's next start"
+        ),
+        Loss::Deleted => format!(
+            "its file {path} {loss} while VMs read it, and is gone when leafblk stops: \
+             cp --sparse=always {by_number} {path} saves it"
+        ),
+        Loss::Replaced => format!(
+            "its file {path} {loss} while VMs read the old one, which the next start doesn't find: \
+             add the new one under another name; cp --sparse=always {by_number} {path}.saved \
+             saves the old one"
+        ),
+    }
+}
+
 /// What a start would warn of, of a root that was opened.
 pub(super) fn warning(known: &KnownRoots, root: &Root) -> Option<String> {
     let (opened, name) = (RootRecord::of(root), root.name());
@@ -105,6 +128,8 @@ impl RootWatch {
             recorded: Mutex::new(recorded),
             state: Question::default(),
             asked: Mutex::default(),
+            file: NamedFile::new(root.path(), root.raw_fd()),
+            file_name: NameWatch::default(),
             said: Mutex::default(),
             verification: Mutex::default(),
         };
@@ -140,6 +165,7 @@ impl RootWatch {
 
     /// Asks how the file is, unless that was asked within `age`.
     fn ask(&self, root: &Arc<CachedRoot>, age: Duration) {
+        self.file_name.ask(self.file.clone(), Arc::clone(root), age);
         let mut asked = lock(&self.asked);
         if asked.is_some_and(|asked| asked.elapsed() < age) {
             return;
@@ -153,6 +179,16 @@ impl RootWatch {
     /// Why the file may not be what it was, as far as is known: what was asked for is
     /// waited for, for a moment. The log has each once.
     pub(super) fn doubt(&self) -> Option<String> {
+        let loss = self.file_name.loss();
+        let is_news = self.file_name.is_news(loss);
+        if let Some(loss) = loss {
+            let sentence = loss_of_root(loss, &self.file);
+            if is_news {
+                log::error!("root {}: {sentence}", self.name);
+            }
+            // Its times have changed with that.
+            return Some(sentence);
+        }
         let Answer { last, .. } = self.state.answer();
         let state = match last {
             Some(Ok(state)) => state,
@@ -200,6 +236,22 @@ impl Host {
                 watch.ask(root, age);
             }
         }
+    }
+
+    /// As [`Self::look_at_roots`], of VMs' leaves.
+    pub fn look_at_leaves(&self, vms: &[VmView], age: Duration) {
+        for vm in vms.iter().filter_map(|view| view.vm.as_ref()) {
+            vm.ask_for_leaf(age);
+        }
+    }
+
+    /// Looks at the files of all roots and leaves, for the log. Waits for a moment at most.
+    pub(super) fn look_at_files(&self) {
+        let (roots, vms) = (self.roots(), self.vms());
+        self.look_at_roots(&roots, Duration::ZERO);
+        self.look_at_leaves(&vms, Duration::ZERO);
+        roots.iter().filter_map(|root| root.watch.as_ref()).for_each(|watch| drop(watch.doubt()));
+        vms.iter().filter_map(|vm| vm.vm.as_ref()).for_each(|vm| drop(vm.lost_leaf()));
     }
 
     /// Records the roots that are not recorded yet, or were other images. Not while a start

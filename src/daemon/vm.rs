@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -17,6 +18,7 @@ use super::host::Inner;
 use super::leaf_choice::LeafPlan;
 use super::leaf_records::{Expected, LeafRecord, LeafRecords};
 use super::made::{NewLeaf, NewRecords};
+use super::named_file::{Loss, NameWatch, NamedFile};
 use super::planned_vm::{PlannedVm, Unfit, exchanged, open_leaf};
 use super::record::{self, PublishedRecord};
 use super::sockets::OwnedSocket;
@@ -268,6 +270,8 @@ pub struct Vm {
     /// What its leaf is on.
     home: Option<Arc<FileSystem>>,
     novelty: Novelty,
+    /// Whether its leaf is where it was.
+    leaf_name: NameWatch,
     /// Whether the leaf is closed. Held while somebody other than its reactor
     /// works on the leaf.
     closed: Mutex<bool>,
@@ -278,6 +282,26 @@ pub struct Vm {
 pub(super) struct LeafGuard<'a> {
     pub(super) leaf: &'a Arc<Leaf>,
     _closed: MutexGuard<'a, bool>,
+}
+
+/// What has become of a leaf that is in use, and what to do.
+fn loss_of_leaf(vm: &str, loss: Loss, leaf: &NamedFile) -> String {
+    let (path, by_number) = (leaf.path().display(), leaf.by_number());
+    let gone = "it is gone when the VM is detached or leafblk stops";
+    match loss {
+        Loss::Moved => format!(
+            "its leaf {path} {loss} while it is in use: move it back, or its next start finds none"
+        ),
+        Loss::Deleted => format!(
+            "its leaf {path} {loss} while it is in use, and {gone}: with its guest shut down or \
+             paused, leafblk vm flush {vm}, and cp --sparse=always {by_number} {path}"
+        ),
+        Loss::Replaced => format!(
+            "its leaf {path} {loss} while it is in use, and {gone} unless it has another name: with \
+             its guest shut down or paused, leafblk vm flush {vm}, and cp --sparse=always \
+             {by_number} {path}.saved, which is the VM's leaf"
+        ),
+    }
 }
 
 impl Vm {
@@ -296,6 +320,7 @@ impl Vm {
             link: Arc::default(),
             home,
             novelty,
+            leaf_name: NameWatch::default(),
             closed: Mutex::new(false),
         }
     }
@@ -339,6 +364,30 @@ impl Vm {
     /// Why its frontend was kept out, if it was.
     pub fn trouble(&self) -> Option<String> {
         self.unused_leaf().and_then(|leaf| leaf.trouble())
+    }
+
+    /// Asks whether its leaf is where it was, unless that was asked within `age`.
+    pub(super) fn ask_for_leaf(self: &Arc<Self>, age: Duration) {
+        if let Some(file) = self.named_leaf() {
+            self.leaf_name.ask(file, Arc::clone(self), age);
+        }
+    }
+
+    fn named_leaf(&self) -> Option<NamedFile> {
+        let leaf = self.disk.leaf()?;
+        Some(NamedFile::new(leaf.path(), leaf.raw_fd()?))
+    }
+
+    /// What has become of its leaf's name, and what to do, as far as is known. The log has
+    /// each once.
+    pub fn lost_leaf(&self) -> Option<String> {
+        let (loss, name) = (self.leaf_name.loss(), self.disk.name());
+        let is_news = self.leaf_name.is_news(loss);
+        let sentence = loss_of_leaf(name, loss?, &self.named_leaf()?);
+        if is_news {
+            log::error!("VM {name}: {sentence}");
+        }
+        Some(sentence)
     }
 
     /// Its leaf, where no guest may have used it.

@@ -189,7 +189,8 @@ pub struct RootStats {
     pub size_bytes: u64,
     /// VMs on it.
     pub vms: u64,
-    /// Whether its file has changed since it was recorded, though its samples have not.
+    /// Whether its file has changed since it was recorded, though its samples have not, or
+    /// was deleted, moved or replaced while it is in use.
     #[serde(default)]
     pub changed: bool,
 }
@@ -251,6 +252,9 @@ pub struct LeafStats {
     pub unsynced_bytes: u64,
     /// Whether a sync failed: nothing is acknowledged any more.
     pub failed: bool,
+    /// Whether its file was deleted, moved or replaced while it is in use.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// Sectors by where they came from.

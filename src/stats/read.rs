@@ -11,9 +11,9 @@ use crate::reactor::ReactorCounters;
 use crate::root::Root;
 
 impl VmStats {
-    /// The disk's values; `reactor` is the number of the one that serves it, and it is
-    /// `failing` or not.
-    pub fn read(disk: &Disk, reactor: usize, failing: bool) -> Self {
+    /// The disk's values; `reactor` is the number of the one that serves it, it is `failing`
+    /// or not, and its leaf's name `lost` or not.
+    pub fn read(disk: &Disk, reactor: usize, failing: bool, lost: bool) -> Self {
         let counters = disk.counters();
         let operation = |operation: Operation| {
             let latency = counters.latency(operation);
@@ -35,7 +35,7 @@ impl VmStats {
             connected: counters.connected.get() != 0,
             connections: counters.connections.get(),
             resubmitted: counters.resubmitted.get(),
-            leaf: disk.leaf().map(|leaf| LeafStats::read(leaf)),
+            leaf: disk.leaf().map(|leaf| LeafStats::read(leaf, lost)),
             read_sectors: SourceSectors {
                 leaf: counters.read_sectors_leaf.get(),
                 cache: counters.read_sectors_cache.get(),
@@ -56,12 +56,13 @@ impl VmStats {
 }
 
 impl LeafStats {
-    fn read(leaf: &Leaf) -> Self {
+    fn read(leaf: &Leaf, lost: bool) -> Self {
         Self {
             present_bytes: leaf.present_sectors() * 512,
             allocated_bytes: leaf.occupied_bytes().unwrap_or(0),
             unsynced_bytes: leaf.unsynced_bytes(),
             failed: leaf.is_poisoned(),
+            lost,
         }
     }
 }

@@ -114,6 +114,7 @@ fn vm(number: u64) -> VmStats {
             allocated_bytes: 101 << 20,
             unsynced_bytes: 0,
             failed: false,
+            lost: false,
         }),
         read_sectors: SourceSectors {
             leaf: 64 * number,

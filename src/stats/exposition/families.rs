@@ -212,6 +212,11 @@ fn vms(vms: &[VmStats]) -> Vec<Family> {
         gauge("vm_leaf_failed", "1 after a failed sync: the leaf takes no writes.", |vm| {
             vm.leaf.as_ref().map(|leaf| leaf.failed.into())
         }),
+        gauge(
+            "vm_leaf_lost",
+            "1 while its leaf's file is in use, and was deleted, moved or replaced.",
+            |vm| vm.leaf.as_ref().map(|leaf| leaf.lost.into()),
+        ),
         gauge("vm_failing", "1 while its writes, flushes or reads fail, or it is stopped.", |vm| {
             Some(vm.failing.into())
         }),
