@@ -63,6 +63,28 @@ pub(super) fn explain(
     }
 }
 
+/// Why nothing could be written at `path`, which need not exist; `None` if it can.
+/// Nothing is opened.
+pub(super) fn not_writable(what: &str, path: &Path) -> Option<Error> {
+    let there = path.ancestors().find(|path| path.symlink_metadata().is_ok())?;
+    let needed = match there.is_dir() {
+        true => Access::WRITE_OK | Access::EXEC_OK,
+        false => Access::WRITE_OK,
+    };
+    let source = io::Error::from(accessat(CWD, there, needed, AtFlags::EACCESS).err()?);
+    let unwritable = Unwritable { what: what.to_owned(), path: path.to_owned(), source };
+    Some(explain(unwritable, path, Need::Write))
+}
+
+/// A place that can't be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {} can't be written ({source})", path.display())]
+struct Unwritable {
+    what: String,
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// What the system answered, and its number (errno(3)).
 fn kind(error: &Error) -> Option<(ErrorKind, Option<i32>)> {
     let mut next: Option<&dyn StdError> = Some(error);

@@ -60,9 +60,28 @@ impl LeafPlan {
         }
     }
 
-    /// What a person should know of the leaf's place, by that of other leaves:
+    /// What a person should know of the leaf.
+    pub(super) fn warnings(&self, vm: &VmConfig, state_dir: &Path) -> Vec<String> {
+        self.in_memory(vm, state_dir).into_iter().chain(self.other_name(vm)).collect()
+    }
+
+    /// The leaf's root was another by name, and the samples of its content are the same.
+    fn other_name(&self, vm: &VmConfig) -> Option<String> {
+        let Self::Use { identity, .. } = self else { return None };
+        let (name, leaf, made_on, root) =
+            (&vm.name, vm.leaf.display(), &identity.root.name, &vm.root);
+        (made_on != root).then(|| {
+            format!(
+                "VM {name}: its leaf {leaf} was made on root {made_on}, and is used on root {root}, \
+                 whose samples are the same: if {root} is another image, detach the VM and attach \
+                 it with root={made_on}; if it is the same image, leafblk leaf rebase {leaf} --from \
+                 {made_on}=IMAGE --root {root}=IMAGE, with the VM detached, ends this warning"
+            )
+        })
+    }
+
     /// `state_dir` is looked at once for all.
-    pub(super) fn warning(&self, vm: &VmConfig, state_dir: &Path) -> Option<String> {
+    fn in_memory(&self, vm: &VmConfig, state_dir: &Path) -> Option<String> {
         let is_elsewhere = vm.leaf.parent() != Some(state_dir);
         let concerns = !vm.ephemeral && *self != Self::Without && is_elsewhere;
         concerns.then(|| lasting::warning(&format!("VM {}: its leaf", vm.name), &vm.leaf))?

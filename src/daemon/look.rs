@@ -2,11 +2,11 @@
 //! goes no further.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::denied::{Need, explain};
+use super::denied::{self, Need, explain};
 use super::group;
 use super::lasting::{self, Fleeting};
 use super::leaf_choice::{
@@ -189,12 +189,13 @@ pub fn check(config: &Config) -> Result<Checked, Error> {
     let mut warnings = of_directories(config);
     warnings.extend(serials.iter().map(ToString::to_string));
     warnings.extend(changed_roots(config, &looked));
-    let of_leaf = |vm: &VmConfig, plan: &LeafPlan| plan.warning(vm, &config.state_dir);
-    warnings.extend(looked.vms.fit.iter().filter_map(|vm| of_leaf(vm.config(), vm.leaf())));
+    let of_leaf = |vm: &VmConfig, plan: &LeafPlan| plan.warnings(vm, &config.state_dir);
+    warnings.extend(looked.vms.fit.iter().flat_map(|vm| of_leaf(vm.config(), vm.leaf())));
     let mut leaves: Vec<String> =
         looked.vms.fit.iter().map(|vm| vm.leaf().describe(vm.config())).collect();
     let mut wrong: Vec<String> =
         looked.vms.failed.iter().map(|(_, problem)| problem.to_string()).collect();
+    wrong.extend(not_writable(config, looked.vms.fit.iter().map(PlannedVm::config), &of_attached));
     for vm in &of_attached {
         let (choice, remembered) = (LeafChoice::Remembered, &looked.records.remembered);
         let question = Question { config: vm, choice, remembered, remedy: remedy(config) };
@@ -215,6 +216,37 @@ pub fn check(config: &Config) -> Result<Checked, Error> {
         return Err(Error::failure(wrong.join("\nleafblk: ")));
     }
     Ok(Checked { found, leaves, warnings })
+}
+
+/// What a start could not write: the two directories, leaves and sockets. Each directory is
+/// named once.
+fn not_writable<'a>(
+    config: &'a Config,
+    fit: impl Iterator<Item = &'a VmConfig>,
+    attached: &'a [VmConfig],
+) -> Vec<String> {
+    let mut wrong = BTreeSet::new();
+    let mut check = |what: String, path: &Path| {
+        wrong.extend(denied::not_writable(&what, path).map(|error| error.to_string()));
+    };
+    for (what, path) in [("state", &config.state_dir), ("runtime", &config.runtime_dir)] {
+        check(format!("the {what} directory"), path);
+    }
+    let is_elsewhere = |path: &Path| {
+        let own = [Some(&*config.state_dir), Some(&*config.runtime_dir)];
+        path.exists() || !own.contains(&path.parent())
+    };
+    for vm in fit.chain(attached) {
+        if !vm.readonly && is_elsewhere(&vm.leaf) {
+            check(format!("the leaf of VM {}", vm.name), &vm.leaf);
+        }
+        // A socket that is there is replaced.
+        let directory = vm.socket.parent().filter(|directory| *directory != config.runtime_dir);
+        if let Some(directory) = directory {
+            check(format!("the directory of the socket of VM {}", vm.name), directory);
+        }
+    }
+    wrong.into_iter().collect()
 }
 
 /// What a start warns of the two directories.

@@ -7,7 +7,6 @@ use super::denied::{Need, explain};
 use super::leaf_choice::{LeafChoice, LeafPlan, LeafProblem, Question, Remedy, Unplanned};
 use super::leaf_records::Remembered;
 use super::made::NewLeaf;
-use super::sockets::SocketError;
 use crate::config::VmConfig;
 use crate::config::size::format_size;
 use crate::error::Error;
@@ -89,11 +88,12 @@ impl PlannedVm {
                 format_size(SIZE_MAX)
             ))));
         }
-        match super::sockets::is_stale(&config.socket) {
-            Err(SocketError::Live(_)) if in_use == InUse::Fine => {}
-            Err(error) => return Err(explain(error, &config.socket, Need::Write).into()),
-            Ok(_) => {}
-        }
+        let socket = match in_use {
+            InUse::Refused => super::sockets::is_stale(&config.socket).map(drop),
+            // Whoever listens there is not disturbed.
+            InUse::Fine => super::sockets::is_there(&config.socket).map(drop),
+        };
+        socket.map_err(|error| explain(error, &config.socket, Need::Write))?;
         let leaf = Question { config: &config, choice, remembered, remedy }.answer();
         let leaf = leaf.map_err(|why| match why {
             Unplanned::Problem(problem) => Unfit::Leaf(problem),

@@ -228,14 +228,8 @@ fn remove_same(path: &Path, identity: Identity) {
 /// # Errors
 /// [`SocketError`] where [`OwnedSocket::bind`] would refuse.
 pub fn is_stale(path: &Path) -> Result<bool, SocketError> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(system(path, "examined")(error)),
-        // A symbolic link counts as no socket: what it points to is not ours.
-        Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(SocketError::NoSocket(path.into()));
-        }
-        Ok(_) => {}
+    if !is_there(path)? {
+        return Ok(false);
     }
     match probe(path) {
         Err(Errno::CONNREFUSED) => Ok(true),
@@ -243,6 +237,20 @@ pub fn is_stale(path: &Path) -> Result<bool, SocketError> {
         // PROTOTYPE: bound by a socket of another type. AGAIN: a full backlog.
         Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Err(SocketError::Live(path.into())),
         Err(errno) => Err(system(path, "examined")(errno.into())),
+    }
+}
+
+/// Whether a socket is at `path`, whoever has it: nobody is asked.
+///
+/// # Errors
+/// [`SocketError::NoSocket`] for what is none; [`SocketError::System`].
+pub(super) fn is_there(path: &Path) -> Result<bool, SocketError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(system(path, "examined")(error)),
+        // A symbolic link counts as no socket: what it points to is not ours.
+        Ok(meta) if !meta.file_type().is_socket() => Err(SocketError::NoSocket(path.into())),
+        Ok(_) => Ok(true),
     }
 }
 

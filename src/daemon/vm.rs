@@ -97,7 +97,7 @@ impl BoundVm {
             queues: config.queues,
         };
         let record = record::publish(runtime_dir, &endpoint, self.group).map_err(Error::failure)?;
-        if let Some(warning) = self.plan.leaf().warning(&config, &host.directories.state) {
+        for warning in self.plan.leaf().warnings(&config, &host.directories.state) {
             log::warn!("{warning}");
         }
         // Last, as an open leaf has to be closed again.

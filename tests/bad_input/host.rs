@@ -217,3 +217,30 @@ fn a_vm_whose_leaf_would_go_with_the_service_is_refused_while_others_are_served(
     assert!(said.contains("VM web2 would lose the leaf") && said.contains("no name"), "{said}");
     daemon.stop();
 }
+
+#[test]
+fn a_check_finds_directories_that_cannot_be_written() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let root = make_root(dir, ROOT_SECTORS);
+    // For root, too.
+    let read_only = |name: &str| {
+        format!("mkdir -p {name} && mount --bind {name} {name} && mount -o remount,bind,ro {name}")
+    };
+    let (leaf, socket) = (dir.join("own/w.leaf"), dir.join("own/w.sock"));
+    let (leaf, socket) =
+        (format!("web1,leaf={}", text(&leaf)), format!("web1,socket={}", text(&socket)));
+    for (directory, vm, what) in [
+        ("state", "web1", "the state directory"),
+        ("run", "web1", "the runtime directory"),
+        ("own", &leaf, "the leaf of VM web1"),
+        ("own", &socket, "the directory of the socket of VM web1"),
+    ] {
+        let check = serve(dir, &["--root", text(&root), "--vm", vm, "--check"]);
+        let command = in_own_mounts(dir, &read_only(directory), &check);
+        let parts =
+            [what, directory, "can't be written (Read-only file system", "for reading only"];
+        fails(command, 1, &parts);
+        checks(check);
+    }
+}

@@ -1,11 +1,13 @@
-//! Files that are deleted or replaced while leafblk has them open.
+//! Files that are deleted or replaced while leafblk has them open, leaves that come from
+//! another root, and a look at the configuration beside the leafblk that serves it.
 
 use std::process::{Command, Output, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::errors::served;
-use crate::common::{Client, wait_until};
+use crate::common::scene::ROOT_SECTORS;
+use crate::common::{Client, Daemon, make_root, wait_until};
 
 fn leafblk(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
@@ -80,4 +82,63 @@ fn a_root_that_is_replaced_under_its_vms_is_named_and_the_old_one_can_be_had_bac
     // In its place again, it is another file of the same content.
     std::fs::rename(dir.path().join("root.raw.saved"), &root).unwrap();
     daemon.stop();
+}
+
+#[test]
+fn a_leaf_that_was_made_on_a_root_of_another_name_is_warned_of_with_both() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let image = make_root(dir.path(), ROOT_SECTORS);
+    let root = |name: &str| format!("{name}={}", image.display());
+    let (debian, v2) = (root("debian"), root("v2"));
+    Daemon::start(dir.path(), &["--root", &debian, "--vm", "web1"]).stop();
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &["--root", &v2, "--vm", "web1"]);
+    let parts = ["VM web1: its leaf", "made on root debian, and is used on root v2"];
+    let line = log.wait_for(&parts);
+    assert!(line.contains("attach it with root=debian"), "{line}");
+    let leaf = daemon.leaf("web1");
+    daemon.stop();
+    let check = |root: &str| {
+        let (state, run) = (dir.path().join("state"), dir.path().join("run"));
+        let mut check = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+        check.args(["serve", "--check", "--root", root, "--vm", "web1", "--state-dir"]);
+        let output = check.arg(state).arg("--runtime-dir").arg(run).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = check(&v2);
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    assert!(!check(&debian).contains("made on"));
+    // It is the same image: the line that ends it, with the image's path.
+    let words = command(&said, "leafblk leaf rebase", ", with the VM");
+    let image = image.to_str().unwrap();
+    let words: Vec<String> = words[1..].iter().map(|word| word.replace("IMAGE", image)).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    assert!(words.contains(&leaf.to_str().unwrap()), "{words:?}");
+    assert!(leafblk(&words).status.success(), "{words:?}");
+    assert!(!check(&v2).contains("made on"));
+}
+
+#[test]
+fn a_check_beside_the_leafblk_that_serves_the_vms_does_not_disturb_it() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let image = make_root(dir.path(), ROOT_SECTORS);
+    let args = ["--root", image.to_str().unwrap(), "--vm", "web1"];
+    let (daemon, mut log) = Daemon::start_logged(dir.path(), &args);
+    let mut client = Client::connect(&daemon.socket("web1"));
+    let connections = || -> Value {
+        daemon.control().get("/v1/stats").expect(200)["vms"][0]["connections"].clone()
+    };
+    assert_eq!(connections(), json!(1));
+    let mut check = Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    check.args(["serve", "--check"]).args(args);
+    check.arg("--state-dir").arg(dir.path().join("state"));
+    let checked = check.arg("--runtime-dir").arg(dir.path().join("run")).output().unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    // It is served on, and nothing has come to its socket.
+    assert_eq!(client.read(0, 512).len(), 512);
+    assert_eq!(connections(), json!(1));
+    drop(client);
+    daemon.stop();
+    let said = log.rest();
+    assert!(!said.contains("client was turned away"), "{said}");
 }
