@@ -25,9 +25,9 @@ use crate::stats::{
     RootStats, StateCounts, VmStats, exposition,
 };
 
-/// How old it may be what is known of the files of roots and leaves: these values are asked
-/// for again and again.
-const FILE_AGE: Duration = Duration::from_secs(5);
+/// How old it may be what is known of roots' files: these values are asked for again and
+/// again.
+const ROOT_AGE: Duration = Duration::from_secs(5);
 
 /// Cells of a map where no number is asked for.
 const CELLS_DEFAULT: u32 = 1024;
@@ -46,8 +46,7 @@ impl HostStats {
         let vm_states = vms.iter().map(|view| (&view.config.name, &view.state));
         let root_states = roots.iter().map(|view| (&view.config.name, &view.state));
         let file_systems = host.file_systems(&vms);
-        host.look_at_roots(&roots, FILE_AGE);
-        host.look_at_leaves(&vms, FILE_AGE);
+        host.look_at_roots(&roots, ROOT_AGE);
         let reload = host.last_reload();
         let is_failing = |view: &VmView| !view.problems().is_empty();
         let of_vm = |view: &VmView| {

@@ -181,7 +181,6 @@ impl Health {
     fn of(host: &Host) -> Self {
         let (roots, vms) = (host.roots(), host.vms());
         host.look_at_roots(&roots, Duration::ZERO);
-        host.look_at_leaves(&vms, Duration::ZERO);
         let (file_systems, reload) = (host.file_systems(&vms), host.last_reload());
         let failing = problems::failing(&roots, &vms, &file_systems, reload.as_deref());
         let mut problems = problems::not_served(&roots, &vms);

@@ -1,7 +1,5 @@
 //! `/v1/vms`.
 
-use std::time::Duration;
-
 use axum::extract::State as Extract;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -74,7 +72,6 @@ pub(super) async fn show(
     let show = app.look(move |host| {
         let view = host.vm(&name)?;
         host.file_systems(std::slice::from_ref(&view));
-        host.look_at_leaves(std::slice::from_ref(&view), Duration::ZERO);
         Ok(VmInfo::from(view))
     });
     show.await.map(Json)

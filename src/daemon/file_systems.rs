@@ -114,13 +114,11 @@ impl FileSystems {
 }
 
 impl FileSystem {
-    /// Asks for the room, and how much of it these VMs' leaves occupy.
+    /// Asks for the room, and for these VMs' leaves.
     fn ask(&self, vms: Vec<Arc<Vm>>) {
         let place = Arc::clone(&self.place);
         self.room.ask(move || {
-            for leaf in vms.iter().filter_map(|vm| vm.disk().leaf()) {
-                leaf.measure();
-            }
+            vms.iter().for_each(|vm| vm.look_at_leaf());
             room(&place).map_err(|error| error.to_string())
         });
     }
@@ -148,7 +146,7 @@ fn room(place: &OwnedFd) -> io::Result<Room> {
 
 impl Host {
     /// The file systems that something is on, these VMs' leaves among it, by their
-    /// paths. Notes how much the leaves occupy, too. Waits for a moment at most.
+    /// paths. Notes how much the leaves occupy and whether they are there, too. Waits for a moment at most.
     pub fn file_systems(&self, vms: &[VmView]) -> Vec<FileSystemView> {
         let vms = vms.iter().filter_map(|view| view.vm.as_ref());
         let homes = vms.filter_map(|vm| Some((vm.home()?, UseBy::Leaf(Arc::clone(vm)))));

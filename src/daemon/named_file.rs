@@ -10,9 +10,6 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-use super::question::Question;
 
 /// What has become of an open file's name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -61,7 +58,7 @@ impl NamedFile {
     ///
     /// # Errors
     /// As stat(2).
-    pub(super) fn look(&self) -> io::Result<Option<Loss>> {
+    fn look(&self) -> io::Result<Option<Loss>> {
         let open = std::fs::metadata(format!("/proc/self/fd/{}", self.fd))?;
         let there = match std::fs::metadata(&self.path) {
             Ok(there) => there,
@@ -79,35 +76,27 @@ impl NamedFile {
     }
 }
 
-/// What is known of an open file's name, which is asked for now and then.
+/// What is known of an open file's name. Whoever asks its file system something looks at
+/// the name as well.
 #[derive(Debug, Default)]
 pub(super) struct NameWatch {
-    question: Question<Result<Option<Loss>, String>>,
-    asked: Mutex<Option<Instant>>,
+    found: Mutex<Option<Loss>>,
     /// What the log has.
     said: Mutex<Option<Loss>>,
 }
 
 impl NameWatch {
-    /// Asks, unless that was asked within `age`. `file` is open for as long as `owner`
-    /// is there.
-    pub(super) fn ask<T: Send + 'static>(&self, file: NamedFile, owner: T, age: Duration) {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked.is_some_and(|asked| asked.elapsed() < age) {
-            return;
+    /// Looks at the name of `file`, which is open meanwhile. The file system may hang; where
+    /// it fails, what was known stays.
+    pub(super) fn look(&self, file: &NamedFile) {
+        if let Ok(found) = file.look() {
+            *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
         }
-        *asked = Some(Instant::now());
-        drop(asked);
-        self.question.ask(move || {
-            let found = file.look().map_err(|error| error.to_string());
-            drop(owner);
-            found
-        });
     }
 
-    /// What has become of the name, as far as is known.
+    /// What has become of the name, as it was last looked at.
     pub(super) fn loss(&self) -> Option<Loss> {
-        self.question.answer().last.and_then(Result::ok).flatten()
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the log has it not yet; it has it then.

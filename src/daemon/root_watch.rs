@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::host::{Host, RootView, VmView};
+use super::host::{Host, RootView};
 use super::named_file::{Loss, NameWatch, NamedFile};
 use super::question::{Answer, Question};
 use super::root_records::{KnownRoots, RootRecord, Verified};
@@ -53,7 +53,7 @@ pub(super) struct RootWatch {
     asked: Mutex<Option<Instant>>,
     file: NamedFile,
     /// Whether it is where it was.
-    file_name: NameWatch,
+    file_name: Arc<NameWatch>,
     /// The changes that the log has.
     said: Mutex<Option<Changes>>,
     verification: Mutex<Option<Arc<Verification>>>,
@@ -129,7 +129,7 @@ impl RootWatch {
             state: Question::default(),
             asked: Mutex::default(),
             file: NamedFile::new(root.path(), root.raw_fd()),
-            file_name: NameWatch::default(),
+            file_name: Arc::default(),
             said: Mutex::default(),
             verification: Mutex::default(),
         };
@@ -165,20 +165,23 @@ impl RootWatch {
 
     /// Asks how the file is, unless that was asked within `age`.
     fn ask(&self, root: &Arc<CachedRoot>, age: Duration) {
-        self.file_name.ask(self.file.clone(), Arc::clone(root), age);
         let mut asked = lock(&self.asked);
         if asked.is_some_and(|asked| asked.elapsed() < age) {
             return;
         }
         *asked = Some(Instant::now());
         drop(asked);
-        let root = Arc::clone(root);
-        self.state.ask(move || root.root().state().map_err(|error| error.to_string()));
+        let (root, file, name) = (Arc::clone(root), self.file.clone(), Arc::clone(&self.file_name));
+        self.state.ask(move || {
+            name.look(&file);
+            root.root().state().map_err(|error| error.to_string())
+        });
     }
 
     /// Why the file may not be what it was, as far as is known: what was asked for is
     /// waited for, for a moment. The log has each once.
     pub(super) fn doubt(&self) -> Option<String> {
+        let Answer { last, .. } = self.state.answer();
         let loss = self.file_name.loss();
         let is_news = self.file_name.is_news(loss);
         if let Some(loss) = loss {
@@ -189,7 +192,6 @@ impl RootWatch {
             // Its times have changed with that.
             return Some(sentence);
         }
-        let Answer { last, .. } = self.state.answer();
         let state = match last {
             Some(Ok(state)) => state,
             // Else as it was last known to be.
@@ -238,18 +240,11 @@ impl Host {
         }
     }
 
-    /// As [`Self::look_at_roots`], of VMs' leaves.
-    pub fn look_at_leaves(&self, vms: &[VmView], age: Duration) {
-        for vm in vms.iter().filter_map(|view| view.vm.as_ref()) {
-            vm.ask_for_leaf(age);
-        }
-    }
-
     /// Looks at the files of all roots and leaves, for the log. Waits for a moment at most.
     pub(super) fn look_at_files(&self) {
         let (roots, vms) = (self.roots(), self.vms());
         self.look_at_roots(&roots, Duration::ZERO);
-        self.look_at_leaves(&vms, Duration::ZERO);
+        self.file_systems(&vms);
         roots.iter().filter_map(|root| root.watch.as_ref()).for_each(|watch| drop(watch.doubt()));
         vms.iter().filter_map(|vm| vm.vm.as_ref()).for_each(|vm| drop(vm.lost_leaf()));
     }

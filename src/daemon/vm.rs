@@ -8,7 +8,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -366,10 +365,14 @@ impl Vm {
         self.unused_leaf().and_then(|leaf| leaf.trouble())
     }
 
-    /// Asks whether its leaf is where it was, unless that was asked within `age`.
-    pub(super) fn ask_for_leaf(self: &Arc<Self>, age: Duration) {
+    /// Asks its leaf's file system, which may hang: whether the leaf is where it was, and how
+    /// much it occupies.
+    pub(super) fn look_at_leaf(&self) {
+        if let Some(leaf) = self.disk.leaf() {
+            leaf.measure();
+        }
         if let Some(file) = self.named_leaf() {
-            self.leaf_name.ask(file, Arc::clone(self), age);
+            self.leaf_name.look(&file);
         }
     }
 
@@ -378,8 +381,8 @@ impl Vm {
         Some(NamedFile::new(leaf.path(), leaf.raw_fd()?))
     }
 
-    /// What has become of its leaf's name, and what to do, as far as is known. The log has
-    /// each once.
+    /// What has become of its leaf's name, and what to do, as it was last looked at. The log
+    /// has each once.
     pub fn lost_leaf(&self) -> Option<String> {
         let (loss, name) = (self.leaf_name.loss(), self.disk.name());
         let is_news = self.leaf_name.is_news(loss);
