@@ -26,25 +26,11 @@ head -c 96M /dev/urandom >"$ROOT"
 ROOT_SUM=$(sha256sum <"$ROOT")
 root_is_unchanged() { [ "$(sha256sum <"$ROOT")" = "$ROOT_SUM" ]; }
 
-backend_kill() {
-  kill -9 "${BACKEND_PIDS[0]}"
-  # The shell's own word on it is noise.
-  wait "${BACKEND_PIDS[0]}" 2>/dev/null || true
-  BACKEND_PIDS=()
-}
-
 # guest_works LOG: the guest has not ended.
 guest_works() { kill -0 "$GUEST_PID" 2>/dev/null && ! grep -q 'LEAFBLK-GUEST: EXIT' "$1"; }
 
 # moment: waits for 0.3 to 1.3 s, whatever the dice say.
 moment() { read -r -t "$((RANDOM % 2)).$((RANDOM % 7 + 3))" <> <(:) || true; }
-
-# connections: how often a frontend has connected so far.
-connections() { grep -c ': connected' "$BACKEND_LOG.err" || true; }
-
-# both_are_back BEFORE: both disks' frontends have connected since there were BEFORE
-# connections; 1 if that takes over 20 s.
-both_are_back() { comes 20 "${BACKEND_PIDS[0]}" "$BACKEND_LOG.err" ': connected' $(($1 + 2)); }
 
 # under_fire NAME COUNT COMMAND: a guest works while the backend is ended by COMMAND
 # and started again, COUNT times at least.
@@ -62,7 +48,7 @@ under_fire() {
     backend_start "$ROOT" "${VMS[@]}"
     done=$((done + 1))
     # Else a kill would hit nobody; the guest may have ended, too.
-    both_are_back "$before" || ! guest_works "$log" || break
+    frontends_are_back "$before" 2 || ! guest_works "$log" || break
   done
   check "$name: ran to its end" guest_wait "$GUEST_PID" "$log"
   check "$name: $done times, at least $count" [ "$done" -ge "$count" ]

@@ -7,6 +7,8 @@ set -euo pipefail
 . "$(dirname "$0")/lib/guest.sh"
 # shellcheck source=lib/backend.sh
 . "$(dirname "$0")/lib/backend.sh"
+# shellcheck source=lib/monitor.sh
+. "$(dirname "$0")/lib/monitor.sh"
 
 DIMMS=33
 # As Linux takes memory; QEMU's file is sparse.
@@ -20,7 +22,7 @@ make_work_dir
 ROOT=$WORK/root.raw
 head -c 48M /dev/urandom >"$ROOT"
 
-# What QEMU gets: the first memory, the DIMMs, the disk, and a pipe to its monitor.
+# What QEMU gets: the first memory, the DIMMs and the disk.
 options() {
   local i
   echo "-machine q35,memory-backend=mem -m 256M,slots=$((DIMMS + 1)),maxmem=16G"
@@ -29,11 +31,7 @@ options() {
     echo "-object memory-backend-memfd,id=m$i,size=$DIMM,share=on -device pc-dimm,id=d$i,memdev=m$i"
   done
   echo "-chardev 'socket,id=c,path=$(socket_of web1)' -device vhost-user-blk-pci,chardev=c,num-queues=2"
-  echo "-chardev 'pipe,id=monitor,path=$WORK/monitor' -mon chardev=monitor"
 }
-
-# monitor COMMAND…: for QEMU, which answers into another pipe.
-monitor() { echo "$*" >"$WORK/monitor.in"; }
 
 # guest_reaches TEXT: returns when the guest has reported this, or has ended.
 guest_reaches() {
@@ -41,20 +39,18 @@ guest_reaches() {
 }
 
 say "$DIMMS DIMMs"
-mkfifo "$WORK/monitor.in" "$WORK/monitor.out"
-cat "$WORK/monitor.out" >"$WORK/monitor.log" &
-at_exit "stop_pid $!"
+monitor_open dimms
 LOG=$WORK/dimms.log
-KERNEL_OPTIONS+=' memhp_default_state=online_movable'
+SMALL_OPTIONS+=' memhp_default_state=online_movable'
 backend_start "$ROOT" web1,queues=2
 guest_start -t 180 -s 2 -o "$(options)" dimms "$LOG" "$QEMU_DIR/guest/memory.job"
 check "the guest is there, and waits for more" guest_reaches 'waits for more'
 check "it has its DIMMs" [ "$(guest_value "$LOG" dimms)" -ge "$DIMMS" ]
 check "and the memory in them" [ "$(guest_value "$LOG" mib)" -gt $((DIMMS * 120)) ]
-monitor "object_add memory-backend-memfd,id=more,size=$DIMM,share=on"
-monitor "device_add pc-dimm,id=dmore,memdev=more"
+monitor dimms "object_add memory-backend-memfd,id=more,size=$DIMM,share=on"
+monitor dimms "device_add pc-dimm,id=dmore,memdev=more"
 check "it has more, and waits for less" guest_reaches 'waits for less'
-monitor "device_del dmore"
+monitor dimms "device_del dmore"
 check "the guest ran to its end" guest_wait "$GUEST_PID" "$LOG"
 guest_checks "$DIMMS DIMMs" "$LOG" verify-in-dimms more-memory verify-with-more less-memory \
   verify-with-less still-running ran-on-and-on no-error-in-the-log
@@ -63,5 +59,5 @@ check "a new leaf showed exactly the root" \
 check "its frontend was never disconnected" \
   [ "$(grep -c 'VM web1: disconnected' "$BACKEND_LOG.err")" = 1 ]
 check "the backend stops with status 0" backend_stop
-tr -d '\r' <"$WORK/monitor.log" | grep -i error | sed 's/^/# /' || true
+monitor_errors dimms
 summary || exit 1

@@ -4,8 +4,8 @@
 # interleavings that loom tries, what is shown in a terminal and a browser, the control
 # API against its description, QEMU guests and the Debian package. Installs what is
 # missing where it can (Debian packages, as root; components of Rust). Ends with a
-# count; exit status 1 if anything failed. Longer runs: tests/soak.sh (kills, reads), tests/fuzz.sh (fuzzing),
-# `cargo run --release --example crashsim` (power cuts).
+# count; exit status 1 if anything failed. Longer runs: tests/soak.sh (kills, reads, all of
+# firmware's boots), tests/fuzz.sh (fuzzing), `cargo run --release --example crashsim` (power cuts).
 #
 #   tests/run.sh            all of it
 #   tests/run.sh --quick    formatting, lints, unit tests and one guest: about 3 minutes
@@ -174,7 +174,7 @@ cargo_tests "cargo test, loom" loom cargo test --locked --features loom --lib lo
 counted tests/seeing.sh seeing tests/seeing.sh
 counted tests/openapi.sh openapi tests/openapi.sh
 # As there are cores for: most have one guest at a time, with one CPU. The longest first.
-guest_scripts=(packaging/test-deb.sh qemu/test-{guests,kills,filesystems,debian,demo,control,memory}.sh)
+guest_scripts=(packaging/test-deb.sh qemu/test-{guests,firmware,kills,filesystems,debian,demo,control,memory}.sh)
 if [ "$with_qemu" -eq 1 ]; then
     two_at_a_time "${guest_scripts[@]}"
 else

@@ -85,6 +85,21 @@ backend_stop() {
 }
 at_exit backend_stop
 
+# backend_kill: SIGKILL, as a crash would be.
+backend_kill() {
+  kill -9 "${BACKEND_PIDS[0]}"
+  # The shell's own word on it is noise.
+  wait "${BACKEND_PIDS[0]}" 2>/dev/null || true
+  BACKEND_PIDS=()
+}
+
+# connections: how often a frontend has connected so far.
+connections() { grep -c ': connected' "$BACKEND_LOG.err" || true; }
+
+# frontends_are_back BEFORE COUNT: so many have connected since there were BEFORE
+# connections; 1 if that takes over 20 s.
+frontends_are_back() { comes 20 "${BACKEND_PIDS[0]}" "$BACKEND_LOG.err" ': connected' $(($1 + $2)); }
+
 # show_counters: what came from leaf, cache and root, as leafblk prints it when it
 # stops.
 show_counters() {

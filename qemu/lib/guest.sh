@@ -72,6 +72,15 @@ ensure_archive() {
 # no_timer_check: an emulated CPU on a busy host fails the kernel's test of the
 # timer interrupt now and then, and the kernel panics.
 KERNEL_OPTIONS='console=ttyS0 quiet mitigations=off no_timer_check'
+SMALL_OPTIONS="$KERNEL_OPTIONS loglevel=1 panic=-1"
+
+# job_option JOB: the file for a guest as a kernel option, of which there are 2 KiB.
+job_option() {
+  local job
+  job=$(gzip -9 <"$1" | base64 -w0)
+  [ ${#job} -lt 1800 ] || die "the job $1 is too long for a kernel command line"
+  echo "leafblk.job=$job"
+}
 
 # --- QEMU ---------------------------------------------------------------------
 
@@ -117,16 +126,20 @@ qemu_version_at_least() {
   [ "$major" -gt "$1" ] || { [ "$major" -eq "$1" ] && [ "$minor" -ge "$2" ]; }
 }
 
-# qemu_command [-m MIB] [-s CPUS] [-q QUEUES] [-H] [-o OPTIONS] SOCKET…: sets QEMU to
-# the command with everything but the kernel. -H: guest memory in 2 MiB hugepages. -o:
-# memory and disk are what `leafblk qemu-args` printed, read by the shell as if pasted.
+# qemu_command [-M MACHINE] [-m MIB] [-s CPUS] [-q QUEUES] [-z ENTRIES] [-H] [-o OPTIONS]
+# SOCKET…: sets QEMU to the command with everything but the kernel. -z: entries of each
+# queue. -H: guest memory in 2 MiB hugepages. -o: memory and disk are what `leafblk
+# qemu-args` printed, read by the shell as if pasted.
 qemu_command() {
-  local memory=256 cpus=1 queues=1 huge='' option OPTIND=1 reconnect=reconnect=1 index=0 socket pasted=''
-  while getopts m:s:q:Ho: option; do
+  local memory=256 cpus=1 queues=1 entries=256 machine=q35 huge='' option OPTIND=1
+  local reconnect=reconnect=1 index=0 socket pasted='' device=vhost-user-blk-pci
+  while getopts M:m:s:q:z:Ho: option; do
     case $option in
+      M) machine=$OPTARG ;;
       m) memory=$OPTARG ;;
       s) cpus=$OPTARG ;;
       q) queues=$OPTARG ;;
+      z) entries=$OPTARG ;;
       H) huge=,hugetlb=on,hugetlbsize=2M ;;
       o) pasted=$OPTARG ;;
       *) return 1 ;;
@@ -142,11 +155,13 @@ qemu_command() {
     eval "QEMU+=($pasted)"
     return
   fi
-  QEMU+=(-machine "q35,memory-backend=mem"
+  QEMU+=(-machine "$machine,memory-backend=mem"
     -object "memory-backend-memfd,id=mem,size=${memory}M,share=on$huge" -m "${memory}M")
+  # microvm has no PCI, and its usual firmware none of the disk.
+  if [ "$machine" = microvm ]; then QEMU+=(-bios qboot.rom) device=vhost-user-blk; fi
   for socket in "$@"; do
     QEMU+=(-chardev "socket,id=c$index,path=$socket,$reconnect"
-      -device "vhost-user-blk-pci,chardev=c$index,num-queues=$queues,queue-size=256")
+      -device "$device,chardev=c$index,num-queues=$queues,queue-size=$entries")
     index=$((index + 1))
   done
 }
@@ -156,7 +171,7 @@ qemu_command() {
 # adds an archive to the initramfs; -r lets the guest reboot.
 guest_start() {
   local limit=120 extra=() options=() option OPTIND=1 reboot=-no-reboot name log job
-  while getopts t:e:rm:s:q:Ho: option; do
+  while getopts t:e:rM:m:s:q:z:Ho: option; do
     case $option in
       t) limit=$OPTARG ;;
       e) extra+=("$OPTARG") ;;
@@ -170,7 +185,7 @@ guest_start() {
   shift 3
   qemu_command "${options[@]}" "$@"
   QEMU+=(${reboot:+"$reboot"} -kernel "$KERNEL_DIR/vmlinuz"
-    -initrd "$log.initrd" -append "$KERNEL_OPTIONS loglevel=1 panic=-1")
+    -initrd "$log.initrd" -append "$SMALL_OPTIONS")
   mkdir -p "$log.dir"
   cp "$job" "$log.dir/job"
   pack "$log.dir" "$log.job.gz"
@@ -179,12 +194,15 @@ guest_start() {
   qemu_start "$limit" "$name" "$log"
 }
 
+# More options for the next QEMU (monitor.sh).
+MONITOR_OPTIONS=()
+
 # qemu_start SECONDS NAME LOG: starts QEMU as qemu_command and others have set it.
 # What QEMU itself has to say goes to LOG.qemu: within a line of the guest's it would
 # hide that line.
 qemu_start() {
-  timeout "$1" "${QEMU[@]}" -name "$2" </dev/null >"$3" 2>"$3.qemu" &
-  GUEST_PID=$! GUEST_LOG=$3
+  timeout "$1" "${QEMU[@]}" "${MONITOR_OPTIONS[@]}" -name "$2" </dev/null >"$3" 2>"$3.qemu" &
+  GUEST_PID=$! GUEST_LOG=$3 MONITOR_OPTIONS=()
   RUNNING[$GUEST_PID]=$2
 }
 

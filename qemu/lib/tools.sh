@@ -11,7 +11,8 @@
 # which it makes no program.
 declare -A PACKAGE_OF=(
   [cc]='gcc libc6-dev' [make]=make [xz]=xz-utils [bzip2]=bzip2 [zstd]=zstd [cpio]=cpio
-  [depmod]=kmod [fdisk]=fdisk [mke2fs]=e2fsprogs [e2fsck]=e2fsprogs [dumpe2fs]=e2fsprogs
+  [depmod]=kmod [fdisk]=fdisk [sfdisk]=fdisk [mcopy]=mtools [grub-mkimage]=grub-common
+  [mke2fs]=e2fsprogs [e2fsck]=e2fsprogs [dumpe2fs]=e2fsprogs
   [mkfs.xfs]=xfsprogs [xfs_repair]=xfsprogs [mkfs.btrfs]=btrfs-progs [btrfs]=btrfs-progs
   [qemu-system-x86_64]=qemu-system-x86 [qemu-io]=qemu-utils [mmdebstrap]=mmdebstrap
   [stress-ng]=stress-ng [lintian]=lintian [dpkg-shlibdeps]=dpkg-dev [tmux]=tmux
@@ -127,12 +128,14 @@ ensure_busybox() {
   unpack_package busybox-static "$dir"
 }
 
+KERNEL_MODULES='virtio_pci virtio_mmio virtio_blk crc32c_intel crc32c_generic ext4 xfs btrfs'
+
 # ensure_kernel: KERNEL_DIR with vmlinuz, modules in the order to load them in,
 # and the version. Debian's cloud kernel, unpacked and not installed.
 ensure_kernel() {
   KERNEL_DIR=$CACHE_DIR/kernel
-  [ -f "$KERNEL_DIR/version" ] && return
-  on_debian || die "please put a kernel into $KERNEL_DIR: vmlinuz, version, modules/ and modules.list; the scripts fetch Debian's only on Debian"
+  [ "$(cat "$KERNEL_DIR/wanted" 2>/dev/null)" = "$KERNEL_MODULES" ] && return
+  on_debian || die "please put a kernel into $KERNEL_DIR: vmlinuz, version, modules/, modules.list and, with $KERNEL_MODULES in it, wanted; the scripts fetch Debian's only on Debian"
   need depmod xz
   local package version dir=$CACHE_DIR/kernel.new
   rm -rf "$dir" && mkdir -p "$dir/modules"
@@ -145,7 +148,7 @@ ensure_kernel() {
   depmod -b "$dir/deb" "$version"
   cp "$dir/deb/boot/vmlinuz-$version" "$dir/vmlinuz"
   local module
-  for module in virtio_pci virtio_blk crc32c_intel crc32c_generic ext4 xfs btrfs; do
+  for module in $KERNEL_MODULES; do
     modprobe -d "$dir/deb" -S "$version" --show-depends "$module" 2>/dev/null |
       sed -n 's/^insmod \([^ ]*\).*/\1/p'
   done | awk '!seen[$0]++' | while read -r module; do
@@ -158,6 +161,7 @@ ensure_kernel() {
   grep -q virtio_blk "$dir/modules.list" || die "no virtio_blk in $package"
   rm -rf "$dir/deb"
   echo "$version" >"$dir/version"
+  echo "$KERNEL_MODULES" >"$dir/wanted"
   rm -rf "$KERNEL_DIR" && mv "$dir" "$KERNEL_DIR"
 }
 
