@@ -6,6 +6,7 @@
 //! be told that a leaf is in use, so a lock that no living process holds is
 //! waited for.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -40,21 +41,47 @@ pub(crate) fn take(file: &File, shared: bool) -> io::Result<bool> {
     }
 }
 
-/// Whether /proc/locks (proc_locks(5)) names a process that lives as holder of
-/// a lock on the inode. By the number alone: what it says of devices is not what
-/// stat(2) does on btrfs. A dead holder is not listed, or as process 0.
 fn is_held_by_the_living(inode: u64) -> io::Result<bool> {
+    Ok(living_holder(inode)?.is_some())
+}
+
+/// A process that lives and that /proc/locks (proc_locks(5)) names as holder of a lock
+/// on the inode. By the number alone: what it says of devices is not what stat(2) does
+/// on btrfs. A dead holder is not listed, or as process 0.
+fn living_holder(inode: u64) -> io::Result<Option<u32>> {
     let locks = crate::io::open::kernel_text("/proc/locks")?;
-    Ok(locks.lines().any(|line| {
+    let mut holders = locks.lines().filter_map(|line| {
         // 1: FLOCK ADVISORY WRITE 708 08:01:12345 0 EOF
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, "FLOCK", _, _, process, place, ..] = fields[..] else {
-            return false;
+            return None;
         };
         let is_it = place.rsplit(':').next().and_then(|text| text.parse().ok()) == Some(inode);
-        let process = process.parse::<u32>().unwrap_or(0);
-        is_it && process > 0 && lives(process)
-    }))
+        process.parse::<u32>().ok().filter(|process| is_it && *process > 0)
+    });
+    Ok(holders.find(|process| lives(*process)))
+}
+
+/// A process that holds a lock.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Holder {
+    /// Its number.
+    pub process: u32,
+    /// The name of its program, as far as the kernel keeps it.
+    pub program: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} ({})", self.process, self.program)
+    }
+}
+
+/// Who holds the file's lock, if that can be told.
+pub(crate) fn holder(file: &File) -> Option<Holder> {
+    let process = living_holder(file.metadata().ok()?.ino()).ok()??;
+    let program = crate::io::open::kernel_text(format!("/proc/{process}/comm")).ok()?;
+    Some(Holder { process, program: program.trim_end().to_owned() })
 }
 
 /// Whether there is such a process, and it isn't ending: one that was killed
@@ -100,6 +127,9 @@ mod tests {
         assert!(take(&a, false).unwrap());
         let begun = Instant::now();
         assert!(!take(&b, true).unwrap());
+        let who = holder(&b).unwrap();
+        assert_eq!(who.process, std::process::id());
+        assert!(who.to_string().starts_with(&format!("process {} (", who.process)), "{who}");
         assert!(begun.elapsed() < WAIT_MAX / 2, "it waited");
         drop(a);
         assert!(take(&b, true).unwrap());

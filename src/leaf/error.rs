@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::SIZE_MAX;
 use super::header::VERSION;
+use crate::io::lock::Holder;
 
 /// An error of one leaf; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +31,12 @@ pub enum LeafError {
         path.display()
     )]
     OtherRoot { path: PathBuf, recorded: String, given: String },
-    #[error("leaf {} is in use by another process; stop that one first", path.display())]
-    InUse { path: PathBuf },
+    #[error(
+        "leaf {} is in use by {}; stop that one first",
+        path.display(),
+        by.as_ref().map_or("another process".into(), ToString::to_string)
+    )]
+    InUse { path: PathBuf, by: Option<Holder> },
     #[error("leaf {} has {have} bytes, not the {asked} asked for; leave size out to use it as it is", path.display())]
     OtherSize { path: PathBuf, have: u64, asked: u64 },
     #[error(

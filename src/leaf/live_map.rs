@@ -39,6 +39,7 @@ use self::leaf_path::leaf_path;
 pub(super) use self::owner::Owner;
 use self::words::Words;
 use super::WriteCache;
+use crate::io::open::{self, Access};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::units::SectorRange;
@@ -195,6 +196,17 @@ impl LiveMap {
             self.copy_page(page, &mut bytes);
             copy.load_page(page, &bytes)?;
         }
+        Ok(copy)
+    }
+
+    /// A copy, in anonymous memory, of the map at `path`, which its owner goes on
+    /// changing. No lock is taken and nothing written. Bits come before the table, so
+    /// that each has its entry.
+    pub(super) fn copied_beside(path: &Path, owner: &Owner, shape: &Shape) -> io::Result<Self> {
+        let file = open::own_file(path, Access::Read)?;
+        let copy = Self::create(None, owner, Path::new(""), shape)?;
+        copy.load_pages_of(&file, 0..copy.pages())?;
+        copy.load_pages_of(&file, copy.table_pages())?;
         Ok(copy)
     }
 

@@ -39,6 +39,7 @@ pub use live_map::leftovers::{Leftover, Leftovers};
 pub use open::{OpenOptions, clear_leftovers};
 pub use write_cache::WriteCache;
 
+pub use crate::io::lock::Holder;
 use crate::io::storage::Storage;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};

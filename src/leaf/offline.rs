@@ -39,7 +39,8 @@ pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
             OpenError::Io(source) => open_error(source),
         })?;
         if !flock::take(&file, !write).map_err(open_error)? {
-            return Err(LeafError::InUse { path: path.to_owned() });
+            let by = flock::holder(&file);
+            return Err(LeafError::InUse { path: path.to_owned(), by });
         }
         // A tool may have put a new file here between opening and locking, and
         // what is written to the old one would be lost.
@@ -49,7 +50,18 @@ pub fn lock(path: &Path, write: bool) -> Result<File, LeafError> {
             return Ok(file);
         }
     }
-    Err(LeafError::InUse { path: path.to_owned() })
+    Err(LeafError::InUse { path: path.to_owned(), by: None })
+}
+
+/// Opens the leaf file at `path` for a look at it beside whoever has it locked.
+///
+/// # Errors
+/// As [`lock`], apart from [`LeafError::InUse`].
+pub fn open_beside(path: &Path) -> Result<File, LeafError> {
+    open::file(path, Access::Read).map_err(|error| match error {
+        OpenError::Kind(_) => LeafError::NotALeaf { path: path.to_owned() },
+        OpenError::Io(source) => LeafError::Open { path: path.to_owned(), source },
+    })
 }
 
 /// The header that counts, and whether the other copy is damaged, which may have

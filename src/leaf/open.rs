@@ -10,9 +10,9 @@ use uuid::Uuid;
 use self::map::Origin;
 use super::copies::read_header;
 use super::header::Header;
-use super::live_map::Owner;
 use super::live_map::leftovers::{self, Leftovers};
 use super::live_map::place::Wanted;
+use super::live_map::{LiveMap, Owner};
 use super::slots::{SLOT_LEN, Slots};
 use super::{Leaf, LeafError, WriteCache, durable_map, offline};
 use crate::boot;
@@ -86,6 +86,44 @@ impl Leaf {
         root: &RootIdentity,
         options: &OpenOptions,
     ) -> Result<Self, LeafError> {
+        Self::open_with(path, storage, root, options, |storage, header, wanted| {
+            map::find(path, storage, header, wanted, options)
+        })
+    }
+
+    /// Opens the leaf to read what another process goes on writing. No lock is taken and
+    /// nothing written. `live_map` is that process's; without it, what was flushed
+    /// counts. What is seen of each sector was so at some moment of the opening.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_beside(
+        path: &Path,
+        storage: Box<dyn Storage>,
+        root: &RootIdentity,
+        live_map: Option<&Path>,
+    ) -> Result<Self, LeafError> {
+        let options = OpenOptions { live_map: None, read_only: true };
+        Self::open_with(path, storage, root, &options, |_, _, wanted| {
+            let Some(live_map) = live_map else { return Ok(None) };
+            let map = LiveMap::copied_beside(live_map, &wanted.owner, &wanted.shape);
+            map.map(|map| Some((map, Origin::TakenOver)))
+                .map_err(|source| LeafError::LiveMap { path: live_map.to_owned(), source })
+        })
+    }
+
+    /// As [`Self::open_storage`], with the live map that `find` finds.
+    fn open_with(
+        path: &Path,
+        storage: Box<dyn Storage>,
+        root: &RootIdentity,
+        options: &OpenOptions,
+        find: impl FnOnce(
+            &dyn Storage,
+            &Header,
+            &Wanted<'_>,
+        ) -> Result<Option<(LiveMap, Origin)>, LeafError>,
+    ) -> Result<Self, LeafError> {
         let copies = read_header(path, &*storage)?;
         let header = &copies.header;
         let io_error =
@@ -103,7 +141,7 @@ impl Leaf {
             });
         }
         let wanted = Wanted::of(path, header, copies.is_alone());
-        let found = map::find(path, &*storage, header, &wanted, options)?;
+        let found = find(&*storage, header, &wanted)?;
         if header.map_void && !options.read_only {
             // A reset was cut off. The header may be a killed daemon's, and not
             // durable yet: the map of the one before it must be whole until then.
@@ -130,6 +168,8 @@ impl Leaf {
         };
         let slots_end = map.slots_end();
         let need = header.data_offset + slots_end * SLOT_LEN;
+        // Beside a writer it may have grown.
+        let have = storage.len_bytes().map_err(io_error("stat"))?;
         if have < need {
             return Err(LeafError::CutShort { path: path.to_owned(), have, need });
         }

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::extents::Extents;
 use super::list::print_json;
-use super::opened::{Locked, Unclosed};
+use super::opened::{Locked, LockedAgainst, Unclosed};
 use super::view::check_root;
 use super::{LeafPlace, State, ToolError, human, open_root};
 use crate::config::RootEntry;
@@ -62,7 +62,8 @@ struct Report {
 /// use; the root can't be read.
 pub fn run(what: &Check, out: &mut dyn Write) -> Result<bool, ToolError> {
     let unclosed = if what.repair { Unclosed::Refuse } else { Unclosed::Tell };
-    let locked = Locked::new(&what.leaf, what.repair, unclosed)?;
+    let against = if what.repair { LockedAgainst::All } else { LockedAgainst::Writers };
+    let locked = Locked::new(&what.leaf, against, unclosed)?;
     let mut findings = Vec::new();
     if let Some(entry) = &what.root {
         let root = open_root(entry)?;
@@ -79,6 +80,7 @@ pub fn run(what: &Check, out: &mut dyn Write) -> Result<bool, ToolError> {
             State::Clean => "clean",
             State::LiveMap(_) => "live-map",
             State::FlushedOnly(_) => "flushed-only",
+            State::InUse { .. } => "in-use",
         },
         findings,
     };
@@ -308,6 +310,7 @@ fn print(
         State::FlushedOnly(_) if repair => "its live map was given up",
         State::FlushedOnly(Some(_)) => "not closed cleanly, its live map is not there",
         State::FlushedOnly(None) => "not closed cleanly, no live map was looked for",
+        State::InUse { .. } => "in use",
     };
     let left = report.findings.iter().filter(|finding| !finding.repaired).count();
     let verdict = match (report.findings.len(), left) {

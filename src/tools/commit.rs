@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::opened::Unclosed;
+use super::opened::{LockedAgainst, Unclosed};
 use super::raw_writer::write_raw;
 use super::view::View;
 use super::{LeafPlace, ToolError, human, new_file};
@@ -66,7 +66,7 @@ pub(super) fn flatten(
     output: &Path,
 ) -> Result<Flattened, ToolError> {
     let beside = new_file(output)?;
-    let view = View::open(leaf, Some(root), false, Unclosed::Refuse)?;
+    let view = View::open(leaf, Some(root), LockedAgainst::Writers, Unclosed::Refuse)?;
     write_raw(&view, &beside)?;
     let stem = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let storage = FileStorage::new(beside.file().try_clone().map_err(|e| beside.error(e))?);

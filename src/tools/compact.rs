@@ -4,7 +4,7 @@
 //! leaf, which takes the old one's place: sectors that equal the root leave,
 //! those that are zeros over other content become holes.
 
-use super::opened::Unclosed;
+use super::opened::{LockedAgainst, Unclosed};
 use super::rewrite::{Held, LeafWriter};
 use super::view::View;
 use super::{LeafPlace, ToolError, human};
@@ -26,7 +26,7 @@ pub struct Compact {
 /// # Errors
 /// The leaf's and the root's; of writing, and the old leaf stays then.
 pub fn run(what: &Compact) -> Result<String, ToolError> {
-    let view = View::open(&what.leaf, Some(&what.root), true, Unclosed::Refuse)?;
+    let view = View::open(&what.leaf, Some(&what.root), LockedAgainst::All, Unclosed::Refuse)?;
     let before = Held::of(&view)?;
     // It was asked for above.
     let after = view.root.as_ref().map(|root| replace(&view, root, "compacting")).transpose()?;

@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write};
 use serde::Serialize;
 
 use super::list::JsonArray;
-use super::opened::{Locked, Unclosed};
+use super::opened::{Locked, LockedAgainst, Unclosed};
 use super::pieces::{Buffer, PIECE_SECTORS};
 use super::progress::Progress;
 use super::root_reader::{RootPart, RootReader, read_root};
@@ -92,7 +92,7 @@ pub fn run(what: &Diff, out: &mut dyn Write) -> Result<Difference, ToolError> {
 }
 
 fn open(place: &LeafPlace, roots: &[RootEntry]) -> Result<View, ToolError> {
-    let locked = Locked::new(place, false, Unclosed::Refuse)?;
+    let locked = Locked::new(place, LockedAgainst::Writers, Unclosed::Refuse)?;
     for entry in roots {
         let root = open_root(entry)?;
         if locked.header.root.same_content(root.identity()) {

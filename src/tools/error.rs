@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::qcow2::Part;
 use crate::io::beside::BesideError;
-use crate::leaf::LeafError;
+use crate::leaf::{Holder, LeafError};
 use crate::root::RootError;
 use crate::root::probe::Foreign;
 use crate::shell::{quote, quote_path};
@@ -29,6 +29,22 @@ pub enum ToolError {
         path.display(), dir.display()
     )]
     NotClosed { path: PathBuf, dir: PathBuf },
+    #[error(
+        "leaf {} is in use by VM {vm}{}; shut its guest down and detach it first: leafblk vm detach \
+         {vm}{}",
+        path.display(),
+        by.as_ref().map_or(String::new(), |by| format!(", which {by} serves")),
+        runtime_dir.as_ref().map_or(String::new(), |dir| format!(" --runtime-dir {}", quote_path(dir)))
+    )]
+    Served { path: PathBuf, vm: String, by: Option<Holder>, runtime_dir: Option<PathBuf> },
+    #[error(
+        "leaf {} is in use by {}, for no VM of a leafblk with the runtime directory {}; stop it \
+         first, or, if it is a leafblk with another one, pass its --runtime-dir",
+        path.display(),
+        by.as_ref().map_or("another process".into(), ToString::to_string),
+        dir.display()
+    )]
+    InUse { path: PathBuf, by: Option<Holder>, dir: PathBuf },
     #[error("the live maps in {} can't be read: {source}; check --runtime-dir and its permissions", dir.display())]
     LiveMaps { dir: PathBuf, source: io::Error },
     #[error("{} exists already; give a name that is free", path.display())]

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::commit::flatten;
-use super::opened::Unclosed;
+use super::opened::{LockedAgainst, Unclosed};
 use super::view::View;
 use super::{LeafPlace, ToolError, human, new_file, qcow2};
 use crate::config::RootEntry;
@@ -49,7 +49,8 @@ pub fn run(what: &Export) -> Result<String, ToolError> {
         }
         Format::Qcow2 => {
             let beside = new_file(&what.output)?;
-            let view = View::open(&what.leaf, Some(&what.root), false, Unclosed::Refuse)?;
+            let view =
+                View::open(&what.leaf, Some(&what.root), LockedAgainst::Writers, Unclosed::Refuse)?;
             let backing = qcow2::write_overlay(&view, &beside)?;
             let allocated = beside.file().metadata().map_err(|e| beside.error(e))?.blocks() * 512;
             beside.publish()?;

@@ -5,7 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::list::print_json;
-use super::opened::Unclosed;
+use super::opened::{LockedAgainst, Unclosed};
 use super::rewrite::Held;
 use super::view::View;
 use super::{LeafPlace, State, ToolError, human};
@@ -39,6 +39,10 @@ struct Report {
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     live_map: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vm: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -53,7 +57,12 @@ struct RootReport {
 /// # Errors
 /// The leaf's; the root's, if one is given, above all that it is another one.
 pub fn run(what: &Info, out: &mut dyn Write) -> Result<(), ToolError> {
-    let view = View::open(&what.leaf, what.root.as_ref(), false, Unclosed::Tell)?;
+    let view = View::open(
+        &what.leaf,
+        what.root.as_ref(),
+        LockedAgainst::WritersIfPossible,
+        Unclosed::Tell,
+    )?;
     let report = report(&view)?;
     if what.json {
         return print_json(out, &report);
@@ -68,6 +77,7 @@ pub fn run(what: &Info, out: &mut dyn Write) -> Result<(), ToolError> {
             dir.display()
         ),
         State::FlushedOnly(None) => "not closed cleanly: shown is what was flushed".to_owned(),
+        state @ State::InUse { .. } => state.user().unwrap_or_default(),
     };
     let rows = [
         ("leaf", report.path),
@@ -97,8 +107,13 @@ fn report(view: &View) -> Result<Report, ToolError> {
         .map_or_else(|_| format!("@{}", header.created), |time| time.to_string());
     let (state, live_map) = match view.state() {
         State::Clean => ("clean", None),
-        State::LiveMap(map) => ("live-map", Some(map.display().to_string())),
+        State::LiveMap(map) => ("live-map", Some(map)),
         State::FlushedOnly(_) => ("flushed-only", None),
+        State::InUse { live_map, .. } => ("in-use", live_map.as_ref()),
+    };
+    let (vm, process) = match view.state() {
+        State::InUse { vm, by, .. } => (vm.clone(), by.as_ref().map(|by| by.process)),
+        State::Clean | State::LiveMap(_) | State::FlushedOnly(_) => (None, None),
     };
     Ok(Report {
         path: view.locked.path.display().to_string(),
@@ -117,7 +132,9 @@ fn report(view: &View) -> Result<Report, ToolError> {
         changed_bytes: held.sectors * 512,
         allocated_bytes: held.allocated,
         state,
-        live_map,
+        live_map: live_map.map(|map| map.display().to_string()),
+        vm,
+        process,
     })
 }
 

@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write};
 use serde::Serialize;
 
 use super::list::JsonArray;
-use super::opened::Unclosed;
+use super::opened::{LockedAgainst, Unclosed};
 use super::view::{Extent, Source, View};
 use super::{LeafPlace, State, ToolError};
 use crate::config::RootEntry;
@@ -38,12 +38,17 @@ struct Row {
     from: &'static str,
 }
 
-/// Prints the extents; returns a remark where they may not be all.
+/// Prints the extents; returns a remark where they may not be all, or not of one instant.
 ///
 /// # Errors
 /// The leaf's and the root's.
 pub fn run(what: &Map, out: &mut dyn Write) -> Result<Option<String>, ToolError> {
-    let view = View::open(&what.leaf, what.root.as_ref(), false, Unclosed::Tell)?;
+    let view = View::open(
+        &what.leaf,
+        what.root.as_ref(),
+        LockedAgainst::WritersIfPossible,
+        Unclosed::Tell,
+    )?;
     let out = BufWriter::new(out);
     let root = match &what.root {
         Some(entry) => entry.path.display().to_string(),
@@ -64,6 +69,9 @@ pub fn run(what: &Map, out: &mut dyn Write) -> Result<Option<String>, ToolError>
             dir.display()
         )),
         State::FlushedOnly(None) => None,
+        State::InUse { .. } => {
+            view.state().user().map(|user| format!("{} is {user}", view.locked.path.display()))
+        }
     })
 }
 

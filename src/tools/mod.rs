@@ -53,7 +53,13 @@ pub struct LeafPlace {
     /// Go by what was flushed where the leaf was not closed, and look at no live
     /// map.
     pub flushed_only: bool,
+    /// Who says, where the leaf is in use, which VM has it.
+    pub vm_of: VmOf,
 }
+
+/// Finds the VM that has the leaf at a path, of the daemon with this runtime directory;
+/// `None` where none is found.
+pub type VmOf = fn(&Path, &RuntimeDir) -> Option<String>;
 
 /// A root as the tools read it, locked against writers.
 fn open_root(entry: &RootEntry) -> Result<Root, RootError> {

@@ -7,6 +7,9 @@
 //! down (then the file's map is all there is), or the map is somewhere else:
 //! that can't be told apart, so it takes a word of the operator
 //! (`--flushed-only`) to work without.
+//!
+//! A report looks at a leaf in use too, without a lock: what it says is not of one
+//! instant then.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,7 +18,7 @@ use super::{LeafPlace, ToolError};
 use crate::config::{Environment, Settings};
 use crate::io::storage::FileStorage;
 use crate::leaf::header::Header;
-use crate::leaf::{Leaf, LeafError, OpenOptions, offline};
+use crate::leaf::{Holder, Leaf, LeafError, OpenOptions, offline};
 
 /// Where live maps are: looked up only when one is needed.
 #[derive(Clone, Debug)]
@@ -27,7 +30,11 @@ pub struct RuntimeDir {
 }
 
 impl RuntimeDir {
-    fn resolve(&self) -> Result<PathBuf, ToolError> {
+    /// The directory.
+    ///
+    /// # Errors
+    /// Where there is no default, or the flag makes no directory.
+    pub fn resolve(&self) -> Result<PathBuf, ToolError> {
         let settings = Settings { runtime_dir: self.given.clone(), ..Settings::default() };
         Ok(settings.runtime_dir(&self.env)?)
     }
@@ -43,6 +50,37 @@ pub enum State {
     /// It was not closed, and its own map has what was flushed: there is no live map
     /// in this directory, or (`None`) none was to be looked for.
     FlushedOnly(Option<PathBuf>),
+    /// Another process has it and goes on writing; `None` where nobody can tell which.
+    InUse {
+        /// That process.
+        by: Option<Holder>,
+        /// For this VM, if that is known.
+        vm: Option<String>,
+        /// Its live map; without it, what was flushed is known.
+        live_map: Option<PathBuf>,
+    },
+}
+
+impl State {
+    /// Who has the leaf, and how true is what is said of it, in words; `None` where
+    /// nobody has it.
+    pub(super) fn user(&self) -> Option<String> {
+        let Self::InUse { by, vm, live_map } = self else { return None };
+        let who = match (vm, by) {
+            (Some(vm), Some(by)) => format!("VM {vm}, {by}"),
+            (Some(vm), None) => format!("VM {vm}"),
+            (None, Some(by)) => by.to_string(),
+            (None, None) => "another process".to_owned(),
+        };
+        let shown = match live_map {
+            Some(_) => "this was read while it runs, and is not of one instant",
+            None => {
+                "its live map was not looked for, or is in another runtime directory: this is \
+                 what was flushed, and not of one instant"
+            }
+        };
+        Some(format!("in use by {who}; {shown}"))
+    }
 }
 
 /// A leaf that is locked and not looked into yet.
@@ -52,6 +90,17 @@ pub(super) struct Locked {
     pub(super) file: File,
     pub(super) header: Header,
     pub(super) state: State,
+}
+
+/// Against whom a leaf is locked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum LockedAgainst {
+    /// Everybody.
+    All,
+    /// Whoever writes.
+    Writers,
+    /// As before; where somebody writes, nobody.
+    WritersIfPossible,
 }
 
 /// What to do with a leaf of which more may be known elsewhere.
@@ -64,23 +113,61 @@ pub(super) enum Unclosed {
 }
 
 impl Locked {
-    /// Locks the leaf: for itself alone if `write`.
+    /// Locks the leaf.
     pub(super) fn new(
         place: &LeafPlace,
-        write: bool,
+        against: LockedAgainst,
         unclosed: Unclosed,
     ) -> Result<Self, ToolError> {
         // A link stays what it is: the file that it leads to is replaced.
         let path = place.path.canonicalize().unwrap_or_else(|_| place.path.clone());
-        let file = offline::lock(&path, write)?;
+        let file = match offline::lock(&path, against == LockedAgainst::All) {
+            Err(LeafError::InUse { by, .. }) => {
+                let vm = (place.vm_of)(&path, &place.runtime_dir);
+                if against == LockedAgainst::WritersIfPossible {
+                    return Self::beside(path, place, by, vm);
+                }
+                let runtime_dir = place.runtime_dir.given.clone();
+                return Err(match vm {
+                    Some(vm) => ToolError::Served { path, vm, by, runtime_dir },
+                    None => ToolError::InUse { path, by, dir: place.runtime_dir.resolve()? },
+                });
+            }
+            locked => locked?,
+        };
         let (header, alone) = offline::header(&path, &file)?;
         let state = state(&path, &header, alone, place, unclosed)?;
         Ok(Self { path, file, header, state })
     }
 
+    /// Looks at a leaf that a process has.
+    fn beside(
+        path: PathBuf,
+        place: &LeafPlace,
+        by: Option<Holder>,
+        vm: Option<String>,
+    ) -> Result<Self, ToolError> {
+        let file = offline::open_beside(&path)?;
+        let (header, alone) = offline::header(&path, &file)?;
+        let live_map = match place.flushed_only {
+            true => None,
+            false => find_live_map(&path, &header, alone, place)?.0,
+        };
+        Ok(Self { path, file, header, state: State::InUse { by, vm, live_map } })
+    }
+
     /// The leaf, to read; its root is whichever it says.
     pub(super) fn read(&self) -> Result<Leaf, ToolError> {
+        if let State::InUse { live_map, .. } = &self.state {
+            let storage = Box::new(self.storage()?);
+            let root = &self.header.root;
+            return Ok(Leaf::open_beside(&self.path, storage, root, live_map.as_deref())?);
+        }
         self.open(true)
+    }
+
+    fn storage(&self) -> Result<FileStorage, LeafError> {
+        Ok(FileStorage::new(offline::clone(&self.path, &self.file)?))
     }
 
     /// Opens the leaf to change it in place, and closes it, also where the
@@ -99,9 +186,9 @@ impl Locked {
     fn open(&self, read_only: bool) -> Result<Leaf, ToolError> {
         let live_map = match &self.state {
             State::LiveMap(path) => Some(path.clone()),
-            State::Clean | State::FlushedOnly(_) => None,
+            State::Clean | State::FlushedOnly(_) | State::InUse { .. } => None,
         };
-        let storage = FileStorage::new(offline::clone(&self.path, &self.file)?);
+        let storage = self.storage()?;
         let options = OpenOptions { live_map, read_only };
         Ok(Leaf::open_storage(&self.path, Box::new(storage), &self.header.root, &options)?)
     }
@@ -129,13 +216,25 @@ fn state(
     if place.flushed_only {
         return Ok(if header.clean { State::Clean } else { State::FlushedOnly(None) });
     }
-    let dir = place.runtime_dir.resolve()?;
-    let found = offline::find_live_map(&dir, path, header, alone)
-        .map_err(|source| ToolError::LiveMaps { dir: dir.clone(), source })?;
+    let (found, dir) = find_live_map(path, header, alone, place)?;
     match found {
         Some(map) => Ok(State::LiveMap(map)),
         None if header.clean => Ok(State::Clean),
         None if unclosed == Unclosed::Tell => Ok(State::FlushedOnly(Some(dir))),
         None => Err(ToolError::NotClosed { path: path.to_owned(), dir }),
+    }
+}
+
+/// The live map, if it is there, and the directory in which it was looked for.
+fn find_live_map(
+    path: &Path,
+    header: &Header,
+    alone: bool,
+    place: &LeafPlace,
+) -> Result<(Option<PathBuf>, PathBuf), ToolError> {
+    let dir = place.runtime_dir.resolve()?;
+    match offline::find_live_map(&dir, path, header, alone) {
+        Ok(found) => Ok((found, dir)),
+        Err(source) => Err(ToolError::LiveMaps { dir, source }),
     }
 }

@@ -1,7 +1,7 @@
 //! `leafblk leaf rebase`: the same guest content on another root.
 
 use super::compact::replace;
-use super::opened::Unclosed;
+use super::opened::{LockedAgainst, Unclosed};
 use super::rewrite::Held;
 use super::view::View;
 use super::{LeafPlace, ToolError, counted, human, open_root};
@@ -24,7 +24,7 @@ pub struct Rebase {
 /// The leaf's and the roots'; [`ToolError::SmallerThanRoot`]; of writing, and
 /// the old leaf stays then.
 pub fn run(what: &Rebase) -> Result<String, ToolError> {
-    let view = View::open(&what.leaf, Some(&what.from), true, Unclosed::Refuse)?;
+    let view = View::open(&what.leaf, Some(&what.from), LockedAgainst::All, Unclosed::Refuse)?;
     let root = open_root(&what.to)?;
     if root.len_bytes() > view.size_bytes() {
         return Err(ToolError::SmallerThanRoot {

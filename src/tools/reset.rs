@@ -1,6 +1,6 @@
 //! `leafblk leaf reset`: back to the root.
 
-use super::opened::{Locked, Unclosed};
+use super::opened::{Locked, LockedAgainst, Unclosed};
 use super::{LeafPlace, ToolError, counted, human};
 use crate::leaf::Leaf;
 
@@ -10,7 +10,7 @@ use crate::leaf::Leaf;
 /// # Errors
 /// The leaf's: all of its changes are there then, or none.
 pub fn run(place: &LeafPlace) -> Result<String, ToolError> {
-    let locked = Locked::new(place, true, Unclosed::Tell)?;
+    let locked = Locked::new(place, LockedAgainst::All, Unclosed::Tell)?;
     let held = locked.read()?.present_sectors();
     locked.change(Leaf::reset)?;
     Ok(format!(

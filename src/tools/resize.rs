@@ -1,6 +1,6 @@
 //! `leafblk leaf resize`: another size for the disk.
 
-use super::opened::{Locked, Unclosed};
+use super::opened::{Locked, LockedAgainst, Unclosed};
 use super::{LeafPlace, ToolError, human};
 use crate::leaf::LeafError;
 
@@ -24,7 +24,7 @@ pub fn run(what: &Resize) -> Result<String, ToolError> {
     if !what.size.is_multiple_of(512) {
         return Err(LeafError::BadSize { size: what.size }.into());
     }
-    let locked = Locked::new(&what.leaf, true, Unclosed::Refuse)?;
+    let locked = Locked::new(&what.leaf, LockedAgainst::All, Unclosed::Refuse)?;
     let (have, root_len) = (locked.header.virtual_size, locked.header.root.len_bytes);
     if what.size < root_len {
         return Err(ToolError::BelowRoot { path: path(), size: what.size, root_len });

@@ -1,7 +1,7 @@
 //! What a guest would see: the leaf over its root, extent by extent.
 
 use super::extents::Extents;
-use super::opened::{Locked, State, Unclosed};
+use super::opened::{Locked, LockedAgainst, State, Unclosed};
 use super::root_reader::{RootPart, RootReader, read_root};
 use super::{LeafPlace, ToolError, open_root};
 use crate::config::RootEntry;
@@ -52,15 +52,14 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Opens the leaf for reading, by itself or (`alone`) against readers too,
-    /// with its root if that is given.
+    /// Opens the leaf for reading, with its root if that is given.
     pub(super) fn open(
         place: &LeafPlace,
         root: Option<&RootEntry>,
-        alone: bool,
+        against: LockedAgainst,
         unclosed: Unclosed,
     ) -> Result<Self, ToolError> {
-        let locked = Locked::new(place, alone, unclosed)?;
+        let locked = Locked::new(place, against, unclosed)?;
         let root = root.map(open_root).transpose()?;
         if let Some(root) = &root {
             check_root(&locked, root.identity())?;

@@ -29,15 +29,24 @@ fn a_served_leaf_is_refused_and_a_killed_daemons_acknowledged_write_is_not_missi
     client.write(100 * 512, &[0x5a; 4096]);
     let path = daemon.leaf("web1");
     let path = path.to_str().unwrap();
+    let run = ["--runtime-dir", "run"];
+    let process = format!("process {} (leafblk)", daemon.child.id());
     for args in [
-        &["info", path][..],
-        &["reset", path],
+        &["reset", path][..],
+        &["check", path],
         &["commit", path, "--root", root, "--output", "new.raw"],
         &["compact", path, "--root", root],
     ] {
-        let (status, said) = leaf(dir.path(), args);
+        let (status, said) = leaf(dir.path(), &[args, &run].concat());
         assert_eq!(status, Some(1), "{args:?}: {said}");
-        assert!(said.contains("is in use by another process"), "{args:?}: {said}");
+        let who = format!("is in use by VM web1, which {process} serves; ");
+        let what = "leafblk vm detach web1 --runtime-dir run\n";
+        assert!(said.contains(&who) && said.ends_with(what), "{args:?}: {said}");
+        // Another runtime directory, where no leafblk answers.
+        let (status, said) = leaf(dir.path(), &[args, &["--runtime-dir", "elsewhere"]].concat());
+        assert_eq!(status, Some(1), "{args:?}: {said}");
+        let who = format!("is in use by {process}, for no VM of a leafblk with the runtime");
+        assert!(said.contains(&who), "{args:?}: {said}");
     }
     // Acknowledged, not flushed.
     client.write(200 * 512, &[0xa5; 512]);
@@ -46,7 +55,6 @@ fn a_served_leaf_is_refused_and_a_killed_daemons_acknowledged_write_is_not_missi
     let mut content: Vec<u8> = (0..SECTORS).flat_map(root_sector).collect();
     content[100 * 512..][..4096].fill(0x5a);
     content[200 * 512..][..512].fill(0xa5);
-    let run = ["--runtime-dir", "run"];
     let args = ["commit", path, "--root", root, "--output", "new.raw"];
     let (status, said) = leaf(dir.path(), &[&args[..], &run].concat());
     assert_eq!(status, Some(0), "{said}");
@@ -118,6 +126,69 @@ fn tools_on_a_copy_take_nothing_from_its_original_which_runs_or_was_killed() {
     let mut client = Client::connect(&daemon.socket("web1"));
     assert!(client.read(100 * 512, 512) == [0x5a; 512]);
     assert!(client.read(200 * 512, 512) == [0xa5; 512], "acknowledged, never flushed");
+    drop(client);
+    daemon.stop();
+}
+
+/// What `leafblk leaf ARGS --json` prints, beside what it remarks.
+fn report(dir: &std::path::Path, args: &[&str]) -> (serde_json::Value, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_leafblk"));
+    command.current_dir(dir).arg("leaf").args(args).arg("--json");
+    let output = output(&mut command);
+    let (said, remarks) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {remarks}");
+    (serde_json::from_str(&said).unwrap(), remarks)
+}
+
+#[test]
+fn reports_on_a_served_leaf_tell_all_that_was_acknowledged_and_touch_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = make_root(dir.path(), SECTORS);
+    let root = root.to_str().unwrap();
+    let daemon = {
+        let _none = no_leaf_is_open();
+        Daemon::start_with(dir.path(), &["--root", root, "--vm", "web1"], Stdio::null())
+    };
+    let mut client = Client::connect(&daemon.socket("web1"));
+    let path = daemon.leaf("web1");
+    let path = path.to_str().unwrap();
+    let live_map = dir.path().join("run/web1.map");
+    client.write(0, &[1; 512]);
+    client.flush();
+    for written in 1..12u64 {
+        client.write(written * 300 * 512, &[1; 512]);
+        let before = std::fs::read(&live_map).unwrap();
+        let (rows, remarks) = report(dir.path(), &["map", path, "--runtime-dir", "run"]);
+        let user = format!("is in use by VM web1, process {} (leafblk); ", daemon.child.id());
+        let instant = "this was read while it runs, and is not of one instant\n";
+        assert!(remarks.contains(&user) && remarks.ends_with(instant), "{remarks}");
+        let held = |sector: u64| {
+            let in_leaf = |row: &&serde_json::Value| row["from"] == "leaf";
+            rows.as_array().unwrap().iter().filter(in_leaf).any(|row| {
+                let start = row["start"].as_u64().unwrap();
+                (start..start + row["length"].as_u64().unwrap()).contains(&(sector * 512))
+            })
+        };
+        for sector in 0..=written {
+            assert!(held(sector * 300) && !held(sector * 300 + 1), "{sector} of {written}");
+        }
+        let (info, _) = report(dir.path(), &["info", path, "--root", root, "--runtime-dir", "run"]);
+        assert_eq!(info["changed_sectors"], written + 1);
+        assert_eq!((&info["state"], &info["vm"]), (&"in-use".into(), &"web1".into()));
+        assert_eq!(info["process"], daemon.child.id());
+        assert!(std::fs::read(&live_map).unwrap() == before, "{written}");
+    }
+    // Where its live map isn't known, what was flushed is.
+    for args in [&["--runtime-dir", "elsewhere"][..], &["--runtime-dir", "run", "--flushed-only"]] {
+        let (info, _) = report(dir.path(), &[&["info", path], args].concat());
+        assert_eq!((&info["state"], &info["changed_sectors"]), (&"in-use".into(), &1.into()));
+        let (status, said) = leaf(dir.path(), &[&["info", path], args].concat());
+        assert!(status == Some(0) && said.contains("this is what was flushed"), "{said}");
+    }
+    // The VM notices nothing.
+    client.write(3900 * 512, &[2; 512]);
+    client.flush();
+    assert!(client.read(3900 * 512, 512) == [2; 512] && client.read(300 * 512, 512) == [1; 512]);
     drop(client);
     daemon.stop();
 }

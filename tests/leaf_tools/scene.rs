@@ -277,6 +277,12 @@ impl Scene {
 /// A leaf that another process has locked.
 pub(crate) struct InUse(Child);
 
+impl InUse {
+    pub(crate) fn process(&self) -> u32 {
+        self.0.id()
+    }
+}
+
 impl Drop for InUse {
     fn drop(&mut self) {
         drop(self.0.stdin.take());

@@ -1,6 +1,7 @@
 //! The flags of `leafblk leaf …`.
 
 mod run;
+mod vm_of;
 
 use std::path::PathBuf;
 
@@ -26,7 +27,9 @@ Example:
     #[command(after_help = "\
 Examples:
   leafblk leaf info web1.leaf
-  leafblk leaf info web1.leaf --json | jq .changed_bytes")]
+  leafblk leaf info web1.leaf --json | jq .changed_bytes
+
+Works beside a running VM: what is shown is not of one instant then.")]
     Info(ReportArgs),
     /// Show where each part of the disk comes from: leaf, root or zeros
     #[command(after_help = "\
@@ -35,7 +38,8 @@ Examples:
   leafblk leaf map web1.leaf --root /images/debian.raw --json
 
 With --root, holes of the root are told apart from its data. The keys of --json
-are those of qemu-img map --output=json, and \"from\".")]
+are those of qemu-img map --output=json, and \"from\". Works beside a running VM:
+what is shown is not of one instant then.")]
     Map(ReportArgs),
     /// Look for damage and leftovers; exit status 1 if there is any
     #[command(after_help = "\

@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::{CrashArgs, ExportFormat, LeafArgs, LeafCommand, PlaceArgs};
+use super::{CrashArgs, ExportFormat, LeafArgs, LeafCommand, PlaceArgs, vm_of};
 use crate::cli::values::size;
 use crate::config::{Environment, RootEntry, UsageError};
 use crate::error::Error;
@@ -91,7 +91,8 @@ impl LeafCommand {
             Self::Reset(args) => {
                 let runtime_dir = RuntimeDir { given: args.runtime_dir.clone(), env: env.clone() };
                 let path = args.leaf.clone();
-                tools::reset::run(&LeafPlace { path, runtime_dir, flushed_only: false })
+                let vm_of = vm_of::vm_of;
+                tools::reset::run(&LeafPlace { path, runtime_dir, flushed_only: false, vm_of })
             }
             Self::Resize(args) => tools::resize::run(&tools::resize::Resize {
                 leaf: args.place.place(env),
@@ -143,6 +144,7 @@ impl CrashArgs {
             path: path.to_owned(),
             runtime_dir: RuntimeDir { given: self.runtime_dir.clone(), env: env.clone() },
             flushed_only: self.flushed_only,
+            vm_of: vm_of::vm_of,
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Whole pages of the map: filled, taken over, copied out, counted.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use super::{LiveMap, PAGE_LEN, PAGE_SECTORS, PAGE_WORDS, allocate, first_word};
 use crate::sync::atomic::Ordering;
@@ -13,14 +15,8 @@ impl LiveMap {
     pub(super) fn adopt_pages(&self, pages: Range<usize>) -> io::Result<()> {
         let mut page = pages.start;
         while page < pages.end {
-            let offset = (page + 1) as u64 * PAGE_LEN as u64;
-            let data = match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
-                Ok(data) => data,
-                Err(rustix::io::Errno::NXIO) => break,
-                Err(e) => return Err(e.into()),
-            };
-            let found = usize::try_from(data / PAGE_LEN as u64).unwrap_or(usize::MAX);
-            page = page.max(found.saturating_sub(1));
+            let Some(found) = next_page(&self.file, page)? else { break };
+            page = found;
             let has_bits = |i| self.word(page * PAGE_WORDS + i).load(Ordering::Relaxed) != 0;
             if page < pages.end && (0..PAGE_WORDS).any(has_bits) {
                 self.summary.set(page);
@@ -76,6 +72,20 @@ impl LiveMap {
         }
     }
 
+    /// Adds what another map's file has of the pages, which somebody may go on changing.
+    pub(super) fn load_pages_of(&self, file: &File, pages: Range<usize>) -> io::Result<()> {
+        let mut bytes = vec![0; PAGE_LEN];
+        let mut page = pages.start;
+        while let Some(found) = next_page(file, page)?.filter(|found| *found < pages.end) {
+            file.read_exact_at(&mut bytes, (found + 1) as u64 * PAGE_LEN as u64)?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                self.load_page(found, &bytes)?;
+            }
+            page = found + 1;
+        }
+        Ok(())
+    }
+
     /// Adds what the durable map has of a page.
     pub(in crate::leaf) fn load_page(&self, page: usize, bytes: &[u8]) -> io::Result<()> {
         let offset = (page + 1) as u64 * PAGE_LEN as u64;
@@ -97,5 +107,18 @@ impl LiveMap {
         let words = (0..self.pages().div_ceil(64)).filter(is_used);
         let pages = words.flat_map(|word| word * 64..self.pages().min((word + 1) * 64));
         pages.filter(|page| self.has_bits(*page)).map(page_count).sum()
+    }
+}
+
+/// The first page of a map's file from `page` on that is no hole.
+fn next_page(file: &File, page: usize) -> io::Result<Option<usize>> {
+    let offset = (page + 1) as u64 * PAGE_LEN as u64;
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
+        Ok(data) => {
+            let found = usize::try_from(data / PAGE_LEN as u64).unwrap_or(usize::MAX);
+            Ok(Some(page.max(found.saturating_sub(1))))
+        }
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
