@@ -254,6 +254,14 @@ impl Settings {
         resolve::runtime_dir(self, env)
     }
 
+    /// The state directory that these settings mean.
+    ///
+    /// # Errors
+    /// [`UsageError`] for an unusable path or where there is no default.
+    pub fn state_dir(&self, env: &Environment) -> Result<PathBuf, UsageError> {
+        resolve::state_dir(self, env)
+    }
+
     /// Where the VM `name` is reached, if these settings have it. Roots and
     /// other VMs are not looked at.
     ///

@@ -33,5 +33,7 @@ mod revert;
 mod serials;
 #[path = "control/server.rs"]
 mod server;
+#[path = "control/stock.rs"]
+mod stock;
 #[path = "control/storm.rs"]
 mod storm;

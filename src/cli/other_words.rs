@@ -5,8 +5,7 @@
 pub(super) fn instead(noun: &str, word: &str) -> Option<&'static str> {
     let hint = match (noun, word) {
         ("vm", "rm" | "remove" | "delete" | "del" | "destroy" | "undefine") => {
-            "leafblk vm detach NAME takes a VM away and keeps its leaf; leafblk vm detach --help \
-             says what becomes of its data"
+            "leafblk vm detach NAME takes a VM away and keeps its leaf; with --delete the leaf goes too"
         }
         ("vm", "reset" | "rollback" | "restore") => {
             "leafblk vm revert NAME discards every change on a VM's disk; a guest is reset by its \
@@ -31,6 +30,7 @@ pub(super) fn instead(noun: &str, word: &str) -> Option<&'static str> {
         ("vm", "info" | "inspect" | "get" | "status" | "describe") => {
             "leafblk vm show NAME shows a VM"
         }
+        ("leaf", "remove" | "delete" | "del") => "leafblk leaf rm NAME.leaf deletes a leaf",
         ("root", "rm" | "delete" | "del" | "detach") => {
             "leafblk root remove NAME takes a root away that no VM has; its file stays"
         }

@@ -30,7 +30,15 @@ The VM is described as by leafblk serve --vm. root= may be left out where
 leafblk has one root.")]
     Attach(AttachArgs),
     /// Detach a VM: its writes are made durable, its socket goes
-    Detach(ForceArgs),
+    #[command(after_help = "\
+Its leaf stays, and the VM that is attached by this name again has it again. With
+--delete it is deleted for good: on a terminal the command asks first; elsewhere it
+wants --yes.
+
+Examples:
+  leafblk vm detach web1
+  leafblk vm detach web1 --delete --yes")]
+    Detach(DetachArgs),
     /// List the VMs
     #[command(visible_alias = "ls")]
     List(ListArgs),
@@ -79,15 +87,21 @@ pub struct AttachArgs {
     pub control: ControlArgs,
 }
 
-/// A command on one VM that takes it from its client.
+/// `leafblk vm detach`.
 #[derive(Debug, Args)]
-pub struct ForceArgs {
+pub struct DetachArgs {
     /// The VM
     #[arg(value_name = "NAME")]
     pub name: String,
     /// Cut off a client (a running hypervisor) that is connected
     #[arg(long)]
     pub force: bool,
+    /// Delete its leaf too, after a question
+    #[arg(long)]
+    pub delete: bool,
+    /// Ask nothing
+    #[arg(long, requires = "delete")]
+    pub yes: bool,
     /// Where leafblk listens.
     #[command(flatten)]
     pub control: ControlArgs,
@@ -206,19 +220,36 @@ fn choose_leaf(args: &OneArgs, which: &str, env: &Environment) -> Result<(), Err
     args.control.show(&answer, || Ok(line(&read(&client, &answer)?)))
 }
 
-fn detach(args: &ForceArgs, env: &Environment) -> Result<(), Error> {
+fn detach(args: &DetachArgs, env: &Environment) -> Result<(), Error> {
     let client = args.control.client(env)?;
     let path = path_of(&args.name)?;
     // Asked for first: what the configuration has comes back.
-    let origin = client.get(&path).ok().and_then(|answer| read(&client, &answer).ok());
-    client.delete(&format!("{path}{}", query(args.force))).map_err(Error::failure)?;
-    let until = match origin.map(|vm| vm.origin) {
-        Some(Origin::Configuration) => {
+    let before = client.get(&path).and_then(|answer| client.read::<VmInfo>(answer));
+    let mut options = Vec::new();
+    if args.delete {
+        let vm = before.as_ref().map_err(|error| Error::failure(error.to_string()))?;
+        let lost = format!(
+            "the leaf {} of VM {} goes for good, with everything that the VM has written ({})",
+            vm.leaf,
+            vm.name,
+            bytes(vm.leaf_held_bytes)
+        );
+        confirm(args.yes, &lost, &format!("Detach VM {} and delete its leaf?", vm.name))?;
+        options.push("leaf=delete");
+    }
+    if args.force {
+        options.push("force=true");
+    }
+    let query = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
+    client.delete(&format!("{path}{query}")).map_err(Error::failure)?;
+    let deleted = if args.delete { ", and its leaf deleted" } else { "" };
+    let until = match before.map(|vm| vm.origin) {
+        Ok(Origin::Configuration) => {
             ", until the configuration is reloaded or leafblk starts again"
         }
-        _ => "",
+        Ok(Origin::Api) | Err(_) => "",
     };
-    args.control.done("detached", NameOf::Vm, &args.name, until)
+    args.control.done("detached", NameOf::Vm, &args.name, &format!("{deleted}{until}"))
 }
 
 fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {

@@ -160,7 +160,7 @@ fn check_count(of: NameOf, count: usize, max: usize) -> Result<(), UsageError> {
     Ok(())
 }
 
-fn state_dir(settings: &Settings, env: &Environment) -> Result<PathBuf, UsageError> {
+pub(super) fn state_dir(settings: &Settings, env: &Environment) -> Result<PathBuf, UsageError> {
     match &settings.state_dir {
         Some(dir) => directory("state-dir", dir, env),
         None => env.default_state_dir(),

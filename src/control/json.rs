@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::problem::{Kind, Problem};
-use crate::daemon::LeafChoice;
+use crate::daemon::{LeafChoice, LeafFate};
 
 /// An answer in JSON.
 pub(super) struct Json<T>(pub(super) T);
@@ -140,6 +140,44 @@ impl<S: Send + Sync> FromRequestParts<S> for Force {
         form.map(|Query(form)| Self(form.force)).map_err(|error| {
             Kind::BadRequest.because(format!("{error}; the query is force=true or nothing"))
         })
+    }
+}
+
+/// How a VM is detached: `?force=true`, `?leaf=delete`, both or nothing.
+pub(super) struct Detach {
+    pub(super) force: bool,
+    pub(super) leaf: LeafFate,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DetachForm {
+    #[serde(default)]
+    force: bool,
+    #[serde(default)]
+    leaf: Option<FateWord>,
+}
+
+/// What becomes of the leaf of a VM that is detached.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = LeafFate)]
+pub(super) enum FateWord {
+    /// It is deleted.
+    Delete,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Detach {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let form = Query::<DetachForm>::from_request_parts(parts, state).await;
+        let Query(DetachForm { force, leaf }) = form.map_err(|error| {
+            Kind::BadRequest
+                .because(format!("{error}; the query is force=true, leaf=delete, both or nothing"))
+        })?;
+        let leaf = leaf.map_or(LeafFate::Keep, |FateWord::Delete| LeafFate::Delete);
+        Ok(Self { force, leaf })
     }
 }
 

@@ -14,7 +14,7 @@ use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::json::{Json, LeafWord, Name};
+use super::json::{FateWord, Json, LeafWord, Name};
 use super::problem::{Kind, Problem, ProblemKind};
 use super::{Access, App, reload, roots, seeing, status, verification, vms};
 use crate::web;
@@ -33,7 +33,7 @@ use crate::web;
         (name = "roots", description = "Read-only images that VMs share"),
         (name = "vms", description = "VMs, each with its leaf and its socket")
     ),
-    components(schemas(Problem, LeafWord))
+    components(schemas(Problem, LeafWord, FateWord))
 )]
 struct Description;
 

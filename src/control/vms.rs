@@ -5,7 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::App;
-use super::json::{Force, Json, JsonBody, Leaf, LeafWord, Name};
+use super::json::{Detach, FateWord, Force, Json, JsonBody, Leaf, LeafWord, Name};
 use super::problem::Problem;
 use super::responses::{BadBody, BadQuery, Failed, NoSuchRootInBody, NoSuchVm, Unavailable};
 use super::vm_info::{ResizeRequest, ResizeResult, VmInfo};
@@ -80,19 +80,21 @@ pub(super) async fn show(
 /// Detach a VM
 ///
 /// What it has written is made durable, its leaf is closed (an ephemeral one is
-/// thrown away) and its socket removed. A VM of the configuration comes back
-/// with the next start or reload.
+/// thrown away) and its socket removed. With `leaf=delete` the leaf is deleted, for good.
+/// A VM of the configuration comes back with the next start or reload.
 #[utoipa::path(delete, path = "/v1/vms/{name}", tag = "vms",
     params(
         ("name" = VmName, Path, description = "The VM"),
         ("force" = Option<bool>, Query, description = "Cut off a client that is connected"),
+        ("leaf" = Option<FateWord>, Query, description = "What becomes of its leaf, if it is not kept"),
     ),
     responses(
         (status = 204, description = "Detached"),
         NoSuchVm,
         BadQuery,
-        (status = 409, description = "A client is connected, or another change is under way",
-            body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "A client is connected, another change is under way, or the \
+            VM has no leaf that could be deleted", body = Problem,
+            content_type = "application/problem+json"),
         (status = 500, description = "It is detached, but not all went well", body = Problem,
             content_type = "application/problem+json"),
         Unavailable,
@@ -100,9 +102,9 @@ pub(super) async fn show(
 pub(super) async fn detach(
     Extract(app): Extract<App>,
     Name(name): Name,
-    Force(force): Force,
+    Detach { force, leaf }: Detach,
 ) -> Result<StatusCode, Problem> {
-    app.change(move |host| host.detach(&name, force)).await?;
+    app.change(move |host| host.detach(&name, force, leaf)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -16,6 +16,7 @@ mod host;
 mod lasting;
 mod leaf_choice;
 mod leaf_records;
+pub mod leaves;
 mod leftovers;
 mod look;
 mod made;
@@ -68,7 +69,7 @@ pub use look::{Checked, check};
 pub use reload_report::{Reloaded, ReloadedPart};
 pub use resize::Resized;
 pub use table::Origin;
-pub use vm::Vm;
+pub use vm::{LeafFate, Vm};
 
 /// Serves until SIGTERM or SIGINT, then drains, flushes and returns. A second
 /// signal ends the process at once. SIGHUP, or a client of the control API, makes what

@@ -14,6 +14,7 @@ use super::problems::Subject;
 use super::reload_report::{Outcome, Reloaded};
 use super::side_by_side;
 use super::table::{Cause, Configured, Life, Origin};
+use super::vm::LeafFate;
 use crate::config::size::format_size;
 use crate::config::{Config, RootConfig, RootEntry, VmConfig, VmEntry};
 use crate::logging::LOG_VARIABLE;
@@ -102,7 +103,7 @@ impl Host {
             if view.origin == Origin::Api || stays {
                 continue;
             }
-            let outcome = match self.detach(name, false) {
+            let outcome = match self.detach(name, false, LeafFate::Keep) {
                 Ok(()) => Outcome::Removed,
                 Err(HostError::Connected { .. }) => Outcome::Pending(
                     "it is not in the configuration any more, but has a client; it stays until \

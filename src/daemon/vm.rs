@@ -35,6 +35,16 @@ fn disk(config: &VmConfig, root: &Arc<CachedRoot>, leaf: Option<Arc<Leaf>>) -> D
         .in_blocks(config.block_size)
 }
 
+/// What becomes of a VM's leaf when the VM is detached.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum LeafFate {
+    /// It stays, and the VM's next attach has it again. An ephemeral one goes.
+    #[default]
+    Keep,
+    /// It is deleted, and forgotten.
+    Delete,
+}
+
 /// A VM that has its socket: nobody else will serve it.
 pub(super) struct BoundVm {
     plan: PlannedVm,
@@ -437,27 +447,25 @@ impl Vm {
         result.map_err(Error::failure)
     }
 
-    /// Whether its leaf goes when it is detached.
+    /// Whether its leaf goes whenever it is detached.
     pub(super) fn loses_leaf(&self) -> bool {
         self.config.ephemeral && !self.disk.is_read_only()
     }
 
-    /// Closes the leaf for good, at a detach: an ephemeral one is thrown away.
+    /// Closes the leaf for good, at a detach, and deletes it if that is its fate.
     ///
     /// # Errors
     /// As [`Self::close`], and as unlink(2).
-    pub(super) fn end(&self) -> Result<(), Error> {
+    pub(super) fn end(&self, leaf: LeafFate) -> Result<(), Error> {
         let closed = self.close();
-        if !self.loses_leaf() {
+        if leaf == LeafFate::Keep {
             return closed;
         }
         // Whether its content got to the disk makes no difference.
         let path = &self.config.leaf;
         std::fs::remove_file(path).map_err(|source| {
             let path = path.display();
-            Error::failure(format!(
-                "can't remove the ephemeral leaf {path}: {source}; remove it by hand"
-            ))
+            Error::failure(format!("can't delete the leaf {path}: {source}; delete it by hand"))
         })?;
         // Where it could not be closed, its live map is still there.
         if let Some(leaf) = self.disk.leaf() {

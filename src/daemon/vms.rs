@@ -16,7 +16,7 @@ use super::host::{Host, VmView};
 use super::leaf_choice::{LeafChoice, Remedy};
 use super::planned_vm::{InUse, Look, PlannedVm, Unfit};
 use super::table::{Cause, Life, NewVm, Origin};
-use super::vm::{BoundVm, ListeningVm, Vm};
+use super::vm::{BoundVm, LeafFate, ListeningVm, Vm};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::{VmConfig, VmEntry};
@@ -233,22 +233,28 @@ impl Host {
 
     /// Detaches a VM: drains, flushes and closes it, and removes its socket. A
     /// client that is connected keeps it, or is cut off with `force`. A VM of
-    /// the configuration comes back with the next start or reload.
+    /// the configuration comes back with the next start or reload. Of a VM that is not
+    /// served no leaf is deleted: the one at its path may be another's.
     ///
     /// # Errors
     /// [`HostError`]. After [`HostError::Failed`] the VM is gone even so, and
     /// the sentence says what is wrong with its leaf or the state file.
-    pub fn detach(&self, name: &str, force: bool) -> Result<(), HostError> {
-        if self.forget_failed(name)? {
-            self.note_detached(name, false);
-            return self.keep();
+    pub fn detach(&self, name: &str, force: bool, leaf: LeafFate) -> Result<(), HostError> {
+        match leaf {
+            LeafFate::Delete => drop(self.writable(name, "delete")?),
+            LeafFate::Keep if self.forget_failed(name)? => {
+                self.note_detached(name, LeafFate::Keep);
+                return self.keep();
+            }
+            LeafFate::Keep => {}
         }
         let again = self.how_to_serve_again(name)?;
         let listening = self.take_out(name, force, "detached")?;
         let vm = Arc::clone(listening.vm());
+        let leaf = if vm.loses_leaf() { LeafFate::Delete } else { leaf };
         // Before the leaf goes, if it is to go.
-        self.note_detached(name, vm.loses_leaf());
-        let closed = vm.end();
+        self.note_detached(name, leaf);
+        let closed = vm.end(leaf);
         drop(listening);
         self.table().remove_vm(name);
         let kept = self.keep();
@@ -266,7 +272,10 @@ impl Host {
                 "VM {name} is detached, but will be back at a restart: {error}"
             ))
         })?;
-        log::info!("VM {name}: detached");
+        match leaf {
+            LeafFate::Keep => log::info!("VM {name}: detached"),
+            LeafFate::Delete => log::info!("VM {name}: detached, and its leaf deleted"),
+        }
         Ok(())
     }
 
@@ -301,10 +310,10 @@ impl Host {
 
     /// Notes that a VM is not served any more; nothing is known of it afterwards where
     /// its leaf goes, too.
-    fn note_detached(&self, name: &str, loses_leaf: bool) {
-        let noted = self.inner().records.change(|all| match loses_leaf {
-            true => drop(all.set(name, None)),
-            false => all.detach(name),
+    fn note_detached(&self, name: &str, leaf: LeafFate) {
+        let noted = self.inner().records.change(|all| match leaf {
+            LeafFate::Delete => drop(all.set(name, None)),
+            LeafFate::Keep => all.detach(name),
         });
         if let Err(error) = noted {
             log::warn!("VM {name}: {error}");

@@ -28,6 +28,7 @@ pub(crate) mod progress;
 mod qcow2;
 mod raw_writer;
 pub mod rebase;
+pub mod remove;
 pub mod reset;
 pub mod resize;
 mod rewrite;

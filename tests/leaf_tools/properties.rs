@@ -31,7 +31,7 @@ impl Tools<'_> {
     fn place(&self, name: &str) -> LeafPlace {
         let runtime_dir =
             RuntimeDir { given: Some(self.0.path("run")), env: Environment::current().unwrap() };
-        LeafPlace { path: self.0.path(name), runtime_dir, flushed_only: false }
+        LeafPlace { path: self.0.path(name), runtime_dir, flushed_only: false, vm_of: |_, _| None }
     }
 
     fn root(&self, name: &str) -> RootEntry {

@@ -1,6 +1,7 @@
 //! The flags of `leafblk leaf …`.
 
 mod run;
+mod stock;
 mod vm_of;
 
 use std::path::PathBuf;
@@ -23,6 +24,24 @@ pub enum LeafCommand {
 Example:
   leafblk leaf create web1.leaf --root /images/debian.raw --size 20GiB")]
     Create(CreateArgs),
+    /// List all leaves: whose they are, their roots and sizes
+    #[command(after_help = "\
+Examples:
+  leafblk leaf list
+  leafblk leaf list --json | jq -r '.[] | select(.vm == null) | .path'
+
+The leaves in the state directory, and those that its VMs have elsewhere. No leafblk
+needs to run.")]
+    List(ListArgs),
+    /// Delete leaves, after a question
+    #[command(after_help = "\
+Examples:
+  leafblk leaf rm /var/lib/leafblk/web1.leaf
+  leafblk leaf rm old1.leaf old2.leaf --yes
+
+Asks on a terminal, and wants --yes elsewhere. A leaf in use is refused. To detach a
+VM and delete its leaf: leafblk vm detach web1 --delete")]
+    Rm(RemoveArgs),
     /// Show what a leaf is and holds
     #[command(after_help = "\
 Examples:
@@ -133,6 +152,45 @@ pub struct CreateArgs {
     /// The disk's size, at least the root's [default: the root's]
     #[arg(long, value_name = "SIZE")]
     pub size: Option<String>,
+}
+
+/// Which state directory.
+#[derive(Debug, Args)]
+pub struct StateArgs {
+    /// The state directory of leafblk serve [default: as for serve]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The configuration file of leafblk serve, to find its state directory
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+}
+
+/// `leafblk leaf list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Whose leaves.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `leafblk leaf rm`.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// The leaves
+    #[arg(value_name = "NAME.leaf", required = true)]
+    pub leaves: Vec<PathBuf>,
+    /// Delete them without a question
+    #[arg(long)]
+    pub yes: bool,
+    /// Where a killed leafblk serve left live maps [default: as for serve]
+    #[arg(long, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// Whose leaves.
+    #[command(flatten)]
+    pub state: StateArgs,
 }
 
 /// `leafblk leaf info` and `map`.

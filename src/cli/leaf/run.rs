@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::{CrashArgs, ExportFormat, LeafArgs, LeafCommand, PlaceArgs, vm_of};
+use super::{CrashArgs, ExportFormat, LeafArgs, LeafCommand, PlaceArgs, stock, vm_of};
 use crate::cli::values::size;
 use crate::config::{Environment, RootEntry, UsageError};
 use crate::error::Error;
@@ -25,10 +25,18 @@ impl LeafArgs {
         out: &mut dyn Write,
         remarks: &mut dyn Write,
     ) -> Result<u8, Error> {
-        self.command.run(env, out, remarks).map_err(|error| match error {
-            ToolError::Usage(error) => error.into(),
-            error => Error::failure(error),
-        })
+        match &self.command {
+            LeafCommand::List(args) => stock::list(args, env, out).map(|()| 0),
+            LeafCommand::Rm(args) => stock::remove(args, env, out).map(|()| 0),
+            command => command.run(env, out, remarks).map_err(failure),
+        }
+    }
+}
+
+pub(super) fn failure(error: ToolError) -> Error {
+    match error {
+        ToolError::Usage(error) => error.into(),
+        error => Error::failure(error),
     }
 }
 
@@ -127,7 +135,12 @@ impl LeafCommand {
                 leaf: args.place.place(env),
                 root: root(&args.root)?,
             }),
-            Self::Info(_) | Self::Map(_) | Self::Check(_) | Self::Diff(_) => Ok(String::new()),
+            Self::List(_)
+            | Self::Rm(_)
+            | Self::Info(_)
+            | Self::Map(_)
+            | Self::Check(_)
+            | Self::Diff(_) => Ok(String::new()),
         }
     }
 }
