@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use leafblk::cli::{Cli, Command, ParseEnd, QemuArgsArgs, print_openapi};
+use leafblk::cli::{Cli, Command, ParseEnd, QemuArgsArgs, answer_shell, print_openapi};
 use leafblk::config::name::{NameOf, check_name};
 use leafblk::config::{Config, Environment, Settings, check_log};
 use leafblk::daemon::{self, record};
@@ -13,6 +13,12 @@ use leafblk::error::Error;
 use leafblk::{logging, qemu_args};
 
 fn main() -> ExitCode {
+    match answer_shell() {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        // The shell shows nothing of it.
+        Err(_) => return ExitCode::FAILURE,
+    }
     let cli = match Cli::parse_from_args(std::env::args_os()) {
         Ok(cli) => cli,
         Err(ParseEnd::Print(text)) => {
@@ -38,7 +44,9 @@ fn main() -> ExitCode {
 }
 
 fn report(error: &Error) -> ExitCode {
-    logging::say_last(Some(&format!("leafblk: {error}")));
+    // Looked for by itself: what can't be parsed is told in the form that is asked for too.
+    let as_json = std::env::args_os().any(|arg| arg == "--json");
+    logging::say_last(Some(&error.lines(as_json).join("\n")));
     ExitCode::from(error.exit_status())
 }
 

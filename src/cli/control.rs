@@ -5,15 +5,17 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::completion::names;
 use super::table::Table;
 use crate::config::limits::CONTROL_SOCKET_NAME;
 use crate::config::name::NameOf;
 use crate::config::{Environment, Settings, UsageError, file};
 use crate::control::client::Client;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 
 /// Where leafblk listens.
 #[derive(Debug, Default, Args)]
@@ -34,20 +36,34 @@ pub struct ControlArgs {
     pub json: bool,
 }
 
-/// A command on one root, or one VM.
+/// A command on roots, or on VMs.
 #[derive(Debug, Args)]
-pub struct OneArgs {
-    /// Its name
-    #[arg(value_name = "NAME")]
-    pub name: String,
+pub struct NamesArgs {
+    /// Their names
+    #[arg(value_name = "NAME", required = true, add = ArgValueCompleter::new(names))]
+    pub names: Vec<String>,
     /// Where leafblk listens.
     #[command(flatten)]
     pub control: ControlArgs,
 }
 
+/// A command that takes roots, or VMs, away.
+#[derive(Debug, Args)]
+pub struct AwayArgs {
+    /// Which.
+    #[command(flatten)]
+    pub which: NamesArgs,
+    /// Succeed where it is not there
+    #[arg(long)]
+    pub if_exists: bool,
+}
+
 /// A command on all roots, or all VMs.
 #[derive(Debug, Args)]
 pub struct ListArgs {
+    /// Print the names only, one a line
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
     /// Where leafblk listens.
     #[command(flatten)]
     pub control: ControlArgs,
@@ -122,6 +138,60 @@ fn default_socket(env: &Environment) -> PathBuf {
     sockets.swap_remove(there.unwrap_or(sockets.len() - 1))
 }
 
+impl NamesArgs {
+    /// Does something with each of them, also where it fails with another. `path` makes a
+    /// name's path; nothing is done where one is no name.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub(super) fn each(
+        &self,
+        path: impl Fn(&str) -> Result<String, UsageError>,
+        mut work: impl FnMut(&str, &str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let paths = self.names.iter().map(|name| path(name)).collect::<Result<Vec<_>, _>>()?;
+        let each = self.names.iter().zip(&paths);
+        all(each.map(|(name, path)| work(name, path)))
+    }
+}
+
+impl AwayArgs {
+    /// Takes each of them away by `work`. One that is not there need not be, if that was
+    /// said.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub(super) fn each(
+        &self,
+        of: NameOf,
+        path: impl Fn(&str) -> Result<String, UsageError>,
+        mut work: impl FnMut(&str, &str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.which.each(path, |name, path| match work(name, path) {
+            Err(error) if self.if_exists && error.refusal() == Some(Refusal::Absent) => {
+                self.which.control.done("absent", of, name, "")
+            }
+            other => other,
+        })
+    }
+}
+
+/// What became of several things of which each was tried.
+///
+/// # Errors
+/// Those that failed.
+pub(super) fn all(results: impl Iterator<Item = Result<(), Error>>) -> Result<(), Error> {
+    let mut errors: Vec<Error> = results.filter_map(Result::err).collect();
+    match errors.pop() {
+        None => Ok(()),
+        Some(only) if errors.is_empty() => Err(only),
+        Some(last) => {
+            errors.push(last);
+            Err(Error::Several(errors))
+        }
+    }
+}
+
 /// Prints to stdout.
 ///
 /// # Errors
@@ -133,6 +203,14 @@ pub(super) fn print(text: &str) -> Result<(), Error> {
             "the answer can't be printed ({error}), though leafblk gave it; look where stdout goes"
         ))
     })
+}
+
+/// Prints names, one a line.
+///
+/// # Errors
+/// As write(2).
+pub(super) fn print_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Error> {
+    print(&names.map(|name| format!("{name}\n")).collect::<String>())
 }
 
 /// Rows of `name: value`.

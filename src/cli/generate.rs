@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::Cli;
+use super::completion::registration;
 use super::control::print;
 use crate::error::Error;
 
@@ -43,8 +44,8 @@ impl CompletionsArgs {
     /// # Errors
     /// As write(2).
     pub fn run(&self) -> Result<(), Error> {
-        let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "leafblk", &mut script);
+        let script = registration(&self.shell.to_string()).unwrap_or_else(|| Ok(Vec::new()));
+        let script = script.map_err(|e| Error::failure(format!("no script can be made: {e}")))?;
         print(&String::from_utf8_lossy(&script))
     }
 }

@@ -6,9 +6,11 @@
 //! taken as text and given their meaning by [`crate::config`], so that a flag
 //! and its TOML key obey the same rules with the same sentences.
 
+mod completion;
 mod confirm;
 mod control;
 mod generate;
+mod if_absent;
 mod leaf;
 mod other_words;
 mod qemu_args;
@@ -28,6 +30,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
+pub use self::completion::answer_shell;
 pub use self::control::ControlArgs;
 pub use self::generate::{CompletionsArgs, ManArgs, print_openapi};
 pub use self::leaf::LeafArgs;
@@ -41,6 +44,7 @@ pub use self::status::StatusArgs;
 pub use self::top::TopArgs;
 pub use self::vm::VmCommand;
 use crate::config::UsageError;
+use crate::error::EXIT_STATUS;
 
 /// A vhost-user block backend: many VMs on one root image, each with its leaf.
 #[derive(Debug, Parser)]
@@ -58,7 +62,9 @@ Examples:
   leafblk vm attach web3,root=debian
   leafblk status
 
-The log goes to stderr; LEAFBLK_LOG=debug shows more, LEAFBLK_LOG=warn less."
+The log goes to stderr; LEAFBLK_LOG=debug shows more, LEAFBLK_LOG=warn less.
+Exit status: 0 done, 1 failed, 2 a mistake in the command line or the configuration. The
+commands on VMs and roots have more: leafblk vm --help."
 )]
 pub struct Cli {
     /// What to do.
@@ -96,10 +102,10 @@ The options go to stdout, remarks to stderr. The VM is looked up in the given
     /// Look at, change or convert a leaf that no VM uses (docs/leaf-tools.md)
     Leaf(LeafArgs),
     /// See and change the VMs of a running leafblk (docs/control.md)
-    #[command(subcommand)]
+    #[command(subcommand, after_help = EXIT_STATUS)]
     Vm(VmCommand),
     /// See and change the roots of a running leafblk (docs/control.md)
-    #[command(subcommand)]
+    #[command(subcommand, after_help = EXIT_STATUS)]
     Root(RootCommand),
     /// Have a running leafblk read its configuration file again
     #[command(after_help = "\
@@ -126,6 +132,7 @@ Examples:
     /// Print completions for a shell
     #[command(after_help = "\
 Examples:
+  source <(leafblk completions bash)
   leafblk completions bash > /etc/bash_completion.d/leafblk
   leafblk completions zsh > /usr/share/zsh/vendor-completions/_leafblk
   leafblk completions fish > ~/.config/fish/completions/leafblk.fish")]

@@ -1,7 +1,9 @@
 //! The flags of `leafblk qemu-args`.
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 
+use super::completion::names;
 use super::source::SourceArgs;
 use crate::config::UsageError;
 use crate::qemu_args::Hypervisor;
@@ -10,7 +12,7 @@ use crate::qemu_args::Hypervisor;
 #[derive(Debug, Args)]
 pub struct QemuArgsArgs {
     /// The VM
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(names))]
     pub name: String,
     /// The hypervisor: qemu, cloud-hypervisor, firecracker or libvirt (a whole domain)
     /// [default: qemu]

@@ -23,14 +23,14 @@ impl ReloadArgs {
     /// printed.
     pub fn run(&self, env: &Environment) -> Result<(), Error> {
         let client = self.control.client(env)?;
-        let answer = client.post("/v1/reload", None::<&()>).map_err(Error::failure)?;
-        let result: ReloadResult = client.read(answer.clone()).map_err(Error::failure)?;
+        let answer = client.post("/v1/reload", None::<&()>)?;
+        let result: ReloadResult = client.read(answer.clone())?;
         self.control.show(&answer, || Ok(describe(&result)))?;
         if result.successful {
             return Ok(());
         }
-        let failed: Vec<_> = result.failed.iter().map(|part| part.sentence.as_str()).collect();
-        Err(Error::failure(failed.join("\nleafblk: ")))
+        let failed = result.failed.into_iter().map(|part| Error::failure(part.sentence));
+        Err(Error::Several(failed.collect()))
     }
 }
 

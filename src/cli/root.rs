@@ -2,15 +2,16 @@
 
 use clap::{Args, Subcommand};
 
-use super::control::{ControlArgs, ListArgs, OneArgs, details, time};
+use super::control::{AwayArgs, ControlArgs, ListArgs, NamesArgs, all, details, print_names, time};
+use super::if_absent::{check_root, format};
 use super::table::Table;
 use super::verify::VerifyArgs;
 use super::vm::{bytes, origin, state};
 use crate::config::forms::RootForm;
 use crate::config::name::{NameOf, check_name};
-use crate::config::{Environment, RootEntry, RootFormat, UsageError};
+use crate::config::{Environment, RootEntry, UsageError};
 use crate::control::RootInfo;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 
 /// What to do with roots.
 #[derive(Debug, Subcommand)]
@@ -21,6 +22,7 @@ Examples:
   leafblk root add debian=/images/debian.raw
   leafblk root add /images/alpine.raw
   leafblk root add nested=/images/nested.raw,format=raw
+  leafblk root add debian=/images/debian.raw --if-absent
 
 format=raw says that the file's bytes are the disk's. Without it, an image that begins
 as another format's do, such as qcow2, is refused.")]
@@ -28,10 +30,10 @@ as another format's do, such as qcow2, is refused.")]
     /// List the roots
     #[command(visible_alias = "ls")]
     List(ListArgs),
-    /// Show a root
-    Show(OneArgs),
-    /// Remove a root that no VM has
-    Remove(OneArgs),
+    /// Show roots
+    Show(NamesArgs),
+    /// Remove roots that no VM has
+    Remove(AwayArgs),
     /// Read all of a root, and compare it with the last time, or record it
     #[command(after_help = "\
 The first time the digest of its content (SHA-256) is recorded, with its file's size, times
@@ -43,9 +45,12 @@ the reading, beside the VMs; Ctrl-C calls it off.")]
 /// `leafblk root add`.
 #[derive(Debug, Args)]
 pub struct AddArgs {
-    /// The image; NAME is the file's stem if left out
-    #[arg(value_name = "NAME=PATH[,format=raw]")]
-    pub root: String,
+    /// The images; NAME is the file's stem if left out
+    #[arg(value_name = "NAME=PATH[,format=raw]", required = true)]
+    pub roots: Vec<String>,
+    /// Succeed where it is there already, as the same
+    #[arg(long)]
+    pub if_absent: bool,
     /// Where leafblk listens.
     #[command(flatten)]
     pub control: ControlArgs,
@@ -62,9 +67,12 @@ impl RootCommand {
             Self::List(args) => list(args, env),
             Self::Show(args) => show(args, env),
             Self::Remove(args) => {
-                let path = path_of(&args.name)?;
-                args.control.client(env)?.delete(&path).map_err(Error::failure)?;
-                args.control.done("removed", NameOf::Root, &args.name, "")
+                let control = &args.which.control;
+                let client = control.client(env)?;
+                args.each(NameOf::Root, path_of, |name, path| {
+                    client.delete(path)?;
+                    control.done("removed", NameOf::Root, name, "")
+                })
             }
             Self::Verify(args) => args.run(&path_of(&args.name)?, env),
         }
@@ -77,36 +85,46 @@ fn path_of(name: &str) -> Result<String, UsageError> {
 }
 
 fn add(args: &AddArgs, env: &Environment) -> Result<(), Error> {
-    let mut entry = RootEntry::parse(&args.root)?;
-    entry.path = env.working_dir.join(&entry.path);
+    let entries = args.roots.iter().map(|text| RootEntry::parse(text));
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
     let client = args.control.client(env)?;
-    let answer = client.post("/v1/roots", Some(&RootForm::from(&entry))).map_err(Error::failure)?;
-    args.control.show(&answer, || {
-        let root: RootInfo = client.read(answer.clone()).map_err(Error::failure)?;
-        Ok(format!("{}: {}, size {}\n", root.name, root.path, bytes(root.size_bytes)))
-    })
-}
-
-/// As whom the image is taken for raw.
-const fn format(root: &RootInfo) -> &'static str {
-    match root.format {
-        Some(RootFormat::Raw) => "raw",
-        None => "probed",
-    }
+    all(entries.into_iter().map(|mut entry| {
+        entry.path = env.working_dir.join(&entry.path);
+        let answer = match client.post("/v1/roots", Some(&RootForm::from(&entry))) {
+            Ok(answer) => answer,
+            Err(error) => {
+                let error = Error::from(error);
+                if !args.if_absent || error.refusal() != Some(Refusal::Exists) {
+                    return Err(error);
+                }
+                let answer = client.get(&path_of(&entry.name)?)?;
+                check_root(&entry, &client.read(answer.clone())?)?;
+                answer
+            }
+        };
+        args.control.show(&answer, || {
+            let root: RootInfo = client.read(answer.clone())?;
+            Ok(format!("{}: {}, size {}\n", root.name, root.path, bytes(root.size_bytes)))
+        })
+    }))
 }
 
 fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {
     let client = args.control.client(env)?;
-    let answer = client.get("/v1/roots").map_err(Error::failure)?;
+    let answer = client.get("/v1/roots")?;
+    if args.quiet {
+        let roots: Vec<RootInfo> = client.read(answer)?;
+        return print_names(roots.iter().map(|root| &root.name));
+    }
     args.control.show(&answer, || {
-        let roots: Vec<RootInfo> = client.read(answer.clone()).map_err(Error::failure)?;
+        let roots: Vec<RootInfo> = client.read(answer.clone())?;
         let mut table = Table::new(&["NAME", "STATE", "SIZE", "FORMAT", "VMS", "ORIGIN", "PATH"]);
         for root in &roots {
             table.row([
                 root.name.clone(),
                 state(root.state).into(),
                 bytes(root.size_bytes),
-                format(root).into(),
+                format(root.format).into(),
                 root.vms.len().to_string(),
                 origin(root.origin).into(),
                 root.path.clone(),
@@ -122,27 +140,30 @@ fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {
     })
 }
 
-fn show(args: &OneArgs, env: &Environment) -> Result<(), Error> {
+fn show(args: &NamesArgs, env: &Environment) -> Result<(), Error> {
     let client = args.control.client(env)?;
-    let answer = client.get(&path_of(&args.name)?).map_err(Error::failure)?;
-    args.control.show(&answer, || {
-        let root: RootInfo = client.read(answer.clone()).map_err(Error::failure)?;
-        let mut rows = vec![("name", root.name.clone()), ("state", state(root.state).into())];
-        if let Some(reason) = &root.reason {
-            rows.push(("reason", reason.clone()));
-        }
-        rows.extend([
-            ("path", root.path.clone()),
-            ("size", bytes(root.size_bytes)),
-            ("format", format(&root).into()),
-            ("fingerprint", root.fingerprint.clone().unwrap_or("-".into())),
-            ("digest", root.digest.clone().unwrap_or("- (root verify records one)".into())),
-            ("verified", root.verified_at.map_or("-".into(), time)),
-            ("O_DIRECT", if root.direct { "yes".into() } else { "no".into() }),
-            ("VMs", if root.vms.is_empty() { "-".into() } else { root.vms.join(", ") }),
-            ("origin", origin(root.origin).into()),
-        ]);
-        rows.extend(root.problems.iter().map(|problem| ("problem", problem.clone())));
-        Ok(details(&rows))
+    args.each(path_of, |_, path| {
+        let answer = client.get(path)?;
+        args.control.show(&answer, || Ok(describe(&client.read(answer.clone())?)))
     })
+}
+
+fn describe(root: &RootInfo) -> String {
+    let mut rows = vec![("name", root.name.clone()), ("state", state(root.state).into())];
+    if let Some(reason) = &root.reason {
+        rows.push(("reason", reason.clone()));
+    }
+    rows.extend([
+        ("path", root.path.clone()),
+        ("size", bytes(root.size_bytes)),
+        ("format", format(root.format).into()),
+        ("fingerprint", root.fingerprint.clone().unwrap_or("-".into())),
+        ("digest", root.digest.clone().unwrap_or("- (root verify records one)".into())),
+        ("verified", root.verified_at.map_or("-".into(), time)),
+        ("O_DIRECT", if root.direct { "yes".into() } else { "no".into() }),
+        ("VMs", if root.vms.is_empty() { "-".into() } else { root.vms.join(", ") }),
+        ("origin", origin(root.origin).into()),
+    ]);
+    rows.extend(root.problems.iter().map(|problem| ("problem", problem.clone())));
+    details(&rows)
 }

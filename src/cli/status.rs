@@ -27,12 +27,12 @@ impl StatusArgs {
     /// was printed.
     pub fn run(&self, env: &Environment) -> Result<(), Error> {
         let client = self.control.client(env)?;
-        let status = client.get("/v1/status").map_err(Error::failure)?;
-        let health_answer = client.get("/v1/health").map_err(Error::failure)?;
-        let health: Health = client.read(health_answer.clone()).map_err(Error::failure)?;
+        let status = client.get("/v1/status")?;
+        let health_answer = client.get("/v1/health")?;
+        let health: Health = client.read(health_answer.clone())?;
         let both = json!({ "status": status, "health": health_answer });
         self.control.show(&both, || {
-            let status: Status = client.read(status.clone()).map_err(Error::failure)?;
+            let status: Status = client.read(status.clone())?;
             Ok(describe(&status, &health))
         })?;
         match health.status {

@@ -36,7 +36,7 @@ impl TopArgs {
         let interval = self.interval()?;
         let client = self.control.client(env)?;
         if self.control.json {
-            let answer = client.get("/v1/stats").map_err(Error::failure)?;
+            let answer = client.get("/v1/stats")?;
             return print(&format!("{answer:#}\n"));
         }
         if self.once {
@@ -75,8 +75,8 @@ impl TopArgs {
 }
 
 fn read(client: &Client) -> Result<HostStats, Error> {
-    let answer = client.get("/v1/stats").map_err(Error::failure)?;
-    client.read(answer).map_err(Error::failure)
+    let answer = client.get("/v1/stats")?;
+    Ok(client.read(answer)?)
 }
 
 fn once(client: &Client, interval: Duration) -> Result<String, Error> {

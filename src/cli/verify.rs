@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use super::completion::names;
 use super::control::ControlArgs;
 use crate::config::Environment;
 use crate::config::name::NameOf;
@@ -23,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// Its name
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(names))]
     pub name: String,
     /// Record the digest that is found, whatever is recorded
     #[arg(long, conflicts_with = "cancel")]
@@ -45,13 +47,13 @@ impl VerifyArgs {
     pub(super) fn run(&self, path: &str, env: &Environment) -> Result<(), Error> {
         let (client, path) = (self.control.client(env)?, format!("{path}/verify"));
         if self.cancel {
-            client.delete(&path).map_err(Error::failure)?;
+            client.delete(&path)?;
             let done = "not being verified any more";
             return self.control.done(done, NameOf::Root, &self.name, "");
         }
         let query = if self.renew { "?renew=true" } else { "" };
         let stopped = stop_signals()?;
-        let begun = client.post::<()>(&format!("{path}{query}"), None).map_err(Error::failure)?;
+        let begun = client.post::<()>(&format!("{path}{query}"), None)?;
         let (answer, verification) = wait(&client, &path, begun, &stopped)?;
         match verification.outcome {
             VerificationOutcome::Recorded | VerificationOutcome::Same => {
@@ -92,7 +94,7 @@ fn wait(
     let mut shown = 0;
     let mut progress = None;
     loop {
-        let verification: Verification = client.read(answer.clone()).map_err(Error::failure)?;
+        let verification: Verification = client.read(answer.clone())?;
         if verification.outcome != VerificationOutcome::Running {
             return Ok((answer, verification));
         }
@@ -101,9 +103,9 @@ fn wait(
         bar.advance(verification.read_bytes.saturating_sub(shown));
         shown = verification.read_bytes;
         if stopped.load(Ordering::Relaxed) {
-            client.delete(path).map_err(Error::failure)?;
+            client.delete(path)?;
         }
         std::thread::sleep(PAUSE);
-        answer = client.get(path).map_err(Error::failure)?;
+        answer = client.get(path)?;
     }
 }

@@ -4,9 +4,12 @@ use std::io::Write;
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
+use clap_complete::engine::ArgValueCompleter;
 
+use super::completion::{names, new_vm};
 use super::confirm::confirm;
-use super::control::{ControlArgs, ListArgs, OneArgs, details};
+use super::control::{AwayArgs, ControlArgs, ListArgs, NamesArgs, all, details, print_names};
+use super::if_absent::check_vm;
 use super::table::Table;
 use super::values::size;
 use crate::config::forms::{SizeForm, VmForm};
@@ -14,41 +17,43 @@ use crate::config::name::{NameOf, check_name};
 use crate::config::{Environment, UsageError, VmEntry};
 use crate::control::client::Client;
 use crate::control::{Origin, ResizeRequest, ResizeResult, State, Told, VmInfo};
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 
 /// What to do with VMs.
 #[derive(Debug, Subcommand)]
 pub enum VmCommand {
-    /// Attach a VM: from now on, and again after a restart
+    /// Attach VMs: from now on, and again after a restart
     #[command(after_help = "\
 Examples:
   leafblk vm attach web1,root=debian
   leafblk vm attach web1,root=debian,size=20GiB,queues=2
   leafblk vm attach test,ephemeral
+  leafblk vm attach web1,root=debian --if-absent
 
-The VM is described as by leafblk serve --vm. root= may be left out where
+A VM is described as by leafblk serve --vm. root= may be left out where
 leafblk has one root.")]
     Attach(AttachArgs),
-    /// Detach a VM: its writes are made durable, its socket goes
+    /// Detach VMs: their writes are made durable, their sockets go
     #[command(after_help = "\
-Its leaf stays, and the VM that is attached by this name again has it again. With
+A VM's leaf stays, and the VM that is attached by this name again has it again. With
 --delete it is deleted for good: on a terminal the command asks first; elsewhere it
-wants --yes.
+wants --yes. An ephemeral VM's leaf is thrown away in any case.
 
 Examples:
-  leafblk vm detach web1
+  leafblk vm detach web1 web2
+  leafblk vm detach web1 --if-exists
   leafblk vm detach web1 --delete --yes")]
     Detach(DetachArgs),
     /// List the VMs
     #[command(visible_alias = "ls")]
     List(ListArgs),
-    /// Show a VM
-    Show(OneArgs),
-    /// Serve a VM whose leaf is lost with a new, empty one
-    NewLeaf(OneArgs),
-    /// Serve a VM with the leaf that is there, though it had another
-    AcceptLeaf(OneArgs),
-    /// Discard every change on a VM's disk: it is its root again
+    /// Show VMs
+    Show(NamesArgs),
+    /// Serve VMs whose leaves are lost with new, empty ones
+    NewLeaf(NamesArgs),
+    /// Serve VMs with the leaves that are there, though they had others
+    AcceptLeaf(NamesArgs),
+    /// Discard every change on VMs' disks: each is its root again
     #[command(after_help = "\
 What is discarded can't be had back. On a terminal the command asks first; elsewhere it
 wants --yes. Under a running guest it wants --force as well: the guest loses its disk at
@@ -56,26 +61,31 @@ once, and its hypervisor is kept out, so that no guest sees its file systems cha
 it. A hypervisor that is started anew gets the reverted disk.
 
 Examples:
-  leafblk vm revert web1
+  leafblk vm revert web1 web2
   leafblk vm revert web1 --yes --force")]
     Revert(RevertArgs),
     /// Make a VM's disk larger while it runs
     Resize(ResizeArgs),
-    /// Make everything that a VM has written durable
-    Flush(OneArgs),
+    /// Make everything that VMs have written durable
+    Flush(NamesArgs),
 }
 
 /// `leafblk vm attach`.
 #[derive(Debug, Args)]
 pub struct AttachArgs {
-    /// The VM
+    /// The VMs
     #[arg(
         value_name = "NAME,root=ROOT,…",
-        help = "The VM: NAME[,root=ROOT][,size=SIZE][,leaf=PATH][,socket=PATH][,queues=N]\
+        required = true,
+        add = ArgValueCompleter::new(new_vm),
+        help = "A VM: NAME[,root=ROOT][,size=SIZE][,leaf=PATH][,socket=PATH][,queues=N]\
                 [,serial=TEXT]\
                 [,block-size=512|4096][,readonly][,ephemeral]"
     )]
-    pub vm: String,
+    pub vms: Vec<String>,
+    /// Succeed where it is there already, as the same
+    #[arg(long)]
+    pub if_absent: bool,
     /// Make a new leaf, though the VM had one; none may be there
     #[arg(long, conflicts_with = "accept_leaf")]
     pub new_leaf: bool,
@@ -90,9 +100,9 @@ pub struct AttachArgs {
 /// `leafblk vm detach`.
 #[derive(Debug, Args)]
 pub struct DetachArgs {
-    /// The VM
-    #[arg(value_name = "NAME")]
-    pub name: String,
+    /// Which.
+    #[command(flatten)]
+    pub away: AwayArgs,
     /// Cut off a client (a running hypervisor) that is connected
     #[arg(long)]
     pub force: bool,
@@ -102,33 +112,27 @@ pub struct DetachArgs {
     /// Ask nothing
     #[arg(long, requires = "delete")]
     pub yes: bool,
-    /// Where leafblk listens.
-    #[command(flatten)]
-    pub control: ControlArgs,
 }
 
 /// `leafblk vm revert`.
 #[derive(Debug, Args)]
 pub struct RevertArgs {
-    /// The VM
-    #[arg(value_name = "NAME")]
-    pub name: String,
+    /// Which.
+    #[command(flatten)]
+    pub which: NamesArgs,
     /// Ask nothing
     #[arg(long)]
     pub yes: bool,
     /// Cut off a client (a running hypervisor) that is connected
     #[arg(long)]
     pub force: bool,
-    /// Where leafblk listens.
-    #[command(flatten)]
-    pub control: ControlArgs,
 }
 
 /// `leafblk vm resize`.
 #[derive(Debug, Args)]
 pub struct ResizeArgs {
     /// The VM
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(names))]
     pub name: String,
     /// The new size of its disk: 20GiB
     #[arg(value_name = "SIZE")]
@@ -155,9 +159,10 @@ impl VmCommand {
             Self::Resize(args) => resize(args, env),
             Self::Flush(args) => {
                 let client = args.control.client(env)?;
-                let path = format!("{}/flush", path_of(&args.name)?);
-                client.post::<()>(&path, None).map_err(Error::failure)?;
-                args.control.done("flushed", NameOf::Vm, &args.name, "")
+                args.each(path_of, |name, path| {
+                    client.post::<()>(&format!("{path}/flush"), None)?;
+                    args.control.done("flushed", NameOf::Vm, name, "")
+                })
             }
         }
     }
@@ -170,18 +175,36 @@ fn path_of(name: &str) -> Result<String, UsageError> {
 }
 
 fn attach(args: &AttachArgs, env: &Environment) -> Result<(), Error> {
-    let mut entry = VmEntry::parse(&args.vm)?;
-    for path in [&mut entry.leaf, &mut entry.socket].into_iter().flatten() {
-        *path = env.working_dir.join(&*path);
-    }
+    let entries = args.vms.iter().map(|text| VmEntry::parse(text));
+    let entries = entries.collect::<Result<Vec<_>, _>>()?;
     let client = args.control.client(env)?;
+    all(entries.into_iter().map(|mut entry| {
+        for path in [&mut entry.leaf, &mut entry.socket].into_iter().flatten() {
+            *path = env.working_dir.join(&*path);
+        }
+        attach_one(args, &client, &entry)
+    }))
+}
+
+fn attach_one(args: &AttachArgs, client: &Client, entry: &VmEntry) -> Result<(), Error> {
     let path = match (args.new_leaf, args.accept_leaf) {
         (true, _) => "/v1/vms?leaf=new",
         (false, true) => "/v1/vms?leaf=accept",
         (false, false) => "/v1/vms",
     };
-    let answer = client.post(path, Some(&VmForm::from(&entry))).map_err(Error::failure)?;
-    let vm = read(&client, &answer)?;
+    let answer = match client.post(path, Some(&VmForm::from(entry))) {
+        Ok(answer) => answer,
+        Err(error) => {
+            let error = Error::from(error);
+            if !args.if_absent || error.refusal() != Some(Refusal::Exists) {
+                return Err(error);
+            }
+            let answer = client.get(&path_of(&entry.name)?)?;
+            check_vm(entry, &read(client, &answer)?)?;
+            answer
+        }
+    };
+    let vm = read(client, &answer)?;
     if let Some(other) = &vm.serial_shared_with {
         let VmInfo { name, serial, .. } = &vm;
         // It is attached, whoever reads this.
@@ -213,21 +236,26 @@ fn leaf_age(vm: &VmInfo) -> Option<&'static str> {
     vm.leaf_is_new.map(|is_new| if is_new { "new" } else { "existing" })
 }
 
-fn choose_leaf(args: &OneArgs, which: &str, env: &Environment) -> Result<(), Error> {
+fn choose_leaf(args: &NamesArgs, which: &str, env: &Environment) -> Result<(), Error> {
     let client = args.control.client(env)?;
-    let path = format!("{}/{which}", path_of(&args.name)?);
-    let answer = client.post::<()>(&path, None).map_err(Error::failure)?;
-    args.control.show(&answer, || Ok(line(&read(&client, &answer)?)))
+    args.each(path_of, |_, path| {
+        let answer = client.post::<()>(&format!("{path}/{which}"), None)?;
+        args.control.show(&answer, || Ok(line(&read(&client, &answer)?)))
+    })
 }
 
 fn detach(args: &DetachArgs, env: &Environment) -> Result<(), Error> {
-    let client = args.control.client(env)?;
-    let path = path_of(&args.name)?;
+    let client = args.away.which.control.client(env)?;
+    args.away.each(NameOf::Vm, path_of, |name, path| detach_one(args, &client, name, path))
+}
+
+fn detach_one(args: &DetachArgs, client: &Client, name: &str, path: &str) -> Result<(), Error> {
     // Asked for first: what the configuration has comes back.
-    let before = client.get(&path).and_then(|answer| client.read::<VmInfo>(answer));
+    let before = client.get(path).and_then(|answer| client.read::<VmInfo>(answer));
+    let origin = before.as_ref().ok().map(|vm| vm.origin);
     let mut options = Vec::new();
     if args.delete {
-        let vm = before.as_ref().map_err(|error| Error::failure(error.to_string()))?;
+        let vm = before?;
         let lost = format!(
             "the leaf {} of VM {} goes for good, with everything that the VM has written ({})",
             vm.leaf,
@@ -241,22 +269,26 @@ fn detach(args: &DetachArgs, env: &Environment) -> Result<(), Error> {
         options.push("force=true");
     }
     let query = if options.is_empty() { String::new() } else { format!("?{}", options.join("&")) };
-    client.delete(&format!("{path}{query}")).map_err(Error::failure)?;
+    client.delete(&format!("{path}{query}"))?;
     let deleted = if args.delete { ", and its leaf deleted" } else { "" };
-    let until = match before.map(|vm| vm.origin) {
-        Ok(Origin::Configuration) => {
+    let until = match origin {
+        Some(Origin::Configuration) => {
             ", until the configuration is reloaded or leafblk starts again"
         }
-        Ok(Origin::Api) | Err(_) => "",
+        Some(Origin::Api) | None => "",
     };
-    args.control.done("detached", NameOf::Vm, &args.name, &format!("{deleted}{until}"))
+    args.away.which.control.done("detached", NameOf::Vm, name, &format!("{deleted}{until}"))
 }
 
 fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {
     let client = args.control.client(env)?;
-    let answer = client.get("/v1/vms").map_err(Error::failure)?;
+    let answer = client.get("/v1/vms")?;
+    if args.quiet {
+        let vms: Vec<VmInfo> = client.read(answer)?;
+        return print_names(vms.iter().map(|vm| &vm.name));
+    }
     args.control.show(&answer, || {
-        let vms: Vec<VmInfo> = client.read(answer.clone()).map_err(Error::failure)?;
+        let vms: Vec<VmInfo> = client.read(answer.clone())?;
         let mut table = Table::new(&["NAME", "STATE", "CLIENT", "ROOT", "SIZE", "LEAF", "ORIGIN"]);
         for vm in &vms {
             table.row([
@@ -273,10 +305,12 @@ fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {
     })
 }
 
-fn show(args: &OneArgs, env: &Environment) -> Result<(), Error> {
+fn show(args: &NamesArgs, env: &Environment) -> Result<(), Error> {
     let client = args.control.client(env)?;
-    let answer = client.get(&path_of(&args.name)?).map_err(Error::failure)?;
-    args.control.show(&answer, || Ok(describe(&read(&client, &answer)?)))
+    args.each(path_of, |_, path| {
+        let answer = client.get(path)?;
+        args.control.show(&answer, || Ok(describe(&read(&client, &answer)?)))
+    })
 }
 
 fn describe(vm: &VmInfo) -> String {
@@ -330,15 +364,21 @@ fn describe(vm: &VmInfo) -> String {
 }
 
 fn revert(args: &RevertArgs, env: &Environment) -> Result<(), Error> {
-    let client = args.control.client(env)?;
-    let path = path_of(&args.name)?;
-    let vm = read(&client, &client.get(&path).map_err(Error::failure)?)?;
+    let client = args.which.control.client(env)?;
+    args.which.each(path_of, |_, path| revert_one(args, &client, path))
+}
+
+fn revert_one(args: &RevertArgs, client: &Client, path: &str) -> Result<(), Error> {
+    let vm = read(client, &client.get(path)?)?;
     let name = &vm.name;
     if vm.connected && !args.force {
-        return Err(Error::failure(format!(
-            "VM {name} has a client connected, whose guest would see its file systems change \
-             under it; shut the guest down first, or use --force to cut it off and keep it out"
-        )));
+        return Err(Error::refused(
+            Refusal::Busy,
+            format!(
+                "VM {name} has a client connected, whose guest would see its file systems change \
+                 under it; shut the guest down first, or use --force to cut it off and keep it out"
+            ),
+        ));
     }
     if vm.connected {
         // It is done, whoever reads this.
@@ -357,9 +397,9 @@ fn revert(args: &RevertArgs, env: &Environment) -> Result<(), Error> {
     );
     confirm(args.yes, &lost, &format!("Revert VM {name}?"))?;
     let path = format!("{path}/revert{}", query(args.force));
-    let answer = client.post::<()>(&path, None).map_err(Error::failure)?;
-    args.control.show(&answer, || {
-        let vm = read(&client, &answer)?;
+    let answer = client.post::<()>(&path, None)?;
+    args.which.control.show(&answer, || {
+        let vm = read(client, &answer)?;
         Ok(format!("VM {} is reverted: its disk is root {} again\n", vm.name, vm.root))
     })
 }
@@ -369,9 +409,9 @@ fn resize(args: &ResizeArgs, env: &Environment) -> Result<(), Error> {
     let bytes = size("SIZE", Some(&args.size))?.unwrap_or(0);
     let client = args.control.client(env)?;
     let request = ResizeRequest { size: SizeForm(bytes) };
-    let answer = client.post(&path, Some(&request)).map_err(Error::failure)?;
+    let answer = client.post(&path, Some(&request))?;
     args.control.show(&answer, || {
-        let result: ResizeResult = client.read(answer.clone()).map_err(Error::failure)?;
+        let result: ResizeResult = client.read(answer.clone())?;
         let told = match result.told {
             Told::Client => "its client was told",
             Told::Nobody => {
@@ -388,7 +428,7 @@ fn resize(args: &ResizeArgs, env: &Environment) -> Result<(), Error> {
 }
 
 fn read(client: &Client, answer: &serde_json::Value) -> Result<VmInfo, Error> {
-    client.read(answer.clone()).map_err(Error::failure)
+    Ok(client.read(answer.clone())?)
 }
 
 const fn query(force: bool) -> &'static str {

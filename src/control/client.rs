@@ -21,6 +21,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::problem::Problem;
+use crate::error::Error;
 
 /// Bytes of an answer that are taken: a thousand VMs take a megabyte.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -94,6 +95,19 @@ pub enum ClientError {
     /// An answer, but a problem.
     #[error("{}", .0.detail)]
     Refused(Problem),
+}
+
+impl From<ClientError> for Error {
+    fn from(error: ClientError) -> Self {
+        let refusal = match &error {
+            ClientError::Refused(problem) => problem.refusal(),
+            _ => None,
+        };
+        match refusal {
+            Some(refusal) => Self::refused(refusal, error),
+            None => Self::failure(error),
+        }
+    }
 }
 
 /// A way to ask the leafblk behind one socket.

@@ -14,6 +14,7 @@ use super::json::Json;
 use crate::config::UsageError;
 use crate::config::limits::SOCKET_PATH_LEN_MAX;
 use crate::daemon::{HostError, LeafProblem};
+use crate::error::Refusal;
 
 /// The path under which the kinds are described.
 pub(super) const TYPES: &str = "/v1/problems";
@@ -45,6 +46,14 @@ pub struct Problem {
     pub status: u16,
     /// What is wrong here, where, and what to do next.
     pub detail: String,
+}
+
+impl Problem {
+    /// What a script may do something about.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        let name = self.kind.strip_prefix(TYPES)?.strip_prefix('/')?;
+        Kind::ALL.into_iter().find(|kind| kind.about().0 == name)?.refusal()
+    }
 }
 
 /// A kind of problem.
@@ -151,6 +160,31 @@ impl Kind {
             Self::TooBusy => {
                 ("too-busy", StatusCode::SERVICE_UNAVAILABLE, "Too many requests are under way")
             }
+        }
+    }
+
+    /// What a script may do something about.
+    const fn refusal(self) -> Option<Refusal> {
+        match self {
+            Self::Exists | Self::Configured => Some(Refusal::Exists),
+            Self::NotFound => Some(Refusal::Absent),
+            Self::Busy | Self::Connected | Self::RootUsed | Self::TooBusy | Self::Stopping => {
+                Some(Refusal::Busy)
+            }
+            Self::BadRequest
+            | Self::ReadOnly
+            | Self::MethodNotAllowed
+            | Self::Timeout
+            | Self::NotServed
+            | Self::Served
+            | Self::UnexpectedLeaf
+            | Self::NoLeaf
+            | Self::SizeConfigured
+            | Self::BodyTooLarge
+            | Self::Invalid
+            | Self::Shrink
+            | Self::Unfit
+            | Self::Failed => None,
         }
     }
 

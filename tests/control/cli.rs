@@ -65,7 +65,7 @@ fn a_host_is_run_from_the_command_line() {
     );
 
     let client = Client::connect(&daemon.socket("web1"));
-    let text = fails(dir, &["vm", "detach", "web1"], 1);
+    let text = fails(dir, &["vm", "detach", "web1"], 5);
     assert!(text.contains("has a client connected"), "{text}");
     let told = says(dir, &["vm", "resize", "web1", "16MiB"]);
     assert!(told.starts_with("VM web1 has 16.0 MiB now; its client can't be told: "), "{told}");
@@ -141,12 +141,12 @@ fn mistakes_name_the_cause_and_what_to_do() {
         (&["vm", "attach", "a/b"][..], 2, "has a slash"),
         (&["vm", "attach", "x,color=red"], 2, "unknown option"),
         (&["vm", "attach", "x"], 1, "VM x has no root"),
-        (&["vm", "show", "nope"], 1, "there is no VM nope"),
+        (&["vm", "show", "nope"], 4, "there is no VM nope"),
         (&["vm", "detach", "../roots/x"], 2, "has a slash"),
         (&["vm", "resize", "x", "4G"], 2, "write 4GiB"),
-        (&["vm", "resize", "x", "4GiB"], 1, "there is no VM x"),
+        (&["vm", "resize", "x", "4GiB"], 4, "there is no VM x"),
         (&["root", "add", "x=/nope.raw"], 1, "/nope.raw can't be read"),
-        (&["root", "remove", "nope"], 1, "there is no root nope"),
+        (&["root", "remove", "nope"], 4, "there is no root nope"),
         (&["vm", "lits"], 2, "did you mean list?"),
         (&["vm", "delete", "x"], 2, "leafblk vm detach NAME takes a VM away and keeps its leaf"),
         (&["vm", "rm"], 2, "leafblk vm detach NAME"),
@@ -172,14 +172,131 @@ fn a_leafblk_that_stands_still_is_an_error_and_nothing_to_wait_for() {
 }
 
 #[test]
+fn a_script_says_the_same_again_and_tells_the_ends_apart() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    make_root(dir, ROOT_SECTORS);
+    let daemon = Daemon::start(dir, &[]);
+    let add = ["root", "add", "debian=root.raw"];
+    let added = says(dir, &add);
+    let text = fails(dir, &add, 3);
+    assert!(text.contains("there is a root debian already"), "{text}");
+    assert_eq!(says(dir, &[&add[..], &["--if-absent"]].concat()), added);
+    let other = fails(dir, &["root", "add", "debian=other.raw", "--if-absent"], 3);
+    assert!(other.contains("whose path is") && other.contains("and not"), "{other}");
+
+    let attach = ["vm", "attach", "web1,root=debian,size=8MiB", "web2", "web3,queues=2"];
+    let attached = says(dir, &attach);
+    assert_eq!(attached.lines().count(), 3);
+    let again = leafblk(dir, &attach);
+    assert_eq!(again.status.code(), Some(3));
+    assert_eq!(String::from_utf8(again.stderr).unwrap().lines().count(), 3);
+    assert_eq!(says(dir, &[&attach[..], &["--if-absent"]].concat()), attached);
+    for (vm, how) in [
+        ("web1,size=16MiB", "size is "),
+        ("web2,root=v2", "root is debian and not v2"),
+        ("web2,queues=2", "queues is 1 and not 2"),
+        ("web3", "queues is 2 and not 1"),
+        ("web2,leaf=other.leaf", "leaf is "),
+        ("web2,socket=other.sock", "socket is "),
+        ("web2,serial=x", "serial is web2 and not x"),
+        ("web2,block-size=4096", "block-size is 512 and not 4096"),
+        ("web2,readonly", "readonly is false and not true"),
+        ("web2,ephemeral", "ephemeral is false and not true"),
+    ] {
+        let text = fails(dir, &["vm", "attach", vm, "--if-absent"], 3);
+        assert!(text.contains("already, whose") && text.contains(how), "{vm}: {text}");
+    }
+
+    assert_eq!(says(dir, &["vm", "list", "-q"]), "web1\nweb2\nweb3\n");
+    assert_eq!(says(dir, &["root", "list", "--quiet"]), "debian\n");
+    let shown = says(dir, &["vm", "show", "web1", "web3", "--json"]);
+    let shown = serde_json::Deserializer::from_str(&shown).into_iter::<Value>();
+    let names: Vec<_> = shown.map(|vm| vm.unwrap()["name"].clone()).collect();
+    assert_eq!(names, ["web1", "web3"]);
+
+    fails(dir, &["root", "remove", "debian"], 5);
+    let client = Client::connect(&daemon.socket("web2"));
+    fails(dir, &["vm", "detach", "web2", "--if-exists"], 5);
+    // Nothing is done where one is no name.
+    fails(dir, &["vm", "detach", "web1", "a/b"], 2);
+    // Each is tried, and one that isn't there keeps nobody from the others.
+    let several = leafblk(dir, &["vm", "detach", "web1", "nope", "web2", "web3"]);
+    assert_eq!(several.status.code(), Some(1), "absent and busy");
+    let said = String::from_utf8(several.stderr).unwrap();
+    assert_eq!(said.lines().count(), 2, "{said}");
+    assert_eq!(several.stdout, b"VM web1 is detached\nVM web3 is detached\n");
+    fails(dir, &["vm", "detach", "web1"], 4);
+    let gone = says(dir, &["vm", "detach", "web1", "web3", "--if-exists"]);
+    assert_eq!(gone, "VM web1 is absent\nVM web3 is absent\n");
+    drop(client);
+
+    let error = |args: &[&str], status: i32, word: &str| {
+        let output = leafblk(dir, &[args, &["--json"]].concat());
+        assert_eq!((output.status.code(), &*output.stdout), (Some(status), &b""[..]), "{args:?}");
+        let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!((&error["error"], &error["exit_status"]), (&word.into(), &status.into()));
+        error["detail"].as_str().unwrap().to_owned()
+    };
+    assert!(error(&["vm", "show", "nope"], 4, "absent").starts_with("there is no VM nope"));
+    assert!(error(&["vm", "attach", "web2"], 3, "exists").contains("a VM web2 already"));
+    assert!(error(&["vm", "lits"], 2, "usage").contains("did you mean list?"));
+    assert!(error(&["vm", "attach", "x,root=y/"], 2, "usage").contains("has a slash"));
+    assert!(error(&["root", "add", "x=nope.raw"], 1, "failed").contains("can't be read"));
+    for (args, status) in [(&["vm", "--help"][..], "3  exists"), (&["root", "-h"], "5  busy")] {
+        let output = Command::new(env!("CARGO_BIN_EXE_leafblk")).args(args).output().unwrap();
+        assert!(String::from_utf8(output.stdout).unwrap().contains(status), "{args:?}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_shell_completes_commands_and_the_names_that_there_are() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    make_root(dir, ROOT_SECTORS);
+    let daemon = Daemon::start(dir, &[]);
+    says(dir, &["root", "add", "debian=root.raw"]);
+    says(dir, &["vm", "attach", "web1", "web2", "db"]);
+    // As bash asks, by the script's own function.
+    let program = env!("CARGO_BIN_EXE_leafblk");
+    let complete = |words: &[&str]| -> Vec<String> {
+        let script = "source <(leafblk completions bash); COMP_WORDS=(\"$@\"); \
+            COMP_CWORD=$(($# - 1)); COMP_TYPE=9; \
+            _clap_complete_leafblk leafblk \"${COMP_WORDS[COMP_CWORD]}\" 2>/dev/null; \
+            printf '%s\\n' \"${COMPREPLY[@]}\"";
+        let beside = Path::new(program).parent().unwrap();
+        let path = std::env::join_paths([beside, Path::new("/usr/bin"), Path::new("/bin")]);
+        let output = Command::new("bash")
+            .args(["-c", script, "bash", "leafblk"])
+            .args(words)
+            .env("PATH", path.unwrap())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        said.lines().map(|line| line.trim_end().to_owned()).collect()
+    };
+    let run = dir.join("run");
+    let at = format!("--runtime-dir={}", run.display());
+    assert_eq!(complete(&["vm", "show", &at, ""])[..3], ["db", "web1", "web2"]);
+    assert_eq!(complete(&["vm", "detach", &at, "db", "we"]), ["web1", "web2"]);
+    assert_eq!(complete(&["root", "verify", &at, "d"]), ["debian"]);
+    assert_eq!(complete(&["vm", "attach", &at, "new,root=d"]), ["new,root=debian"]);
+    assert!(complete(&["v"]).contains(&"vm".to_owned()));
+    assert!(complete(&["vm", "re"]).contains(&"revert".to_owned()));
+    assert!(complete(&["serve", "--control-g"]).contains(&"--control-group".to_owned()));
+    daemon.stop();
+    // Where nobody answers, nothing is completed, and nothing said.
+    assert!(!complete(&["vm", "show", &at, "we"]).contains(&"web1".to_owned()));
+}
+
+#[test]
 fn completions_and_man_pages_know_every_command() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path();
     for shell in ["bash", "zsh", "fish"] {
         let script = says(dir, &["completions", shell]);
-        for word in ["serve", "qemu-args", "attach", "resize", "control-group"] {
-            assert!(script.contains(word), "{shell} lacks {word}");
-        }
+        assert!(script.contains("LEAFBLK_COMPLETE"), "{shell}: {script}");
     }
     let checked = Command::new("bash")
         .arg("-c")
