@@ -24,7 +24,7 @@ moved() {
     "$LEAFBLK" top --json --socket "$WORK/run/control.sock" | python3 -c "
 import json, sys
 vms = json.load(sys.stdin)['vms']
-sys.exit(sum(vm['leaf']['present_bytes'] for vm in vms) < $1 << 20)" && return
+sys.exit(sum(vm['leaf']['held_bytes'] for vm in vms) < $1 << 20)" && return
   done
   die "the guests don't write $1 MiB"
 }

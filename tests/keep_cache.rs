@@ -65,25 +65,25 @@ fn after_a_stop_and_after_a_kill_the_next_daemon_reads_nothing_from_the_root_aga
     let keep = ["--keep-cache"];
     let daemon = host.start(&keep);
     assert!(read_all(&daemon) == root_content(0, ROOT_SECTORS));
-    assert_ne!(from_root(&daemon.stop()), "0 B");
+    assert_ne!(from_root(&daemon.stop()), "0B");
     assert_eq!(host.kept().len(), 2, "{:?}", host.kept());
 
     let daemon = host.start(&keep);
     assert!(read_all(&daemon) == root_content(0, ROOT_SECTORS));
-    assert_eq!(from_root(&daemon.stop()), "0 B");
+    assert_eq!(from_root(&daemon.stop()), "0B");
 
     let daemon = host.start(&keep);
     assert!(read_all(&daemon) == root_content(0, ROOT_SECTORS));
     daemon.kill();
     let daemon = host.start(&keep);
     assert!(read_all(&daemon) == root_content(0, ROOT_SECTORS));
-    assert_eq!(from_root(&daemon.stop()), "0 B");
+    assert_eq!(from_root(&daemon.stop()), "0B");
 
     // Without the flag it is cold, and the memory is given back.
     let daemon = host.start(&[]);
     assert_eq!(host.kept(), Vec::<PathBuf>::new());
     assert!(read_all(&daemon) == root_content(0, ROOT_SECTORS));
-    assert_ne!(from_root(&daemon.stop()), "0 B");
+    assert_ne!(from_root(&daemon.stop()), "0B");
     assert_eq!(host.kept(), Vec::<PathBuf>::new());
 }
 
@@ -104,7 +104,7 @@ fn a_root_that_was_changed_between_two_starts_is_read_anew() {
     let at = sector as usize * 512;
     expected[at..at + 512].fill(0x3c);
     assert!(read_all(&daemon) == expected);
-    assert_ne!(from_root(&daemon.stop()), "0 B");
+    assert_ne!(from_root(&daemon.stop()), "0B");
     host.start(&[]).stop();
 }
 

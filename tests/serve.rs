@@ -35,17 +35,17 @@ fn it_prints_where_each_vm_is_and_then_that_it_is_ready() {
     let vms = ["--vm", "web1,size=10MiB", "--vm", "web2,readonly", "--vm", &own];
     let daemon = Daemon::start(dir.path(), &[&["--root", &root][..], &vms].concat());
     let web1 = format!(
-        "web1: socket {}, leaf {} (new), size 10.0 MiB, root debian",
+        "web1: socket {}, leaf {} (new), size 10MiB, root debian",
         at("run/web1.sock"),
         at("state/web1.leaf")
     );
     let web2 = format!(
-        "web2: socket {}, leaf none (read-only; {} does not exist), size 2.0 MiB, root debian",
+        "web2: socket {}, leaf none (read-only; {} does not exist), size 2MiB, root debian",
         at("run/web2.sock"),
         at("state/web2.leaf")
     );
     let web3 = format!(
-        "web3: socket {}, leaf {} (new), size 2.0 MiB, root debian",
+        "web3: socket {}, leaf {} (new), size 2MiB, root debian",
         at("own.sock"),
         at("own.leaf")
     );
@@ -68,8 +68,8 @@ fn sigint_and_sigterm_flush_and_end_with_status_0() {
         let mut client = Client::connect(&daemon.socket("web1"));
         client.write(8192, &[fill; 4096]);
         let said = daemon.stop_by(signal);
-        assert!(said.starts_with("web1: read 0 B from its leaf"), "{said}");
-        assert!(said.contains("wrote 4.0 KiB; its leaf holds 4.0 KiB"), "{said}");
+        assert!(said.starts_with("web1: read 0B from its leaf"), "{said}");
+        assert!(said.contains("wrote 4KiB; its leaf holds 4KiB"), "{said}");
         // As after a power cut: only what was flushed is there.
         std::fs::remove_dir_all(dir.path().join("run")).unwrap();
         let daemon = Daemon::start(dir.path(), &args);

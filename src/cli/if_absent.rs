@@ -35,12 +35,12 @@ pub(super) fn check_vm(wanted: &VmEntry, there: &VmInfo) -> Result<(), Error> {
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
     let differences = [
         difference("root", &there.root, wanted.root.as_ref()),
-        difference("size", bytes(there.size_bytes), wanted.size.map(|size| bytes(Some(size)))),
+        difference("size", bytes(there.size), wanted.size.map(|size| bytes(Some(size)))),
         difference("leaf", &there.leaf, path(&wanted.leaf)),
         difference("socket", &there.socket, path(&wanted.socket)),
         difference("queues", there.queues, Some(wanted.queues.unwrap_or(QUEUES_DEFAULT.into()))),
         difference("serial", &there.serial, wanted.serial.as_ref()),
-        difference("block-size", there.block_size_bytes, Some(wanted.block_size.unwrap_or(512))),
+        difference("block-size", there.block_size, Some(wanted.block_size.unwrap_or(512))),
         difference("readonly", there.readonly, Some(wanted.readonly)),
         difference("ephemeral", there.ephemeral, Some(wanted.ephemeral)),
     ];

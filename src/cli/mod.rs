@@ -125,7 +125,7 @@ Examples:
   leafblk top
   leafblk top --interval 5
   leafblk top --once | head
-  leafblk top --json | jq '.vms[].vm'
+  leafblk top --json | jq '.vms[].name'
 
 ? shows the keys; docs/observability.md explains the columns.")]
     Top(TopArgs),

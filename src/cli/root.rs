@@ -104,7 +104,7 @@ fn add(args: &AddArgs, env: &Environment) -> Result<(), Error> {
         };
         args.control.show(&answer, || {
             let root: RootInfo = client.read(answer.clone())?;
-            Ok(format!("{}: {}, size {}\n", root.name, root.path, bytes(root.size_bytes)))
+            Ok(format!("{}: {}, size {}\n", root.name, root.path, bytes(root.size)))
         })
     }))
 }
@@ -123,7 +123,7 @@ fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {
             table.row([
                 root.name.clone(),
                 state(root.state).into(),
-                bytes(root.size_bytes),
+                bytes(root.size),
                 format(root.format).into(),
                 root.vms.len().to_string(),
                 origin(root.origin).into(),
@@ -155,7 +155,7 @@ fn describe(root: &RootInfo) -> String {
     }
     rows.extend([
         ("path", root.path.clone()),
-        ("size", bytes(root.size_bytes)),
+        ("size", bytes(root.size)),
         ("format", format(root.format).into()),
         ("fingerprint", root.fingerprint.clone().unwrap_or("-".into())),
         ("digest", root.digest.clone().unwrap_or("- (root verify records one)".into())),

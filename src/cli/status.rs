@@ -1,11 +1,11 @@
 //! `leafblk status`: a running leafblk at a glance.
 
-use bytesize::ByteSize;
 use clap::Args;
 use serde_json::json;
 
 use super::control::{ControlArgs, details, time};
 use crate::config::Environment;
+use crate::config::size::{format_amount, format_size};
 use crate::control::{CachePages, Counts, Health, HealthState, ReloadResult, Status};
 use crate::error::Error;
 use crate::stats::FileSystemStats;
@@ -57,16 +57,16 @@ fn describe(status: &Status, health: &Health) -> String {
     let mut rows = vec![
         ("health", state.to_owned()),
         ("version", status.version.clone()),
-        ("process", format!("{}, up {}", status.pid, duration(status.uptime_s as f64))),
+        ("process", format!("{}, up {}", status.pid, duration(status.uptime_seconds as f64))),
         ("VMs", format!("{}; {} with a client", counts(status.vms), status.vms_connected)),
         ("roots", counts(status.roots)),
         (
             "cache",
             format!(
                 "{} of {} in {pages}, blocks of {}",
-                ByteSize::b(cache.used_bytes),
-                ByteSize::b(cache.size_bytes),
-                ByteSize::b(cache.block_bytes.into())
+                format_amount(cache.used_bytes),
+                format_size(cache.size_bytes),
+                format_size(cache.block_bytes.into())
             ),
         ),
         ("reactors", status.reactors.to_string()),
@@ -82,7 +82,8 @@ fn describe(status: &Status, health: &Health) -> String {
 }
 
 fn room(disk: &FileSystemStats) -> String {
-    let text = format!("{} ({}): {}", disk.path, disk.uses.join(", "), format::room(disk));
+    let text =
+        format!("{} ({}): {}", disk.path, disk.uses.join(", "), format::room(disk, format_amount));
     match disk.free_inodes.zip(disk.inodes) {
         Some((free, all)) => format!("{text}, {free} of {all} inodes"),
         None => text,

@@ -98,7 +98,7 @@ fn wait(
         if verification.outcome != VerificationOutcome::Running {
             return Ok((answer, verification));
         }
-        let size = verification.size_bytes;
+        let size = verification.size;
         let bar = progress.get_or_insert_with(|| Progress::new("reading the root", size));
         bar.advance(verification.read_bytes.saturating_sub(shown));
         shown = verification.read_bytes;

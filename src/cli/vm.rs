@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use clap_complete::engine::ArgValueCompleter;
 
@@ -14,6 +13,7 @@ use super::table::Table;
 use super::values::size;
 use crate::config::forms::{SizeForm, VmForm};
 use crate::config::name::{NameOf, check_name};
+use crate::config::size::{format_amount, format_size};
 use crate::config::{Environment, UsageError, VmEntry};
 use crate::control::client::Client;
 use crate::control::{Origin, ResizeRequest, ResizeResult, State, Told, VmInfo};
@@ -226,7 +226,7 @@ fn line(vm: &VmInfo) -> String {
         vm.name,
         vm.socket,
         vm.leaf,
-        bytes(vm.size_bytes),
+        bytes(vm.size),
         vm.root
     )
 }
@@ -260,7 +260,7 @@ fn detach_one(args: &DetachArgs, client: &Client, name: &str, path: &str) -> Res
             "the leaf {} of VM {} goes for good, with everything that the VM has written ({})",
             vm.leaf,
             vm.name,
-            bytes(vm.leaf_held_bytes)
+            amount(vm.leaf_held_bytes)
         );
         confirm(args.yes, &lost, &format!("Detach VM {} and delete its leaf?", vm.name))?;
         options.push("leaf=delete");
@@ -296,8 +296,8 @@ fn list(args: &ListArgs, env: &Environment) -> Result<(), Error> {
                 state(vm.state).into(),
                 yes(vm.connected).into(),
                 vm.root.clone(),
-                bytes(vm.size_bytes),
-                bytes(vm.leaf_held_bytes),
+                bytes(vm.size),
+                amount(vm.leaf_held_bytes),
                 origin(vm.origin).into(),
             ]);
         }
@@ -321,12 +321,12 @@ fn describe(vm: &VmInfo) -> String {
     rows.extend([
         ("client", yes(vm.connected).into()),
         ("root", vm.root.clone()),
-        ("size", bytes(vm.size_bytes)),
+        ("size", bytes(vm.size)),
         ("leaf", vm.leaf.clone()),
         ("leaf is", leaf_age(vm).unwrap_or("-").into()),
         ("leaf uuid", vm.leaf_uuid.clone().unwrap_or("-".into())),
-        ("leaf holds", bytes(vm.leaf_held_bytes)),
-        ("leaf occupies", bytes(vm.leaf_allocated_bytes)),
+        ("leaf holds", amount(vm.leaf_held_bytes)),
+        ("leaf occupies", amount(vm.leaf_allocated_bytes)),
         ("socket", vm.socket.clone()),
         ("queues", vm.queues.to_string()),
         (
@@ -336,7 +336,7 @@ fn describe(vm: &VmInfo) -> String {
                 None => vm.serial.clone(),
             },
         ),
-        ("block size", vm.block_size_bytes.to_string()),
+        ("block-size", format_size(vm.block_size.into())),
         ("readonly", yes(vm.readonly).into()),
         ("ephemeral", yes(vm.ephemeral).into()),
         ("reactor", vm.reactor.map_or("-".into(), |reactor| reactor.to_string())),
@@ -345,7 +345,6 @@ fn describe(vm: &VmInfo) -> String {
     ]);
     rows.extend(vm.problems.iter().map(|problem| ("problem", problem.clone())));
     if let Some(counters) = &vm.counters {
-        let size = |bytes| ByteSize::b(bytes).to_string();
         rows.extend([
             ("reads", counters.reads.to_string()),
             ("writes", counters.writes.to_string()),
@@ -353,11 +352,11 @@ fn describe(vm: &VmInfo) -> String {
             ("discards", counters.discards.to_string()),
             ("write-zeroes", counters.write_zeroes.to_string()),
             ("errors", counters.errors.to_string()),
-            ("read from leaf", size(counters.read_bytes_leaf)),
-            ("read from cache", size(counters.read_bytes_cache)),
-            ("read from root", size(counters.read_bytes_root)),
-            ("read as zeros", size(counters.read_bytes_zero)),
-            ("written", size(counters.written_bytes)),
+            ("read from leaf", format_amount(counters.read_bytes_leaf)),
+            ("read from cache", format_amount(counters.read_bytes_cache)),
+            ("read from root", format_amount(counters.read_bytes_root)),
+            ("read as zeros", format_amount(counters.read_bytes_zero)),
+            ("written", format_amount(counters.written_bytes)),
         ]);
     }
     details(&rows)
@@ -392,7 +391,7 @@ fn revert_one(args: &RevertArgs, client: &Client, path: &str) -> Result<(), Erro
         "everything that VM {name} has written to its leaf {} ({}) is lost, and its disk is root \
          {} again",
         vm.leaf,
-        bytes(vm.leaf_held_bytes),
+        amount(vm.leaf_held_bytes),
         vm.root
     );
     confirm(args.yes, &lost, &format!("Revert VM {name}?"))?;
@@ -423,7 +422,7 @@ fn resize(args: &ResizeArgs, env: &Environment) -> Result<(), Error> {
                  when its guest reboots or the disk is removed and added again"
             }
         };
-        Ok(format!("VM {} has {} now; {told}\n", args.name, self::bytes(result.vm.size_bytes)))
+        Ok(format!("VM {} has {} now; {told}\n", args.name, self::bytes(result.vm.size)))
     })
 }
 
@@ -435,9 +434,14 @@ const fn query(force: bool) -> &'static str {
     if force { "?force=true" } else { "" }
 }
 
-/// A size for people; `-` where there is none.
+/// A size, exactly; `-` where there is none.
 pub(super) fn bytes(bytes: Option<u64>) -> String {
-    bytes.map_or("-".into(), |bytes| ByteSize::b(bytes).to_string())
+    bytes.map_or("-".into(), format_size)
+}
+
+/// How much there is of something; `-` where that is not known.
+fn amount(bytes: Option<u64>) -> String {
+    bytes.map_or("-".into(), format_amount)
 }
 
 pub(super) const fn state(state: State) -> &'static str {

@@ -2,7 +2,8 @@
 //!
 //! `4G` and `4GB` are refused, not guessed: disk vendors mean 1000³, QEMU and
 //! Cloud Hypervisor 1024³, and a disk of the wrong size is found out late.
-//! Fractions are refused too, so that a size is always exact.
+//! Fractions are refused too, so that a size is always exact. What is shown to people is
+//! written the same way, so that it can be given back.
 
 use bytesize::{GIB, KIB, MIB, PIB, TIB, Unit};
 
@@ -62,15 +63,36 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     number.checked_mul(factor).ok_or(SizeError::Overflow)
 }
 
+/// The units of what is written.
+const UNITS: [(u64, &str); 5] = [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B")];
+
 /// The size in the largest unit that divides it: exact, and readable by
 /// [`parse_size`].
 pub fn format_size(bytes: u64) -> String {
-    for (unit, name) in [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")] {
-        if bytes >= unit && bytes.is_multiple_of(unit) {
-            return format!("{}{name}", bytes / unit);
+    let (unit, name) = exact_unit(bytes);
+    format!("{}{name}", bytes / unit)
+}
+
+/// An amount for people, readable by [`parse_size`] too: exact where that takes at most
+/// five digits, else rounded to whole units of which there are ten at least.
+pub fn format_amount(bytes: u64) -> String {
+    const DIGITS_END: u64 = 100_000;
+    let (unit, _) = exact_unit(bytes);
+    let rough = UNITS.into_iter().find(|(unit, _)| bytes / unit >= 10);
+    match rough {
+        Some((rough, _)) if bytes / unit >= DIGITS_END => {
+            let less = bytes / rough;
+            let nearest = less + u64::from(bytes % rough >= rough.div_ceil(2));
+            format_size(nearest.checked_mul(rough).unwrap_or(less * rough))
         }
+        _ => format_size(bytes),
     }
-    bytes.to_string()
+}
+
+/// The largest unit that divides so many bytes.
+fn exact_unit(bytes: u64) -> (u64, &'static str) {
+    let divides = |unit: u64| bytes >= unit && bytes.is_multiple_of(unit);
+    UNITS.into_iter().find(|(unit, _)| divides(*unit)).unwrap_or((1, "B"))
 }
 
 #[cfg(test)]
@@ -117,10 +139,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_amount_is_short_and_exact_where_that_is_short() {
+        for (bytes, shown) in [
+            (0, "0B"),
+            (512, "512B"),
+            (1536, "1536B"),
+            (4096, "4KiB"),
+            (12_799, "12799B"),
+            (102_399, "100KiB"),
+            (u64::MAX, "16777215TiB"),
+            (1 << 30, "1GiB"),
+            ((1 << 30) + 512, "1GiB"),
+            ((1 << 30) - 512, "1GiB"),
+            ((5 << 30) + (300 << 20), "5420MiB"),
+            ((50 << 30) + (600 << 20) + 512, "51GiB"),
+            ((50 << 40) + 1, "50TiB"),
+        ] {
+            assert_eq!(format_amount(bytes), shown, "{bytes}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_is_a_size_or_an_error(text in "\\PC*") {
             let _ = parse_size(&text);
+        }
+
+        #[test]
+        fn an_amount_parses_to_what_is_shown(bytes: u64, shift in 0_u32..64) {
+            let bytes = bytes >> shift;
+            let shown = format_amount(bytes);
+            let parsed = parse_size(&shown).unwrap();
+            prop_assert_eq!(format_amount(parsed), shown);
+            prop_assert!(parsed.abs_diff(bytes) <= bytes / 20, "{bytes}: {parsed}");
         }
 
         #[test]

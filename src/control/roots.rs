@@ -36,7 +36,7 @@ pub struct RootInfo {
     /// What it is, where that was declared; null where its first bytes were looked at.
     pub format: Option<RootFormat>,
     /// Its size; null while that is not known.
-    pub size_bytes: Option<u64>,
+    pub size: Option<u64>,
     /// By which leaves recognise it: SHA-256 over its length and samples.
     pub fingerprint: Option<String>,
     /// Whether it is read past the page cache.
@@ -71,7 +71,7 @@ impl From<RootView> for RootInfo {
             reason,
             path: config.path.to_string_lossy().into(),
             format: config.format,
-            size_bytes: root.map(|root| root.len_bytes()),
+            size: root.map(|root| root.len_bytes()),
             fingerprint: root.map(|root| hex(&root.identity().fingerprint)),
             direct: root.is_some_and(|root| root.is_direct()),
             vms: users,

@@ -99,7 +99,7 @@ impl From<&Reloaded> for ReloadStats {
 
 impl From<&FileSystemView> for FileSystemStats {
     fn from(view: &FileSystemView) -> Self {
-        let (room, silent_s) = match view.room {
+        let (room, silent_seconds) = match view.room {
             RoomAnswer::Known(room) => (Some(room), None),
             RoomAnswer::Unknown(_) => (None, None),
             RoomAnswer::Silent(seconds) => (None, Some(seconds)),
@@ -112,7 +112,7 @@ impl From<&FileSystemView> for FileSystemStats {
             free_bytes: room.map(|room| room.free_bytes),
             inodes: inodes.map(|(all, _)| all),
             free_inodes: inodes.map(|(_, free)| free),
-            silent_s,
+            silent_seconds,
         }
     }
 }

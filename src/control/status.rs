@@ -30,7 +30,7 @@ pub struct Status {
     /// When it started, in seconds since 1970.
     pub started_at: u64,
     /// For how many seconds it has run.
-    pub uptime_s: u64,
+    pub uptime_seconds: u64,
     /// Where leaves are by default.
     pub state_dir: String,
     /// Where sockets are by default.
@@ -156,7 +156,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             started_at: at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs(),
-            uptime_s: since.elapsed().as_secs(),
+            uptime_seconds: since.elapsed().as_secs(),
             state_dir: host.state_dir().to_string_lossy().into(),
             runtime_dir: host.runtime_dir().to_string_lossy().into(),
             reactors: host.reactors().len(),

@@ -21,7 +21,7 @@ pub struct Verification {
     /// Bytes read so far.
     pub read_bytes: u64,
     /// Bytes of the root.
-    pub size_bytes: u64,
+    pub size: u64,
     /// The digest that was found: SHA-256 of the whole image.
     pub digest: Option<String>,
     /// A sentence on it.
@@ -65,7 +65,7 @@ impl From<Outcome> for VerificationOutcome {
 impl From<VerificationView> for Verification {
     fn from(view: VerificationView) -> Self {
         let VerificationView { outcome, read_bytes, size_bytes, digest, sentence } = view;
-        Self { outcome: outcome.into(), read_bytes, size_bytes, digest, detail: sentence }
+        Self { outcome: outcome.into(), read_bytes, size: size_bytes, digest, detail: sentence }
     }
 }
 

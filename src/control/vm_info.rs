@@ -27,7 +27,7 @@ pub struct VmInfo {
     /// The name of its root.
     pub root: String,
     /// Size of its disk; null while that is not known.
-    pub size_bytes: Option<u64>,
+    pub size: Option<u64>,
     /// Its leaf.
     pub leaf: String,
     /// Whether its leaf was made when it was attached, or at this start; null while it
@@ -46,8 +46,9 @@ pub struct VmInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial_shared_with: Option<String>,
     /// What its guest addresses the disk by.
-    #[schema(value_type = BlockSize)]
-    pub block_size_bytes: u32,
+    #[serde(rename = "block-size")]
+    #[schema(rename = "block-size", value_type = BlockSize)]
+    pub block_size: u32,
     /// The guest may not write.
     pub readonly: bool,
     /// The leaf is thrown away when it is detached.
@@ -63,7 +64,7 @@ pub struct VmInfo {
     /// Bytes that its leaf occupies on its disk.
     pub leaf_allocated_bytes: Option<u64>,
     /// Writing its leaf to disk has failed: nothing is accepted any more.
-    pub poisoned: bool,
+    pub leaf_failed: bool,
     /// What is wrong with it now, a sentence each.
     #[serde(default)]
     pub problems: Vec<String>,
@@ -180,7 +181,7 @@ impl From<VmView> for VmInfo {
             state,
             reason,
             root: config.root,
-            size_bytes: disk.map(|disk| disk.sectors() * SECTOR_SIZE).or(config.size),
+            size: disk.map(|disk| disk.sectors() * SECTOR_SIZE).or(config.size),
             leaf: config.leaf.to_string_lossy().into(),
             leaf_is_new: leaf.and(vm.as_ref()).map(|vm| vm.has_new_leaf()),
             leaf_uuid: leaf.map(|leaf| Uuid::from_bytes(leaf.disk_uuid()).to_string()),
@@ -188,7 +189,7 @@ impl From<VmView> for VmInfo {
             queues: config.queues,
             serial: config.serial.to_string(),
             serial_shared_with: same_serial,
-            block_size_bytes: config.block_size.to_bytes(),
+            block_size: config.block_size.to_bytes(),
             readonly: disk.map_or(config.readonly, Disk::is_read_only),
             ephemeral: config.ephemeral,
             connected: vm.as_ref().is_some_and(|vm| vm.link().is_connected()),
@@ -196,7 +197,7 @@ impl From<VmView> for VmInfo {
             reactor,
             leaf_held_bytes: leaf.map(|leaf| leaf.present_sectors() * SECTOR_SIZE),
             leaf_allocated_bytes: leaf.and_then(|leaf| leaf.occupied_bytes()),
-            poisoned: leaf.is_some_and(|leaf| leaf.is_poisoned()),
+            leaf_failed: leaf.is_some_and(|leaf| leaf.is_poisoned()),
             problems,
             counters: disk.map(|disk| VmCounters::from(disk.counters())),
         }

@@ -7,6 +7,7 @@ use super::planned_vm::Unfit;
 use crate::config::UsageError;
 use crate::config::name::NameOf;
 use crate::config::nearest;
+use crate::config::size::format_size;
 use crate::error::Error;
 use crate::leaf::LeafError;
 
@@ -45,8 +46,9 @@ pub enum HostError {
     #[error("VM {name} has {what}, so there is nothing to {verb}")]
     NoLeaf { name: String, what: &'static str, verb: &'static str },
     #[error(
-        "VM {name} has {have} bytes and can't shrink to {asked} while it is attached; only \
-         growing is possible"
+        "VM {name} has {} and can't shrink to {} while it is attached; only growing is possible",
+        format_size(*have),
+        format_size(*asked)
     )]
     Shrink { name: String, have: u64, asked: u64 },
     #[error(

@@ -1,8 +1,7 @@
 //! Live maps in the runtime directory that belong to no VM, at a start.
 
-use bytesize::ByteSize;
-
 use super::host::Host;
+use crate::config::size::format_amount;
 use crate::leaf::{self, Leftover};
 
 /// Maps that are named; of more, only how many there are.
@@ -30,7 +29,7 @@ pub(super) fn tell(host: &Host) {
 }
 
 fn name(left: &Leftover) {
-    let (map, size) = (left.map.display(), ByteSize::b(left.bytes));
+    let (map, size) = (left.map.display(), format_amount(left.bytes));
     let leaf = match &left.leaf {
         Some(leaf) if leaf.exists() => leaf.display().to_string(),
         Some(leaf) => format!("{}, which is not there", leaf.display()),

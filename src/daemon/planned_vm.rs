@@ -72,19 +72,20 @@ impl PlannedVm {
         let size_bytes = config.size.unwrap_or(root.len_bytes());
         if size_bytes < root.len_bytes() {
             return Err(Unfit::Other(Error::failure(format!(
-                "VM {}: size {size_bytes} is less than the {} bytes of root {}; leave size out, \
-                 or give a larger one",
+                "VM {}: size {} is less than the {} of root {}; leave size out, or give a larger \
+                 one",
                 config.name,
-                root.len_bytes(),
+                format_size(size_bytes),
+                format_size(root.len_bytes()),
                 config.root
             ))));
         }
         if size_bytes > SIZE_MAX {
             return Err(Unfit::Other(Error::failure(format!(
-                "VM {}: its root {} has {size_bytes} bytes, and a disk has at most {}; give a \
-                 smaller root",
+                "VM {}: its root {} has {}, and a disk has at most {}; give a smaller root",
                 config.name,
                 config.root,
+                format_size(size_bytes),
                 format_size(SIZE_MAX)
             ))));
         }
@@ -108,11 +109,12 @@ impl PlannedVm {
             LeafPlan::Without if size_bytes != root.len_bytes() => {
                 return Err(Unfit::Other(Error::failure(format!(
                     "VM {}: it is readonly and has no leaf ({} does not exist), so its disk has \
-                     the {} bytes of root {}, not the {size_bytes} asked for; leave size out",
+                     the {} of root {}, not the {} asked for; leave size out",
                     config.name,
                     config.leaf.display(),
-                    root.len_bytes(),
-                    config.root
+                    format_size(root.len_bytes()),
+                    config.root,
+                    format_size(size_bytes)
                 ))));
             }
             LeafPlan::Without | LeafPlan::Make => check_blocks(&config, size_bytes)?,
@@ -193,8 +195,10 @@ fn check_blocks(config: &VmConfig, bytes: u64) -> Result<(), Error> {
     let (name, block) = (&config.name, u64::from(block.to_bytes()));
     let next = bytes.next_multiple_of(block);
     Err(Error::failure(format!(
-        "VM {name}: its disk has {bytes} bytes, which is no multiple of its block-size {block}; \
-         give it size={next}, or leave block-size out"
+        "VM {name}: its disk has {}, which is no multiple of its block-size {block}; give it \
+         size={}, or leave block-size out",
+        format_size(bytes),
+        format_size(next)
     )))
 }
 

@@ -2,9 +2,8 @@
 
 use std::fmt::Write;
 
-use bytesize::ByteSize;
-
 use super::vm::Vm;
+use crate::config::size::{format_amount, format_size};
 
 /// What `leafblk serve` prints of a VM when it begins to serve it.
 pub(super) fn line_at_start(vm: &Vm) -> String {
@@ -20,7 +19,7 @@ pub(super) fn line_at_start(vm: &Vm) -> String {
         "{}: socket {}, leaf {leaf}, size {}, root {}",
         disk.name(),
         vm.config().socket.display(),
-        ByteSize::b(disk.sectors() * 512),
+        format_size(disk.sectors() * 512),
         disk.root().root().name(),
     )
 }
@@ -29,7 +28,7 @@ pub(super) fn line_at_start(vm: &Vm) -> String {
 pub(super) fn line_at_end(vm: &Vm) -> String {
     let disk = vm.disk();
     let counters = disk.counters();
-    let size = |sectors: u64| ByteSize::b(sectors * 512);
+    let size = |sectors: u64| format_amount(sectors * 512);
     let mut line = format!(
         "{}: read {} from its leaf, {} from the cache, {} from the root, {} of zeros; wrote {}",
         disk.name(),
@@ -42,7 +41,7 @@ pub(super) fn line_at_end(vm: &Vm) -> String {
     if let Some(leaf) = disk.leaf() {
         let _ = write!(line, "; its leaf holds {}", size(leaf.present_sectors()));
         if let Ok(allocated) = leaf.allocated_bytes() {
-            let _ = write!(line, " and occupies {}", ByteSize::b(allocated));
+            let _ = write!(line, " and occupies {}", format_amount(allocated));
         }
     }
     let errors = counters.all_errors();

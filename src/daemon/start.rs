@@ -5,8 +5,6 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
-use bytesize::ByteSize;
-
 use super::acceptor::Acceptor;
 use super::denied::{Need, explain};
 use super::error::HostError;
@@ -24,6 +22,7 @@ use super::vm::{BoundVm, ListeningVm};
 use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
+use crate::config::size::format_amount;
 use crate::config::{Config, ControlConfig, HugepagesMode, VmConfig, VmEntry};
 use crate::disk::CachedRoot;
 use crate::error::{CHECK_LIMITS, Error};
@@ -111,7 +110,7 @@ pub(super) fn start(config: &Config, reloads: ReloadRequests) -> Result<Started,
     super::leftovers::tell(&host);
     let kept = host.cache().stats().kept * u64::from(config.cache_block_bytes);
     if kept > 0 {
-        log::info!("took over {} of cached blocks from an earlier start", ByteSize::b(kept));
+        log::info!("took over {} of cached blocks from an earlier start", format_amount(kept));
     }
     Ok(Started { made, host, engine, control_socket, http })
 }
@@ -187,7 +186,7 @@ fn make_cache(config: &Config, made: &mut Made) -> Result<Arc<Cache>, Error> {
     } else {
         let bytes = cache::discard(&config.runtime_dir);
         if bytes > 0 {
-            log::info!("removed {} of cache that an earlier start left", ByteSize::b(bytes));
+            log::info!("removed {} of cache that an earlier start left", format_amount(bytes));
         }
         Cache::new(&settings)
     };

@@ -30,7 +30,7 @@ const SAMPLE_SECTORS: u64 = 512;
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct DiskMap {
     /// Bytes of the disk.
-    pub size_bytes: u64,
+    pub size: u64,
     /// Whether only some blocks were looked at: the numbers are estimates.
     pub sampled: bool,
     /// Sectors that the leaf holds.
@@ -81,7 +81,7 @@ impl Disk {
             u64::try_from(sector).unwrap_or(sectors)
         };
         let mut map = DiskMap {
-            size_bytes: sectors * 512,
+            size: sectors * 512,
             sampled: effort.stride > 1 || !effort.count_leaf,
             ..DiskMap::default()
         };

@@ -94,7 +94,7 @@ pub struct FileSystemStats {
     /// Inodes that are free.
     pub free_inodes: Option<u64>,
     /// For how many seconds it has owed an answer; null where it answers.
-    pub silent_s: Option<u64>,
+    pub silent_seconds: Option<u64>,
 }
 
 /// How many VMs or roots are in which state.
@@ -184,9 +184,9 @@ pub struct ReactorStats {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct RootStats {
     /// Its name.
-    pub root: String,
+    pub name: String,
     /// Bytes of the image.
-    pub size_bytes: u64,
+    pub size: u64,
     /// VMs on it.
     pub vms: u64,
     /// Whether its file has changed since it was recorded, though its samples have not, or
@@ -199,15 +199,15 @@ pub struct RootStats {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct VmStats {
     /// Its name.
-    pub vm: String,
+    pub name: String,
     /// Its root's name.
     pub root: String,
     /// The reactor that serves it.
     pub reactor: u64,
     /// Bytes of its disk.
-    pub size_bytes: u64,
+    pub size: u64,
     /// Whether writes are refused.
-    pub read_only: bool,
+    pub readonly: bool,
     /// Whether a frontend is connected.
     pub connected: bool,
     /// Frontends that have connected.
@@ -245,7 +245,7 @@ pub struct VmStats {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct LeafStats {
     /// Bytes of the disk that it holds.
-    pub present_bytes: u64,
+    pub held_bytes: u64,
     /// Bytes that its file occupies; 0 if the file system doesn't tell.
     pub allocated_bytes: u64,
     /// Bytes written since write-back was last asked for, or a flush begun.

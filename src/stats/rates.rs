@@ -8,7 +8,7 @@ use crate::metrics::Operation;
 #[derive(Clone, Debug, PartialEq)]
 pub struct VmRates {
     /// Its name.
-    pub vm: String,
+    pub name: String,
     /// Its root's name.
     pub root: String,
     /// Whether a frontend is connected.
@@ -32,7 +32,7 @@ pub struct VmRates {
     /// The share of pieces that were in the cache, of those looked up.
     pub hit_ratio: Option<f64>,
     /// Bytes that its leaf holds.
-    pub leaf_bytes: Option<u64>,
+    pub leaf_held_bytes: Option<u64>,
     /// Bytes that its leaf came to hold, a second.
     pub leaf_growth: f64,
     /// Each kind of request.
@@ -102,8 +102,8 @@ impl HostRates {
     /// the later one has none yet.
     pub fn between(before: &HostStats, after: &HostStats, seconds: f64) -> Self {
         let seconds = seconds.max(1e-3);
-        let was = |name: &str| before.vms.iter().find(|vm| vm.vm == name);
-        let vms = after.vms.iter().map(|vm| VmRates::between(was(&vm.vm), vm, seconds)).collect();
+        let was = |name: &str| before.vms.iter().find(|vm| vm.name == name);
+        let vms = after.vms.iter().map(|vm| VmRates::between(was(&vm.name), vm, seconds)).collect();
         let reactors = after.reactors.iter().enumerate();
         let (cache, cache_was) = (&after.cache, &before.cache);
         Self {
@@ -142,10 +142,10 @@ impl VmRates {
             })
             .collect();
         let both = reads_and_writes(&operations);
-        let leaf = |vm: &VmStats| vm.leaf.as_ref().map(|leaf| leaf.present_bytes);
+        let leaf = |vm: &VmStats| vm.leaf.as_ref().map(|leaf| leaf.held_bytes);
         let growth = leaf(after).unwrap_or(0).saturating_sub(leaf(before).unwrap_or(0));
         Self {
-            vm: after.vm.clone(),
+            name: after.name.clone(),
             root: after.root.clone(),
             connected: after.connected,
             failed: after.failing || after.leaf.as_ref().is_some_and(|leaf| leaf.failed),
@@ -160,7 +160,7 @@ impl VmRates {
                 grown(before.cache_hits, after.cache_hits),
                 grown(before.cache_misses, after.cache_misses),
             ),
-            leaf_bytes: leaf(after),
+            leaf_held_bytes: leaf(after),
             leaf_growth: growth as f64 / seconds,
             operations,
         }
@@ -222,7 +222,7 @@ mod tests {
         vm.read_sectors.cache += 1600;
         vm.cache_hits += 75;
         vm.cache_misses += 25;
-        vm.leaf.as_mut().unwrap().present_bytes += 1 << 20;
+        vm.leaf.as_mut().unwrap().held_bytes += 1 << 20;
         after.reactors[0].busy_ns += 500_000_000;
         after.reactors[0].cpu_ns += 1_500_000_000;
         after.cache.evictions += 8;
@@ -244,7 +244,7 @@ mod tests {
         let mut after = sample::host(1);
         after.vms[0].written_sectors = 10;
         let mut new = after.vms[0].clone();
-        new.vm = "new".into();
+        new.name = "new".into();
         after.vms.push(new);
         let rates = HostRates::between(&before, &after, 1.0);
         assert_eq!(rates.vms[0].written_bytes, 5120.0);

@@ -27,11 +27,11 @@ impl VmStats {
             }
         };
         Self {
-            vm: disk.name().to_owned(),
+            name: disk.name().to_owned(),
             root: disk.root().root().name().to_owned(),
             reactor: reactor as u64,
-            size_bytes: disk.sectors() * 512,
-            read_only: disk.is_read_only(),
+            size: disk.sectors() * 512,
+            readonly: disk.is_read_only(),
             connected: counters.connected.get() != 0,
             connections: counters.connections.get(),
             resubmitted: counters.resubmitted.get(),
@@ -58,7 +58,7 @@ impl VmStats {
 impl LeafStats {
     fn read(leaf: &Leaf, lost: bool) -> Self {
         Self {
-            present_bytes: leaf.present_sectors() * 512,
+            held_bytes: leaf.present_sectors() * 512,
             allocated_bytes: leaf.occupied_bytes().unwrap_or(0),
             unsynced_bytes: leaf.unsynced_bytes(),
             failed: leaf.is_poisoned(),
@@ -70,8 +70,8 @@ impl LeafStats {
 impl RootStats {
     /// The root's values; `vms` are on it, and its file has `changed` or not.
     pub fn read(root: &Root, vms: usize, changed: bool) -> Self {
-        let (name, size_bytes) = (root.name().to_owned(), root.len_bytes());
-        Self { root: name, size_bytes, vms: vms as u64, changed }
+        let (name, size) = (root.name().to_owned(), root.len_bytes());
+        Self { name, size, vms: vms as u64, changed }
     }
 }
 

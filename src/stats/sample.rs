@@ -31,7 +31,7 @@ pub(crate) fn host(vms: u64) -> HostStats {
             evictions: 12,
         },
         reactors: (0..2).map(reactor).collect(),
-        roots: vec![RootStats { root: "debian".into(), size_bytes: 2 << 30, vms, changed: false }],
+        roots: vec![RootStats { name: "debian".into(), size: 2 << 30, vms, changed: false }],
         vms: (1..=vms).map(vm).collect(),
         vm_states: StateCounts { serving: vms, ..StateCounts::default() },
         root_states: StateCounts { serving: 1, ..StateCounts::default() },
@@ -50,7 +50,7 @@ fn file_system(path: &str, used: &str, gib: u64) -> FileSystemStats {
         free_bytes: Some(gib << 29),
         inodes: Some(gib << 10),
         free_inodes: Some(gib << 9),
-        silent_s: None,
+        silent_seconds: None,
     }
 }
 
@@ -101,16 +101,16 @@ fn vm(number: u64) -> VmStats {
         }
     };
     VmStats {
-        vm: format!("web{number}"),
+        name: format!("web{number}"),
         root: "debian".into(),
         reactor: (number + 1) % 2,
-        size_bytes: 2 << 30,
-        read_only: false,
+        size: 2 << 30,
+        readonly: false,
         connected: !number.is_multiple_of(3),
         connections: 3,
         resubmitted: 17,
         leaf: Some(LeafStats {
-            present_bytes: 100 << 20,
+            held_bytes: 100 << 20,
             allocated_bytes: 101 << 20,
             unsynced_bytes: 0,
             failed: false,

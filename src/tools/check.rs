@@ -17,8 +17,9 @@ use super::extents::Extents;
 use super::list::print_json;
 use super::opened::{Locked, LockedAgainst, Unclosed};
 use super::view::check_root;
-use super::{LeafPlace, State, ToolError, human, open_root};
+use super::{LeafPlace, State, ToolError, open_root};
 use crate::config::RootEntry;
+use crate::config::size::format_amount;
 use crate::leaf::header::{Header, HeaderError};
 use crate::leaf::{Leaf, map_len_bytes, offline, table_len_bytes};
 use crate::units::{Sector, SectorRange};
@@ -272,7 +273,7 @@ fn describe(leftovers: &[Range<u64>]) -> Option<String> {
     let first = leftovers.first()?;
     Some(format!(
         "{} that no bit names, in {} places from offset {:#x} on",
-        human(bytes),
+        format_amount(bytes),
         leftovers.len(),
         first.start
     ))

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use super::opened::{LockedAgainst, Unclosed};
 use super::raw_writer::write_raw;
 use super::view::View;
-use super::{LeafPlace, ToolError, human, new_file};
+use super::{LeafPlace, ToolError, new_file};
 use crate::config::RootEntry;
+use crate::config::size::{format_amount, format_size};
 use crate::io::storage::FileStorage;
 use crate::root::RootIdentity;
 use crate::root::probe::{self, Foreign};
@@ -33,8 +34,8 @@ pub fn run(what: &Commit) -> Result<String, ToolError> {
         "committed {} to {}: {}, {} on disk, verified; root {}{}",
         what.leaf.path.display(),
         what.output.display(),
-        human(written.size),
-        human(written.allocated),
+        format_size(written.size),
+        format_amount(written.allocated),
         written.identity,
         written.remark(),
     ))

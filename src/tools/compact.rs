@@ -7,8 +7,9 @@
 use super::opened::{LockedAgainst, Unclosed};
 use super::rewrite::{Held, LeafWriter};
 use super::view::View;
-use super::{LeafPlace, ToolError, human};
+use super::{LeafPlace, ToolError};
 use crate::config::RootEntry;
+use crate::config::size::format_amount;
 use crate::io::beside::Beside;
 use crate::root::Root;
 
@@ -39,8 +40,8 @@ pub fn run(what: &Compact) -> Result<String, ToolError> {
         what.leaf.path.display(),
         before.sectors.saturating_sub(after.sectors),
         before.sectors,
-        human(after.allocated),
-        human(before.allocated),
+        format_amount(after.allocated),
+        format_amount(before.allocated),
     ))
 }
 

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{ToolError, check_free, human, open_root};
+use super::{ToolError, check_free, open_root};
 use crate::config::RootEntry;
+use crate::config::size::format_size;
 use crate::leaf::{self, LeafError};
 
 /// What is to be created.
@@ -29,5 +30,10 @@ pub fn run(what: &Create) -> Result<String, ToolError> {
         return Err(LeafError::BadSize { size }.into());
     }
     leaf::create(&what.path, size, root.identity())?;
-    Ok(format!("created {}: {} on root {}", what.path.display(), human(size), root.identity()))
+    Ok(format!(
+        "created {}: {} on root {}",
+        what.path.display(),
+        format_size(size),
+        root.identity()
+    ))
 }

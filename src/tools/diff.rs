@@ -11,8 +11,9 @@ use super::pieces::{Buffer, PIECE_SECTORS};
 use super::progress::Progress;
 use super::root_reader::{RootPart, RootReader, read_root};
 use super::view::{ExtentsOfView, View};
-use super::{LeafPlace, ToolError, counted, human, open_root};
+use super::{LeafPlace, ToolError, counted, open_root};
 use crate::config::RootEntry;
+use crate::config::size::format_amount;
 use crate::root::Root;
 use crate::units::{Sector, SectorRange};
 
@@ -84,7 +85,7 @@ pub fn run(what: &Diff, out: &mut dyn Write) -> Result<Difference, ToolError> {
             "{a_name} and {b_name} differ in {}: {} ({})",
             counted(difference.ranges, "range"),
             counted(difference.sectors, "sector"),
-            human(difference.sectors * 512)
+            format_amount(difference.sectors * 512)
         )
     };
     writeln!(out, "{text}").and_then(|()| out.flush()).map_err(ToolError::Print)?;

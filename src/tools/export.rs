@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use super::commit::flatten;
 use super::opened::{LockedAgainst, Unclosed};
 use super::view::View;
-use super::{LeafPlace, ToolError, human, new_file, qcow2};
+use super::{LeafPlace, ToolError, new_file, qcow2};
 use crate::config::RootEntry;
+use crate::config::size::{format_amount, format_size};
 
 /// What comes out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,8 +43,8 @@ pub fn run(what: &Export) -> Result<String, ToolError> {
             let written = flatten(&what.leaf, &what.root, &what.output)?;
             Ok(format!(
                 "exported {path} to {output}: raw, {}, {} on disk, verified{}",
-                human(written.size),
-                human(written.allocated),
+                format_size(written.size),
+                format_amount(written.allocated),
                 written.remark()
             ))
         }
@@ -56,8 +57,8 @@ pub fn run(what: &Export) -> Result<String, ToolError> {
             beside.publish()?;
             Ok(format!(
                 "exported {path} to {output}: qcow2, {}, {} on disk, backing file {backing}",
-                human(view.size_bytes()),
-                human(allocated)
+                format_size(view.size_bytes()),
+                format_amount(allocated)
             ))
         }
     }

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use super::rewrite::LeafWriter;
-use super::{ToolError, counted, human, new_file, open_root, qcow2};
+use super::{ToolError, counted, new_file, open_root, qcow2};
 use crate::config::RootEntry;
+use crate::config::size::{format_amount, format_size};
 
 /// What is to be imported.
 #[derive(Clone, Debug)]
@@ -34,9 +35,9 @@ pub fn run(what: &Import) -> Result<String, ToolError> {
         "imported {} as {}: {} on root {}, {} changed ({})",
         what.image.display(),
         what.path.display(),
-        human(size),
+        format_size(size),
         root.identity(),
         counted(held.sectors, "sector"),
-        human(held.sectors * 512),
+        format_amount(held.sectors * 512),
     ))
 }

@@ -8,8 +8,9 @@ use super::list::print_json;
 use super::opened::{LockedAgainst, Unclosed};
 use super::rewrite::Held;
 use super::view::View;
-use super::{LeafPlace, State, ToolError, human};
+use super::{LeafPlace, State, ToolError};
 use crate::config::RootEntry;
+use crate::config::size::{format_amount, format_size};
 use crate::leaf::header::VERSION;
 
 /// What is asked for.
@@ -86,11 +87,14 @@ pub fn run(what: &Info, out: &mut dyn Write) -> Result<(), ToolError> {
         ("uuid", report.uuid),
         ("disk uuid", report.disk_uuid),
         ("created", report.created),
-        ("virtual size", exact(report.virtual_size)),
-        ("root", format!("{}, {}", report.root.name, exact(report.root.length))),
+        ("virtual size", format_size(report.virtual_size)),
+        ("root", format!("{}, {}", report.root.name, format_size(report.root.length))),
         ("root fingerprint", report.root.fingerprint),
-        ("changed", format!("{} sectors, {}", report.changed_sectors, exact(report.changed_bytes))),
-        ("on disk", exact(report.allocated_bytes)),
+        (
+            "changed",
+            format!("{} sectors, {}", report.changed_sectors, format_amount(report.changed_bytes)),
+        ),
+        ("on disk", format_amount(report.allocated_bytes)),
         ("state", state),
     ];
     for (name, value) in rows {
@@ -136,10 +140,4 @@ fn report(view: &View) -> Result<Report, ToolError> {
         vm,
         process,
     })
-}
-
-/// With the number of bytes where that isn't what is shown anyway.
-fn exact(bytes: u64) -> String {
-    let (shown, number) = (human(bytes), format!("{bytes} bytes"));
-    if shown == number { number } else { format!("{shown} ({number})") }
 }

@@ -4,8 +4,9 @@ use super::compact::replace;
 use super::opened::{LockedAgainst, Unclosed};
 use super::rewrite::Held;
 use super::view::View;
-use super::{LeafPlace, ToolError, counted, human, open_root};
+use super::{LeafPlace, ToolError, counted, open_root};
 use crate::config::RootEntry;
+use crate::config::size::format_amount;
 
 /// What is to be rebased.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ pub fn run(what: &Rebase) -> Result<String, ToolError> {
         what.leaf.path.display(),
         root.identity(),
         counted(after.sectors, "sector"),
-        human(after.sectors * 512),
+        format_amount(after.sectors * 512),
         before.sectors,
     ))
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::opened::{Locked, LockedAgainst, Unclosed};
-use super::{LeafPlace, ToolError, human};
+use super::{LeafPlace, ToolError};
+use crate::config::size::{format_amount, format_size};
 use crate::io::open;
 
 /// A leaf that is locked, to be removed.
@@ -42,9 +43,9 @@ impl Doomed {
         Ok(format!(
             "{}: a disk of {} on root {}, of which {} are changed",
             self.0.path.display(),
-            human(self.0.header.virtual_size),
+            format_size(self.0.header.virtual_size),
             self.0.header.root.name,
-            human(held * 512)
+            format_amount(held * 512)
         ))
     }
 

@@ -1,7 +1,8 @@
 //! `leafblk leaf reset`: back to the root.
 
 use super::opened::{Locked, LockedAgainst, Unclosed};
-use super::{LeafPlace, ToolError, counted, human};
+use super::{LeafPlace, ToolError, counted};
+use crate::config::size::format_amount;
 use crate::leaf::Leaf;
 
 /// Discards every change, durably; says how much that was. A leaf that was not
@@ -17,6 +18,6 @@ pub fn run(place: &LeafPlace) -> Result<String, ToolError> {
         "reset {}: {} discarded ({})",
         place.path.display(),
         counted(held, "changed sector"),
-        human(held * 512)
+        format_amount(held * 512)
     ))
 }

@@ -1,7 +1,8 @@
 //! `leafblk leaf resize`: another size for the disk.
 
 use super::opened::{Locked, LockedAgainst, Unclosed};
-use super::{LeafPlace, ToolError, human};
+use super::{LeafPlace, ToolError};
+use crate::config::size::format_size;
 use crate::leaf::LeafError;
 
 /// What is to be resized.
@@ -33,13 +34,13 @@ pub fn run(what: &Resize) -> Result<String, ToolError> {
         return Err(ToolError::WouldShrink { path: path(), have, asked: what.size });
     }
     if what.size == have {
-        return Ok(format!("{} has {} already", what.leaf.path.display(), human(have)));
+        return Ok(format!("{} has {} already", what.leaf.path.display(), format_size(have)));
     }
     locked.change(|leaf| leaf.shrink(what.size))?;
     Ok(format!(
         "resized {}: {} instead of {}",
         what.leaf.path.display(),
-        human(what.size),
-        human(have)
+        format_size(what.size),
+        format_size(have)
     ))
 }

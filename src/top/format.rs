@@ -20,6 +20,11 @@ pub fn bytes(value: f64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// The same of a whole number.
+pub fn whole_bytes(value: u64) -> String {
+    bytes(value as f64)
+}
+
 /// Bytes a second, as MB/s (10⁶): `0.0`, `12.3`, `1234`.
 pub fn megabytes(value: f64) -> String {
     let value = value / 1e6;
@@ -74,11 +79,11 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A file system's free space: `12.3 GiB of 50.0 GiB`.
-pub fn room(disk: &FileSystemStats) -> String {
-    match (disk.silent_s, disk.free_bytes.zip(disk.size_bytes)) {
+/// A file system's free space, with amounts of bytes as `amount` has them: `12GiB of 50GiB`.
+pub fn room(disk: &FileSystemStats, amount: impl Fn(u64) -> String) -> String {
+    match (disk.silent_seconds, disk.free_bytes.zip(disk.size_bytes)) {
         (Some(seconds), _) => format!("no answer for {seconds} s"),
-        (None, Some((free, size))) => format!("{} of {}", bytes(free as f64), bytes(size as f64)),
+        (None, Some((free, size))) => format!("{} of {}", amount(free), amount(size)),
         (None, None) => "not known".into(),
     }
 }

@@ -136,7 +136,7 @@ impl Model {
         let wanted = self.filter.to_lowercase();
         let fits = |name: &str| name.to_lowercase().contains(&wanted);
         let mut vms: Vec<_> =
-            rates.vms.iter().filter(|vm| fits(&vm.vm) || fits(&vm.root)).collect();
+            rates.vms.iter().filter(|vm| fits(&vm.name) || fits(&vm.root)).collect();
         vms.sort_by(|a, b| self.sort.compare(a, b));
         if self.reversed {
             vms.reverse();
@@ -147,7 +147,7 @@ impl Model {
     /// The place of the chosen VM in [`Self::vms`]; the first, if it is gone.
     pub fn chosen(&self) -> Option<usize> {
         let vms = self.vms();
-        let place = vms.iter().position(|vm| Some(&vm.vm) == self.chosen.as_ref());
+        let place = vms.iter().position(|vm| Some(&vm.name) == self.chosen.as_ref());
         place.or((!vms.is_empty()).then_some(0))
     }
 }

@@ -49,8 +49,10 @@ pub fn once(model: &Model) -> String {
             .collect();
         let _ = writeln!(text, "{}", reactors.join("; "));
         let disks = &stats.file_systems;
-        let disks: Vec<_> =
-            disks.iter().map(|disk| format!("{} {}", disk.path, format::room(disk))).collect();
+        let disks: Vec<_> = disks
+            .iter()
+            .map(|disk| format!("{} {}", disk.path, format::room(disk, format::whole_bytes)))
+            .collect();
         if !disks.is_empty() {
             let _ = writeln!(text, "free: {}", disks.join("; "));
         }
@@ -65,7 +67,7 @@ pub fn once(model: &Model) -> String {
                 (false, false) => "waiting",
             };
             [
-                vm.vm.clone(),
+                vm.name.clone(),
                 vm.root.clone(),
                 state.into(),
                 format::count(vm.iops),
@@ -76,7 +78,7 @@ pub fn once(model: &Model) -> String {
                 format::micros(vm.flush_p99_us),
                 format::count(vm.errors),
                 format::percent(vm.hit_ratio),
-                vm.leaf_bytes.map_or("none".into(), |bytes| format::bytes(bytes as f64)),
+                vm.leaf_held_bytes.map_or("none".into(), |bytes| format::bytes(bytes as f64)),
                 format::bytes(vm.leaf_growth),
             ]
         })

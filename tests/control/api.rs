@@ -22,14 +22,14 @@ fn an_empty_host_gets_a_root_and_a_vm_and_serves_it() {
     let info = added.expect(201);
     assert_eq!(info["state"], "serving");
     assert_eq!(info["origin"], "api");
-    assert_eq!(info["size_bytes"], ROOT_SECTORS * 512);
+    assert_eq!(info["size"], ROOT_SECTORS * 512);
     assert_eq!(info["fingerprint"].as_str().unwrap().len(), 64);
 
     let attached = control.post("/v1/vms", &json!({"name": "web1", "size": "16MiB", "queues": 2}));
     assert_eq!(attached.header("location"), Some("/v1/vms/web1"));
     let info = attached.expect(201);
     assert_eq!(info["root"], "debian");
-    assert_eq!(info["size_bytes"], 16 << 20);
+    assert_eq!(info["size"], 16 << 20);
     assert_eq!(info["connected"], false);
     assert_eq!(control.get("/v1/roots/debian").expect(200)["vms"], json!(["web1"]));
 

@@ -43,7 +43,7 @@ fn a_guest_of_4_kib_blocks_reads_and_writes_whole_blocks_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let (daemon, control) = served(dir.path());
     let vm = json!({"name": "four", "block-size": 4096});
-    assert_eq!(control.post("/v1/vms", &vm).expect(201)["block_size_bytes"], 4096);
+    assert_eq!(control.post("/v1/vms", &vm).expect(201)["block-size"], 4096);
     let (mut vmm, space) = guest(&daemon.socket("four"), FEATURES | F_BLK_SIZE);
     // virtio 1.3, 5.2.4: blk_size; physical_block_exp, alignment_offset; min_io_size;
     // discard_sector_alignment in sectors.
@@ -112,7 +112,7 @@ fn a_disk_is_a_whole_number_of_its_blocks_or_is_refused() {
         vm.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         control.post("/v1/vms", &vm)
     };
-    let next = "has 264192 bytes, which is no multiple of its block-size 4096; give it size=266240";
+    let next = "has 258KiB, which is no multiple of its block-size 4096; give it size=260KiB";
     let without = attach(json!({})).problem(409, "unfit");
     assert!(without.contains(next), "{without}");
     let read_only = attach(json!({"readonly": true})).problem(409, "unfit");
@@ -128,7 +128,7 @@ fn a_disk_is_a_whole_number_of_its_blocks_or_is_refused() {
     let odd = resize(266_240 + 512).json();
     let detail = odd["detail"].as_str().unwrap();
     assert!(detail.contains("must be a multiple of 4096, its block-size"), "{detail}");
-    assert_eq!(resize(266_240 + 4096).expect(200)["vm"]["size_bytes"], 270_336);
+    assert_eq!(resize(266_240 + 4096).expect(200)["vm"]["size"], 270_336);
     let (mut vmm, _) = guest(&daemon.socket("four"), FEATURES | F_BLK_SIZE);
     let mut tail = root_content(512, 4);
     tail.resize(4096, 0);
@@ -139,7 +139,7 @@ fn a_disk_is_a_whole_number_of_its_blocks_or_is_refused() {
     // It has its blocks after a restart; and a leaf that was not made for them can't.
     let daemon = Daemon::start(dir.path(), &["--root", root.to_str().unwrap()]);
     let control = daemon.control();
-    assert_eq!(control.get("/v1/vms/four").expect(200)["block_size_bytes"], 4096);
+    assert_eq!(control.get("/v1/vms/four").expect(200)["block-size"], 4096);
     control.post("/v1/vms", &json!({"name": "odd"})).expect(201);
     control.delete("/v1/vms/odd").expect(204);
     let odd = control.post("/v1/vms", &json!({"name": "odd", "block-size": 4096}));

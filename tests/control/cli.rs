@@ -50,29 +50,26 @@ fn a_host_is_run_from_the_command_line() {
     let daemon = Daemon::start(dir, &[]);
     // Relative paths count from where the command is given.
     let added = says(dir, &["root", "add", "debian=root.raw"]);
-    assert!(added.starts_with("debian: ") && added.contains("size 2.0 MiB"), "{added}");
+    assert!(added.starts_with("debian: ") && added.contains("size 2MiB"), "{added}");
     let attached = says(dir, &["vm", "attach", "web1,root=debian,size=8MiB,leaf=my.leaf"]);
     assert!(attached.contains("web1: socket") && attached.contains("my.leaf"), "{attached}");
     assert!(dir.join("my.leaf").exists());
     let list = says(dir, &["vm", "list"]);
     assert_eq!(row(&list, "NAME"), ["NAME", "STATE", "CLIENT", "ROOT", "SIZE", "LEAF", "ORIGIN"]);
     let web1 = row(&list, "web1");
-    assert_eq!(web1, ["web1", "serving", "no", "debian", "8.0", "MiB", "0", "B", "api"]);
+    assert_eq!(web1, ["web1", "serving", "no", "debian", "8MiB", "0B", "api"]);
     let roots = says(dir, &["root", "list"]);
-    assert_eq!(
-        row(&roots, "debian")[..7],
-        ["debian", "serving", "2.0", "MiB", "probed", "1", "api"]
-    );
+    assert_eq!(row(&roots, "debian")[..6], ["debian", "serving", "2MiB", "probed", "1", "api"]);
 
     let client = Client::connect(&daemon.socket("web1"));
     let text = fails(dir, &["vm", "detach", "web1"], 5);
     assert!(text.contains("has a client connected"), "{text}");
     let told = says(dir, &["vm", "resize", "web1", "16MiB"]);
-    assert!(told.starts_with("VM web1 has 16.0 MiB now; its client can't be told: "), "{told}");
+    assert!(told.starts_with("VM web1 has 16MiB now; its client can't be told: "), "{told}");
     drop(client);
     assert_eq!(says(dir, &["vm", "flush", "web1"]), "VM web1 is flushed\n");
     let show = says(dir, &["vm", "show", "web1"]);
-    assert_eq!(row(&show, "size:"), ["size:", "16.0", "MiB"]);
+    assert_eq!(row(&show, "size:"), ["size:", "16MiB"]);
     assert_eq!(row(&show, "connections:"), ["connections:", "1"]);
     assert!(says(dir, &["root", "show", "debian"]).contains("fingerprint:"));
     let status = says(dir, &["status"]);
@@ -241,7 +238,7 @@ fn a_script_says_the_same_again_and_tells_the_ends_apart() {
     assert!(error(&["vm", "show", "nope"], 4, "absent").starts_with("there is no VM nope"));
     assert!(error(&["vm", "attach", "web2"], 3, "exists").contains("a VM web2 already"));
     assert!(error(&["vm", "lits"], 2, "usage").contains("did you mean list?"));
-    assert!(error(&["vm", "attach", "x,root=y/"], 2, "usage").contains("has a slash"));
+    assert!(error(&["vm", "attach", "x/y"], 2, "usage").contains("has a slash"));
     assert!(error(&["root", "add", "x=nope.raw"], 1, "failed").contains("can't be read"));
     for (args, status) in [(&["vm", "--help"][..], "3  exists"), (&["root", "-h"], "5  busy")] {
         let output = Command::new(env!("CARGO_BIN_EXE_leafblk")).args(args).output().unwrap();

@@ -173,7 +173,7 @@ fn a_lost_leaf_is_replaced_by_a_new_one_when_somebody_says_so() {
     is_failed(&control, "web1", &["was to have the leaf at", "leafblk vm new-leaf web1 makes"]);
     let (status, said) = place.leafblk(&["vm", "new-leaf", "web1"]);
     assert_eq!(status, Some(0), "{said}");
-    assert!(said.contains("web1.leaf (new), size 2.0 MiB"), "{said}");
+    assert!(said.contains("web1.leaf (new), size 2MiB"), "{said}");
     log.wait_for(&["VM web1: attached, with a new leaf"]);
     let info = control.post("/v1/vms/web2/new-leaf", &Value::Null).expect(200);
     assert_eq!((&info["leaf_is_new"], &info["origin"]), (&json!(true), &json!("api")));

@@ -430,7 +430,7 @@ fn a_reload_makes_the_configuration_true_as_far_as_that_is_possible() {
     assert_eq!(names(&list), ["adopted", "busy", "grows", "mine", "new", "stays"]);
     let origin = |name: &str| control.get(&format!("/v1/vms/{name}")).expect(200)["origin"].clone();
     assert_eq!((origin("adopted"), origin("mine")), (json!("configuration"), json!("api")));
-    assert_eq!(control.get("/v1/vms/grows").expect(200)["size_bytes"], 16 << 20);
+    assert_eq!(control.get("/v1/vms/grows").expect(200)["size"], 16 << 20);
     assert!(stays.read(0, 4096) == root_content(0, 8), "its client noticed nothing");
     // The log's level has changed: what is said at `debug` is there now.
     drop(busy);
@@ -466,7 +466,7 @@ fn a_reload_that_would_resize_a_disk_without_a_leaf_says_that_it_has_none() {
     log.wait_for(&["reload: VM bare", "has no leaf, so there is nothing to resize"]);
     log.wait_for(&["reloaded the configuration"]);
     let size_bytes = ROOT_SECTORS * 512;
-    assert_eq!(daemon.control().get("/v1/vms/bare").expect(200)["size_bytes"], size_bytes);
+    assert_eq!(daemon.control().get("/v1/vms/bare").expect(200)["size"], size_bytes);
     daemon.stop();
 }
 

@@ -96,7 +96,7 @@ fn a_revert_under_a_guest_keeps_that_one_out_and_lets_the_next_one_in() {
     control.post("/v1/vms/web1/revert", &Value::Null).problem(409, "connected");
     assert_eq!(control.get("/v1/vms/web1").expect(200)["leaf_held_bytes"], 65536);
     let vm = control.post("/v1/vms/web1/revert?force=true", &Value::Null).expect(200);
-    assert_eq!((&vm["leaf_held_bytes"], &vm["size_bytes"]), (&json!(0), &json!(16 << 20)));
+    assert_eq!((&vm["leaf_held_bytes"], &vm["size"]), (&json!(0), &json!(16 << 20)));
     assert_eq!(first.again(), "no disk");
     let pid = first.child.id();
     let why = format!("process {pid} still has the disk as it was before the revert of the leaf");

@@ -6,7 +6,7 @@ use crate::scene::*;
 fn create_makes_an_empty_leaf_of_the_roots_size_or_a_larger_one() {
     let scene = Scene::new();
     let said = scene.line(&["create", "a.leaf", "--root", "root.raw"]);
-    assert!(said.starts_with("created a.leaf: 2.1MiB on root "), "{said}");
+    assert!(said.starts_with("created a.leaf: 2163200B on root "), "{said}");
     assert!(scene.content(&scene.path("a.leaf"), &scene.root()) == root_content(1));
     scene.line(&["create", "b.leaf", "--root", "debian=root.raw", "--size", "1GiB"]);
     let info = scene.json(&["info", "b.leaf", "--json"]);
@@ -41,7 +41,7 @@ fn resize_grows_with_zeros_and_shrinks_only_when_told() {
     let content = scene.leaf("a.leaf");
     let path = scene.path("a.leaf");
     let said = scene.line(&["resize", "a.leaf", "8MiB"]);
-    assert_eq!(said, "resized a.leaf: 8MiB instead of 2.6MiB\n");
+    assert_eq!(said, "resized a.leaf: 8MiB instead of 2675200B\n");
     let mut grown = content.clone();
     grown.resize(8 << 20, 0);
     assert!(scene.content(&path, &scene.root()) == grown);
@@ -72,7 +72,7 @@ fn commit_writes_a_sparse_root_of_what_the_guest_saw() {
     let scene = Scene::new();
     let content = scene.leaf("a.leaf");
     let said = scene.line(&["commit", "a.leaf", "--root", "root.raw", "--output", "new.raw"]);
-    assert!(said.starts_with("committed a.leaf to new.raw: 2.6MiB, "), "{said}");
+    assert!(said.starts_with("committed a.leaf to new.raw: 2675200B, "), "{said}");
     assert!(said.contains(" on disk, verified; root "), "{said}");
     assert!(std::fs::read(scene.path("new.raw")).unwrap() == content);
     let on_disk = std::fs::metadata(scene.path("new.raw")).unwrap().blocks() * 512;

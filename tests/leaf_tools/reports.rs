@@ -10,9 +10,9 @@ fn info_tells_what_a_leaf_is_and_holds() {
     for part in [
         "format version:   1\n",
         "layout:           packed\n",
-        "virtual size:     2.6MiB (2675200 bytes)\n",
-        "root:             root, 2.1MiB (2163200 bytes)\n",
-        "changed:          510 sectors, 255KiB (261120 bytes)\n",
+        "virtual size:     2675200B\n",
+        "root:             root, 2163200B\n",
+        "changed:          510 sectors, 255KiB\n",
         "state:            closed cleanly\n",
     ] {
         assert!(said.contains(part), "{part:?} in {said}");

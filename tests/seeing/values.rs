@@ -8,7 +8,7 @@ use super::{Host, MIB, wait_for};
 use crate::common::{Client, Op};
 
 fn vm<'a>(stats: &'a Value, name: &str) -> &'a Value {
-    stats["vms"].as_array().unwrap().iter().find(|vm| vm["vm"] == name).unwrap()
+    stats["vms"].as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap()
 }
 
 fn operation<'a>(vm: &'a Value, name: &str) -> &'a Value {
@@ -172,7 +172,7 @@ fn a_map_shows_a_write_and_a_cached_block() {
     assert_eq!(sum(&after["leaf"]), 128);
     assert_eq!(after["cached"][7], 128, "the whole block is cached");
     assert_eq!(after["zero"][2], 128, "a block found to be zeros");
-    assert_eq!(after["size_bytes"], 128 * MIB);
+    assert_eq!(after["size"], 128 * MIB);
     assert_eq!(after["sampled"], false);
 }
 
@@ -203,7 +203,7 @@ fn top_prints_a_table_or_json_for_pipes_and_says_so_without_a_terminal() {
     assert!(text.contains("reactor 0:") && text.contains("\nweb1  base"), "{text}");
     let json = top(&["--json"]);
     let stats: Value = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!(stats["vms"][1]["vm"], "web2");
+    assert_eq!(stats["vms"][1]["name"], "web2");
     let none = top(&[]);
     assert_eq!(none.status.code(), Some(1));
     assert!(none.stdout.is_empty(), "nothing is drawn into a pipe");

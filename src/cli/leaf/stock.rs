@@ -4,7 +4,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use bytesize::ByteSize;
 use serde::Serialize;
 
 use super::run::failure;
@@ -12,6 +11,7 @@ use super::vm_of::vm_of;
 use super::{ListArgs, RemoveArgs, StateArgs};
 use crate::cli::confirm::confirm;
 use crate::cli::table::Table;
+use crate::config::size::{format_amount, format_size};
 use crate::config::{Environment, Settings, file};
 use crate::daemon::leaves::{self, ListedLeaf, Unfound};
 use crate::error::Error;
@@ -78,7 +78,6 @@ impl Row {
     }
 
     fn cells(&self) -> [String; 6] {
-        let size = |bytes: Option<u64>| bytes.map_or("-".into(), |b| ByteSize::b(b).to_string());
         let vm = match (&self.vm, &self.vm_detached) {
             (Some(vm), Some(_)) => format!("{vm} (detached)"),
             (Some(vm), None) => vm.clone(),
@@ -88,8 +87,8 @@ impl Row {
             vm,
             self.state.into(),
             self.root.clone().unwrap_or("-".into()),
-            size(self.virtual_size),
-            size(self.allocated_bytes),
+            self.virtual_size.map_or("-".into(), format_size),
+            self.allocated_bytes.map_or("-".into(), format_amount),
             self.path.clone(),
         ]
     }

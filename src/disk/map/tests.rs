@@ -82,7 +82,7 @@ fn a_cell_counts_each_of_its_sectors_once() {
     hold(&disk, ROOT / 512 - 1, 3);
     let map = disk.map(8);
     assert!(!map.sampled);
-    assert_eq!(map.size_bytes, 8 * MIB);
+    assert_eq!(map.size, 8 * MIB);
     assert_eq!(
         cells(&map),
         [

@@ -87,7 +87,7 @@ fn file_systems(file_systems: &[FileSystemStats]) -> Vec<Family> {
         each("file_system_inodes", "Inodes of a file system that is used.", |f| f.inodes),
         each("file_system_free_inodes", "Inodes that are free.", |f| f.free_inodes),
         each("file_system_silent", "1 while it owes an answer: it hangs.", |f| {
-            Some(f.silent_s.is_some().into())
+            Some(f.silent_seconds.is_some().into())
         }),
     ]
 }
@@ -149,12 +149,12 @@ fn reactors(reactors: &[ReactorStats]) -> Vec<Family> {
 fn roots(roots: &[RootStats]) -> Vec<Family> {
     let each = |mut family: Family, value: fn(&RootStats) -> u64| {
         for root in roots {
-            family.add(&[("root", &root.root)], value(root) as f64);
+            family.add(&[("root", &root.name)], value(root) as f64);
         }
         family
     };
     vec![
-        each(Family::gauge("root_size_bytes", "Bytes of the image."), |r| r.size_bytes),
+        each(Family::gauge("root_size_bytes", "Bytes of the image."), |r| r.size),
         each(Family::gauge("root_vms", "VMs on the root."), |r| r.vms),
         each(Family::gauge("root_changed", "1 while its file is not what was recorded."), |r| {
             r.changed.into()
@@ -166,7 +166,7 @@ fn vms(vms: &[VmStats]) -> Vec<Family> {
     let each = |mut family: Family, value: fn(&VmStats) -> Option<u64>| {
         for vm in vms {
             if let Some(value) = value(vm) {
-                family.add(&[("vm", &vm.vm)], value as f64);
+                family.add(&[("vm", &vm.name)], value as f64);
             }
         }
         family
@@ -178,18 +178,18 @@ fn vms(vms: &[VmStats]) -> Vec<Family> {
         Family::counter("vm_read_sectors_total", "Sectors read, by where they came from.");
     for vm in vms {
         let reactor = vm.reactor.to_string();
-        info.add(&[("vm", &vm.vm), ("root", &vm.root), ("reactor", &reactor)], 1.0);
+        info.add(&[("vm", &vm.name), ("root", &vm.root), ("reactor", &reactor)], 1.0);
         let from = &vm.read_sectors;
         let by_source =
             [("leaf", from.leaf), ("cache", from.cache), ("root", from.root), ("zero", from.zero)];
         for (source, sectors) in by_source {
-            sources.add(&[("vm", &vm.vm), ("source", source)], sectors as f64);
+            sources.add(&[("vm", &vm.name), ("source", source)], sectors as f64);
         }
     }
     vec![
         info,
         sources,
-        gauge("vm_size_bytes", "Bytes of the disk.", |vm| Some(vm.size_bytes)),
+        gauge("vm_size_bytes", "Bytes of the disk.", |vm| Some(vm.size)),
         gauge("vm_connected", "1 while a frontend is connected.", |vm| Some(vm.connected.into())),
         counter("vm_connections_total", "Frontends that connected.", |vm| Some(vm.connections)),
         counter("vm_reconnects_total", "Frontends that connected after the first.", |vm| {
@@ -198,8 +198,8 @@ fn vms(vms: &[VmStats]) -> Vec<Family> {
         counter("vm_resubmitted_requests_total", "Requests taken up after a reconnect.", |vm| {
             Some(vm.resubmitted)
         }),
-        gauge("vm_leaf_bytes", "Bytes of the disk that the leaf holds.", |vm| {
-            vm.leaf.as_ref().map(|leaf| leaf.present_bytes)
+        gauge("vm_leaf_held_bytes", "Bytes of the disk that the leaf holds.", |vm| {
+            vm.leaf.as_ref().map(|leaf| leaf.held_bytes)
         }),
         gauge("vm_leaf_allocated_bytes", "Bytes that the leaf's file occupies.", |vm| {
             vm.leaf.as_ref().map(|leaf| leaf.allocated_bytes)
@@ -248,7 +248,7 @@ fn requests(vms: &[VmStats]) -> Vec<Family> {
     );
     for vm in vms {
         for (operation, stats) in Operation::ALL.into_iter().zip(&vm.operations) {
-            let labels = [("vm", vm.vm.as_str()), ("operation", operation.name())];
+            let labels = [("vm", vm.name.as_str()), ("operation", operation.name())];
             requests.add(&labels, stats.requests as f64);
             errors.add(&labels, stats.errors as f64);
             if !matches!(operation, Operation::Flush | Operation::Other) {

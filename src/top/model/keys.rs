@@ -84,6 +84,6 @@ impl Model {
         let vms = self.vms();
         let last = vms.len().saturating_sub(1);
         let place = self.chosen().unwrap_or(0).saturating_add_signed(steps).min(last);
-        self.chosen = vms.get(place).map(|vm| vm.vm.clone());
+        self.chosen = vms.get(place).map(|vm| vm.name.clone());
     }
 }

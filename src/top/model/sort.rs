@@ -93,10 +93,10 @@ impl SortKey {
             Self::FlushP99 => most_first(|vm| vm.flush_p99_us.unwrap_or(-1.0)),
             Self::Errors => most_first(|vm| vm.errors),
             Self::Hits => most_first(|vm| -vm.hit_ratio.unwrap_or(2.0)),
-            Self::Leaf => b.leaf_bytes.cmp(&a.leaf_bytes),
+            Self::Leaf => b.leaf_held_bytes.cmp(&a.leaf_held_bytes),
             Self::Growth => most_first(|vm| vm.leaf_growth),
         };
-        by_key.then_with(|| natural(&a.vm, &b.vm))
+        by_key.then_with(|| natural(&a.name, &b.name))
     }
 }
 

@@ -18,7 +18,7 @@ fn press(model: &mut Model, keys: &str) -> Next {
 }
 
 fn names(model: &Model) -> Vec<&str> {
-    model.vms().iter().map(|vm| vm.vm.as_str()).collect()
+    model.vms().iter().map(|vm| vm.name.as_str()).collect()
 }
 
 /// Twelve VMs; the first is the busiest.
@@ -74,9 +74,9 @@ fn the_chosen_vm_stays_chosen_when_the_order_changes() {
     let mut model = model();
     assert_eq!(model.chosen(), Some(0));
     press(&mut model, "↓↓");
-    assert_eq!(model.vms()[model.chosen().unwrap()].vm, "web3");
+    assert_eq!(model.vms()[model.chosen().unwrap()].name, "web3");
     press(&mut model, "r");
-    assert_eq!(model.vms()[model.chosen().unwrap()].vm, "web3");
+    assert_eq!(model.vms()[model.chosen().unwrap()].name, "web3");
     press(&mut model, "/web7\n");
     assert_eq!(model.chosen(), Some(0), "it is filtered out");
     press(&mut model, "\x1b↓");

@@ -21,17 +21,17 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let vms = model.vms();
     let rates = model.chosen().and_then(|place| vms.get(place));
     let stats = model.stats();
-    let vm = rates
-        .zip(stats)
-        .and_then(|(rates, stats)| Some((*rates, stats.vms.iter().find(|vm| vm.vm == rates.vm)?)));
+    let vm = rates.zip(stats).and_then(|(rates, stats)| {
+        Some((*rates, stats.vms.iter().find(|vm| vm.name == rates.name)?))
+    });
     let Some((rates, vm)) = vm else {
         frame.render_widget(panel("No VM"), area);
         return;
     };
     let title = format!(
         "{}: {} on {}, {} connection{}",
-        vm.vm,
-        format::bytes(vm.size_bytes as f64),
+        vm.name,
+        format::bytes(vm.size as f64),
         vm.root,
         vm.connections,
         if vm.connections == 1 { "" } else { "s" }
@@ -129,7 +129,7 @@ fn leaf_line(vm: &VmStats) -> Line<'static> {
         ),
         Some(leaf) => Line::from(format!(
             "leaf holds {}, occupies {}, {} not yet written back",
-            format::bytes(leaf.present_bytes as f64),
+            format::bytes(leaf.held_bytes as f64),
             format::bytes(leaf.allocated_bytes as f64),
             format::bytes(leaf.unsynced_bytes as f64),
         )),

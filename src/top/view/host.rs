@@ -40,7 +40,7 @@ pub(super) fn draw_room(frame: &mut Frame<'_>, area: Rect, model: &Model) {
     let mut spans = vec![Span::styled(" free", soft())];
     let mut width = usize::from(area.width).saturating_sub(5);
     for disk in &stats.file_systems {
-        let (path, text) = (format!("   {} ", disk.path), format::room(disk));
+        let (path, text) = (format!("   {} ", disk.path), format::room(disk, format::whole_bytes));
         let taken = path.chars().count() + text.chars().count();
         let Some(rest) = width.checked_sub(taken) else {
             spans.push(Span::raw(cut("   …", width)));
@@ -49,7 +49,7 @@ pub(super) fn draw_room(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         width = rest;
         spans.push(Span::styled(path, soft()));
         let alarm = Style::new().fg(ALARM).bold();
-        spans.push(match disk.silent_s {
+        spans.push(match disk.silent_seconds {
             Some(_) => Span::styled(text, alarm),
             None => Span::raw(text),
         });

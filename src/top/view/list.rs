@@ -135,7 +135,7 @@ const COLUMNS: [Column; 12] = [
         width: Constraint::Length(9),
         narrow: Some(("leaf", Constraint::Length(8))),
         is_text: false,
-        value: |vm| match vm.leaf_bytes {
+        value: |vm| match vm.leaf_held_bytes {
             Some(bytes) => plain(format::bytes(bytes as f64)),
             None => Text::styled("none", soft()),
         },
@@ -156,7 +156,7 @@ fn name(vm: &VmRates) -> Text<'static> {
         (false, true) => ("● ", Style::new().fg(LEAF)),
         (false, false) => ("○ ", soft()),
     };
-    let name = Span::styled(vm.vm.clone(), if vm.connected { Style::new() } else { soft() });
+    let name = Span::styled(vm.name.clone(), if vm.connected { Style::new() } else { soft() });
     Text::from(Line::from(vec![Span::styled(mark, style), name]))
 }
 
@@ -202,7 +202,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &mut Model) {
     });
     let rows = vms.iter().map(|vm| {
         let vm = VmRates {
-            vm: cut(&vm.vm, name_width),
+            name: cut(&vm.name, name_width),
             root: cut(&vm.root, name_width / 2),
             ..VmRates::clone(vm)
         };

@@ -19,7 +19,7 @@ fn model(vms: u64) -> Model {
             vm.operations[0].latency_counts[9] += 10 * i;
             vm.read_sectors.cache += 8000 * i;
             vm.cache_hits += 1000 * i;
-            vm.leaf.as_mut().unwrap().present_bytes += 4096 * i;
+            vm.leaf.as_mut().unwrap().held_bytes += 4096 * i;
         }
         stats.reactors[0].busy_ns += 400_000_000;
         stats.reactors[0].cpu_ns += 700_000_000;
@@ -82,7 +82,7 @@ fn eighty_columns_show_ten_vms_their_flushes_and_errors_and_whole_words() {
 #[test]
 fn a_long_name_ends_in_an_ellipsis() {
     let mut stats = sample::host(1);
-    stats.vms[0].vm = "a-name-of-more-than-a-few-letters".into();
+    stats.vms[0].name = "a-name-of-more-than-a-few-letters".into();
     let mut model = Model::new(Duration::from_secs(1));
     model.take(Ok(stats), Instant::now());
     let screen = screen(&mut model, 80, 24);
@@ -159,7 +159,7 @@ fn what_is_not_served_and_what_fails_is_shown_with_its_reason() {
     let text = screen(&mut model, 120, 30);
     assert!(text.contains("Problems (10)") && text.contains("and 6 more"), "{text}");
     screen(&mut model, 20, 6);
-    stats.file_systems[0].silent_s = Some(7);
+    stats.file_systems[0].silent_seconds = Some(7);
     model.take(Ok(stats), Instant::now());
     let text = screen(&mut model, 120, 30);
     assert!(row(&text, " free ").contains("/run no answer for 7 s"), "{text}");

@@ -83,9 +83,9 @@ export function vmRates(before, after, seconds) {
   const all = read.map((n, i) => n + written[i]);
   const hits = grown(before.cache_hits, after.cache_hits);
   const misses = grown(before.cache_misses, after.cache_misses);
-  const leaf = (vm) => (vm.leaf ? vm.leaf.present_bytes : 0);
+  const leaf = (vm) => (vm.leaf ? vm.leaf.held_bytes : 0);
   return {
-    name: after.vm,
+    name: after.name,
     root: after.root,
     iops: rate(requests),
     read: rate(readBytes),

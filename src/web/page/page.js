@@ -110,13 +110,13 @@ function showLines(list, lines) {
 
 function showRooms(disks) {
   const room = (disk) => {
-    if (disk.silent_s !== null) return `no answer for ${disk.silent_s} s`;
+    if (disk.silent_seconds !== null) return `no answer for ${disk.silent_seconds} s`;
     if (disk.free_bytes === null) return "not known";
     return `${bytes(disk.free_bytes)} of ${bytes(disk.size_bytes)}`;
   };
   const list = $("rooms");
   showLines(list, disks.map((disk) => `${disk.path}: ${room(disk)}`));
-  disks.forEach((disk, i) => list.children[i].classList.toggle("silent", disk.silent_s !== null));
+  disks.forEach((disk, i) => list.children[i].classList.toggle("silent", disk.silent_seconds !== null));
 }
 
 // ---- the list ----
@@ -166,7 +166,7 @@ function showList(stats, vms) {
     const order = typeof x === "string" ? x.localeCompare(y, undefined, { numeric: true }) : x - y;
     return sign * order || a.name.localeCompare(b.name, undefined, { numeric: true });
   });
-  const byName = new Map(stats.vms.map((vm) => [vm.vm, vm]));
+  const byName = new Map(stats.vms.map((vm) => [vm.name, vm]));
   for (const [name, entry] of rows) {
     if (!byName.has(name)) {
       observer.unobserve(entry.row);
@@ -231,7 +231,7 @@ function choose(name) {
   shown = null;
   history.replaceState(null, "", `#vm=${encodeURIComponent(name)}`);
   for (const [other, { row }] of rows) row.classList.toggle("chosen", other === name);
-  const vm = before?.stats.vms.find((one) => one.vm === name);
+  const vm = before?.stats.vms.find((one) => one.name === name);
   if (vm) {
     showFacts(vm);
     // A failure shows in the next turn.
@@ -240,10 +240,10 @@ function choose(name) {
 }
 
 function showFacts(vm) {
-  text("detail-name", vm.vm);
-  const leaf = vm.leaf ? `leaf holds ${bytes(vm.leaf.present_bytes)}, occupies ${bytes(vm.leaf.allocated_bytes)}` : "no leaf";
+  text("detail-name", vm.name);
+  const leaf = vm.leaf ? `leaf holds ${bytes(vm.leaf.held_bytes)}, occupies ${bytes(vm.leaf.allocated_bytes)}` : "no leaf";
   const state = vm.leaf?.failed ? "its leaf FAILED a sync and takes no writes" : vm.connected ? "connected" : "not connected";
-  text("detail-note", `${bytes(vm.size_bytes)} on root ${vm.root} · ${leaf} · ${state} · reactor ${vm.reactor}`);
+  text("detail-note", `${bytes(vm.size)} on root ${vm.root} · ${leaf} · ${state} · reactor ${vm.reactor}`);
   const from = vm.read_sectors;
   const whole = from.leaf + from.cache + from.root + from.zero;
   for (const kind of ["leaf", "cache", "root", "zero"]) {
@@ -311,20 +311,20 @@ async function look() {
   const at = performance.now();
   const last = before ?? { stats, at: at - EVERY_MS };
   const seconds = Math.max(0.05, (at - last.at) / 1000);
-  const was = new Map(last.stats.vms.map((vm) => [vm.vm, vm]));
-  const vms = stats.vms.map((vm) => vmRates(was.get(vm.vm), vm, seconds));
+  const was = new Map(last.stats.vms.map((vm) => [vm.name, vm]));
+  const vms = stats.vms.map((vm) => vmRates(was.get(vm.name), vm, seconds));
   before = { stats, at, vms };
   text("state", `up ${duration(stats.uptime_seconds)}`);
   $("state").className = "live";
   showHost(stats, hostRates(last.stats, stats, seconds, vms), vms);
   showFailed(stats);
-  if (!stats.vms.some((vm) => vm.vm === chosen)) {
+  if (!stats.vms.some((vm) => vm.name === chosen)) {
     const first = [...vms].sort((a, b) => b.iops - a.iops || a.name.localeCompare(b.name, undefined, { numeric: true }))[0];
     chosen = first?.name ?? null;
     shown = null;
   }
   showList(stats, vms);
-  const vm = stats.vms.find((one) => one.vm === chosen);
+  const vm = stats.vms.find((one) => one.name === chosen);
   $("detail").hidden = !vm;
   if (vm) {
     showFacts(vm);
