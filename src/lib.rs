@@ -20,6 +20,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod disk;
+pub mod engine;
 pub mod error;
 #[cfg(test)]
 #[path = "../tests/common/faulty_storage.rs"]
@@ -38,6 +39,7 @@ pub mod reactor;
 pub mod request;
 pub mod root;
 mod shell;
+pub mod slot_leaf;
 pub mod stats;
 mod sync;
 mod thread;
@@ -50,3 +52,4 @@ mod unopened;
 pub mod vhost_user;
 pub mod virtqueue;
 pub mod web;
+pub mod write_cache;
