@@ -151,3 +151,8 @@ fn inflight_regions_of_any_content_bring_back_what_was_left_once() {
 fn message_streams_of_any_content_leave_the_reactor_answering() {
     hold("messages", fuzz::messages::run, &fuzz::messages::seeds(), 1000);
 }
+
+#[test]
+fn leaves_of_the_second_design_with_any_changes_open_whole_or_not_at_all() {
+    hold("slot_leaf", fuzz::slot_leaf::run, &fuzz::slot_leaf::seeds(), 1000);
+}

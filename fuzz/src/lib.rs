@@ -12,6 +12,7 @@ pub mod leaf;
 pub mod messages;
 pub mod request;
 pub mod ring;
+pub mod slot_leaf;
 
 /// Seeds by name.
 pub type Seeds = Vec<(&'static str, Vec<u8>)>;
