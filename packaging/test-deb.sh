@@ -89,5 +89,6 @@ guest_checks "installed" "$WORK/installed.log" verify active own-user ready no-c
   status-as-a-member-of-the-group status-says-who-may unit-line-for-a-leaf unit-line-for-a-root \
   user-for-a-root own-tmp-refused own-var-tmp-refused kept-runtime-directory-taken own-tmpfs-refused \
   killed-comes-back-quickly kills-in-a-row mistake-is-not-retried \
-  failed-start-is-tried-after-a-while mended-root-is-served watchdog purge
+  start-without-a-root mended-root-is-served \
+  failed-start-is-tried-after-a-while mended-start-serves watchdog purge
 summary || exit 1

@@ -70,7 +70,7 @@ fn run(command: &Command) -> Result<ExitCode, Error> {
                 check_log(logging::LOG_VARIABLE, &text).map_err(Error::from)?;
             }
             logging::init(config.log.as_deref());
-            daemon::run(&config, resolve)?;
+            daemon::run(&config, args.strictness(), resolve)?;
         }
         Command::QemuArgs(args) => print_options(args, &env)?,
         Command::Vm(command) => command.run(&env)?,

@@ -1,5 +1,6 @@
 //! Bad input, as a person meets it: one clear sentence, status 1 (2 for a
-//! mistake in the flags), and nothing made or changed.
+//! mistake in the flags), and nothing made or changed. Starts are strict, but for those
+//! in `partly`.
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
@@ -14,6 +15,8 @@ mod host;
 mod late;
 #[path = "bad_input/leaf.rs"]
 mod leaf;
+#[path = "bad_input/partly.rs"]
+mod partly;
 #[path = "bad_input/socket.rs"]
 mod socket;
 #[path = "bad_input/unopened.rs"]
@@ -61,7 +64,7 @@ fn checksum(path: &Path) -> u32 {
 
 fn serve(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leafblk"));
-    command.arg("serve").args(["--cache-size", "16MiB"]);
+    command.args(["serve", "--strict", "--cache-size", "16MiB"]);
     if !args.contains(&"--hugepages") {
         command.args(["--hugepages", "off"]);
     }

@@ -225,6 +225,7 @@ fn the_help_of_serve_names_the_flags_that_scripts_rely_on_first() {
             "--control-socket",
             "--control-group",
             "--http-port",
+            "--strict",
             "--check"
         ]
     );

@@ -84,6 +84,8 @@ Examples:
   leafblk serve --config /etc/leafblk.toml
   leafblk serve --config /etc/leafblk.toml --check
 
+A root or VM that can't be served is logged, shown by leafblk status and tried again by
+leafblk reload; the others are served. With --strict it ends the start.
 Sizes are bytes, KiB, MiB, GiB or TiB: 512MiB, 4GiB. A flag wins over the file,
 and a --vm or --root replaces the file's entry of the same name.
 SIGTERM or SIGINT drains, flushes and stops; a second one stops at once. SIGHUP

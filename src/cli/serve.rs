@@ -5,6 +5,7 @@ use clap::Args;
 use super::source::SourceArgs;
 use super::values::{number, size};
 use crate::config::{ControlSocket, Environment, HugepagesMode, Settings};
+use crate::daemon::Strictness;
 use crate::error::Error;
 
 /// The flags of `leafblk serve`.
@@ -51,12 +52,20 @@ pub struct ServeArgs {
     /// account here may read it (docs/observability.md) [default: none]
     #[arg(long, value_name = "N")]
     pub http_port: Option<String>,
+    /// Fail where a root or a VM can't be served; without this, the others are served
+    #[arg(long)]
+    pub strict: bool,
     /// Say whether flags and files are right, change nothing, and end
     #[arg(long)]
     pub check: bool,
 }
 
 impl ServeArgs {
+    /// Whether a root or a VM that can't be served ends the start.
+    pub const fn strictness(&self) -> Strictness {
+        if self.strict { Strictness::Strict } else { Strictness::Lenient }
+    }
+
     /// What the file and these flags say, the flags first.
     ///
     /// # Errors

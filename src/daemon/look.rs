@@ -13,7 +13,7 @@ use super::leaf_choice::{
     LeafChoice, LeafPlan, LeafProblem, Question, Remedy, Unplanned, note_renames,
 };
 use super::leaf_records::{LeafRecord, LeafRecords, Remembered};
-use super::planned_vm::{InUse, Look, PlannedVm, Unfit};
+use super::planned_vm::{InUse, Look, PlannedVm};
 use super::root_records::RootRecords;
 use super::root_watch;
 use super::runtime_dir;
@@ -32,7 +32,10 @@ pub(super) struct Looked {
     pub(super) socket_group: Option<u32>,
     pub(super) directories: Directories,
     pub(super) attached: Attached,
+    /// The roots of the configuration that can be served.
     pub(super) roots: Vec<Root>,
+    /// The others, each with the reason.
+    pub(super) unfit_roots: Vec<(RootConfig, Error)>,
     pub(super) vms: Planned,
     pub(super) records: Records,
 }
@@ -41,8 +44,10 @@ pub(super) struct Looked {
 #[derive(Default)]
 pub(super) struct Planned {
     pub(super) fit: Vec<PlannedVm>,
-    /// Those that can't be served for their leaf's sake, which the others can.
-    pub(super) failed: Vec<(VmConfig, Box<LeafProblem>)>,
+    /// Those that can't be served, each with the reason.
+    pub(super) unfit: Vec<(VmConfig, Error)>,
+    /// Those on a root that can't.
+    pub(super) rootless: Vec<VmConfig>,
     leaves: Leaves,
 }
 
@@ -80,15 +85,19 @@ impl Leaves {
 /// Looks at everything that a start needs.
 ///
 /// # Errors
-/// The first thing that keeps a start from succeeding.
+/// What is no single root's or VM's own, and keeps a start from succeeding: all of it, a
+/// line each.
 pub(super) fn look(config: &Config, in_use: InUse) -> Result<Looked, Error> {
-    available::check().map_err(Error::failure)?;
+    let mut wrong = Vec::new();
+    let mut note = |error| wrong.push(error);
+    available::check().unwrap_or_else(|error| note(Error::failure(error)));
     let group = config.control.as_ref().and_then(|control| control.group.as_deref());
-    let group = group.map(|name| group::id_of("control-group", name)).transpose()?;
+    let group = group.and_then(|name| group::id_of("control-group", name).map_err(&mut note).ok());
     let socket_group = config.socket_group.as_deref();
-    let socket_group = socket_group.map(|name| group::id_of("socket-group", name)).transpose()?;
+    let socket_group =
+        socket_group.and_then(|name| group::id_of("socket-group", name).map_err(&mut note).ok());
     if let Some(why) = Fleeting::of(&config.state_dir) {
-        return Err(Error::failure(format!(
+        note(Error::failure(format!(
             "the state directory {} would be lost with this process: {why}; choose another \
              --state-dir",
             config.state_dir.display()
@@ -97,16 +106,54 @@ pub(super) fn look(config: &Config, in_use: InUse) -> Result<Looked, Error> {
     let directories =
         Directories { state: config.state_dir.clone(), runtime: config.runtime_dir.clone() };
     let attached = match config.control {
-        Some(_) => state_file::read(&directories).map_err(Error::failure)?,
-        None => Attached::default(),
+        Some(_) => state_file::read(&directories).map_err(Error::failure),
+        None => Ok(Attached::default()),
     };
-    let open = |root: &RootConfig| {
-        super::roots::open(root).map_err(|error| explain(error, &root.path, Need::Read))
-    };
-    let roots: Vec<Root> = config.roots.iter().map(open).collect::<Result<_, _>>()?;
-    let records = look_at_records(config, &attached, &roots)?;
-    let vms = plan(config, &roots, &records.remembered, in_use)?;
-    Ok(Looked { group, socket_group, directories, attached, roots, vms, records })
+    let (mut roots, mut unfit_roots) = (Vec::new(), Vec::new());
+    for root in &config.roots {
+        match super::roots::open(root) {
+            Ok(root) => roots.push(root),
+            Err(error) => {
+                unfit_roots.push((root.clone(), explain(error, &root.path, Need::Read)));
+            }
+        }
+    }
+    // Both lie in the state directory, and say the same where that can't be read.
+    let records = attached.and_then(|attached| {
+        let records = look_at_records(config, &attached, &roots)?;
+        Ok((attached, records))
+    });
+    match records {
+        Ok((attached, records)) if wrong.is_empty() => {
+            let vms = plan(config, &roots, &records.remembered, in_use);
+            let looked = Looked {
+                group,
+                socket_group,
+                directories,
+                attached,
+                roots,
+                unfit_roots,
+                vms,
+                records,
+            };
+            return Ok(looked);
+        }
+        Ok(_) => {}
+        Err(error) => wrong.push(error),
+    }
+    let of_roots = unfit_roots.into_iter().map(|(_, error)| error);
+    Err(all(wrong.into_iter().chain(of_roots).collect()))
+}
+
+/// Several errors as one, a line each.
+fn all(mut errors: Vec<Error>) -> Error {
+    match errors.pop() {
+        Some(only) if errors.is_empty() => only,
+        last => {
+            let lines: Vec<_> = errors.iter().chain(&last).map(ToString::to_string).collect();
+            Error::failure(lines.join("\nleafblk: "))
+        }
+    }
 }
 
 fn look_at_records(config: &Config, attached: &Attached, roots: &[Root]) -> Result<Records, Error> {
@@ -136,20 +183,13 @@ fn remedy(config: &Config) -> Remedy {
     }
 }
 
-fn plan(
-    config: &Config,
-    roots: &[Root],
-    remembered: &Remembered,
-    in_use: InUse,
-) -> Result<Planned, Error> {
+fn plan(config: &Config, roots: &[Root], remembered: &Remembered, in_use: InUse) -> Planned {
     let mut planned = Planned::default();
     for vm in &config.vms {
-        let root = roots.iter().find(|root| root.name() == vm.root);
-        let no_root = || {
-            let VmConfig { name, root, .. } = vm;
-            Error::failure(format!("VM {name} is on root {root}, which is not given; add it"))
+        let Some(root) = roots.iter().find(|root| root.name() == vm.root) else {
+            planned.rootless.push(vm.clone());
+            continue;
         };
-        let root = root.ok_or_else(no_root)?;
         let (choice, remedy) = (LeafChoice::Remembered, remedy(config));
         let look = Look { in_use, choice, remembered, remedy };
         let plan = PlannedVm::look(vm.clone(), root, look);
@@ -159,11 +199,10 @@ fn plan(
         });
         match plan {
             Ok(plan) => planned.fit.push(plan),
-            Err(Unfit::Leaf(problem)) => planned.failed.push((vm.clone(), problem)),
-            Err(Unfit::Other(error)) => return Err(error),
+            Err(unfit) => planned.unfit.push((vm.clone(), unfit.into())),
         }
     }
-    Ok(planned)
+    planned
 }
 
 /// Says whether the configuration is right, as far as that can be told without
@@ -171,11 +210,11 @@ fn plan(
 /// leafblk that serves these VMs now.
 ///
 /// # Errors
-/// The first thing that keeps a start from succeeding; or what is wrong with VMs'
-/// leaves, a line each.
+/// What keeps a start from succeeding, or it from serving a root or a VM: all of it, a
+/// line each.
 pub fn check(config: &Config) -> Result<Checked, Error> {
     let mut looked = look(config, InUse::Fine)?;
-    let of_attached = attached_vms(config, &looked)?;
+    let (of_attached, broken) = attached_vms(config, &looked);
     let plural =
         |count: usize, what| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let count = |roots, vms| format!("{}, {}", plural(roots, "root"), plural(vms, "VM"));
@@ -193,9 +232,10 @@ pub fn check(config: &Config) -> Result<Checked, Error> {
     warnings.extend(looked.vms.fit.iter().flat_map(|vm| of_leaf(vm.config(), vm.leaf())));
     let mut leaves: Vec<String> =
         looked.vms.fit.iter().map(|vm| vm.leaf().describe(vm.config())).collect();
-    let mut wrong: Vec<String> =
-        looked.vms.failed.iter().map(|(_, problem)| problem.to_string()).collect();
-    wrong.extend(not_writable(config, looked.vms.fit.iter().map(PlannedVm::config), &of_attached));
+    let mut wrong = unfit(&mut looked);
+    wrong.extend(broken);
+    let fit = looked.vms.fit.iter().map(PlannedVm::config);
+    wrong.extend(not_writable(config, fit, &of_attached).into_iter().map(Error::failure));
     for vm in &of_attached {
         let (choice, remembered) = (LeafChoice::Remembered, &looked.records.remembered);
         let question = Question { config: vm, choice, remembered, remedy: remedy(config) };
@@ -208,12 +248,12 @@ pub fn check(config: &Config) -> Result<Checked, Error> {
                 leaves.push(plan.describe(vm));
                 warnings.extend(of_leaf(vm, &plan));
             }
-            Err(Unplanned::Problem(problem)) => wrong.push(problem.to_string()),
-            Err(Unplanned::Leaf(error)) => wrong.push(error.to_string()),
+            Err(Unplanned::Problem(problem)) => wrong.push(Error::failure(problem)),
+            Err(Unplanned::Leaf(error)) => wrong.push(Error::failure(error)),
         }
     }
     if !wrong.is_empty() {
-        return Err(Error::failure(wrong.join("\nleafblk: ")));
+        return Err(all(wrong));
     }
     Ok(Checked { found, leaves, warnings })
 }
@@ -256,6 +296,22 @@ pub(super) fn of_directories(config: &Config) -> Vec<String> {
     runtime.into_iter().chain(state).collect()
 }
 
+/// What is wrong with the configuration's roots, each with the VMs on it, and with its VMs.
+fn unfit(looked: &mut Looked) -> Vec<Error> {
+    let rootless = &looked.vms.rootless;
+    let of_root = |(root, error): (RootConfig, Error)| {
+        let on_it = rootless.iter().filter(|vm| vm.root == root.name);
+        let on_it: Vec<_> = on_it.map(|vm| vm.name.as_str()).collect();
+        match on_it.is_empty() {
+            true => error,
+            false => Error::failure(format!("{error} (VMs on it: {})", on_it.join(", "))),
+        }
+    };
+    let roots = std::mem::take(&mut looked.unfit_roots).into_iter().map(of_root);
+    let vms = std::mem::take(&mut looked.vms.unfit).into_iter().map(|(_, error)| error);
+    roots.chain(vms).collect()
+}
+
 /// What is wrong with the files of roots: those of the configuration, and those that were
 /// added and can be opened.
 fn changed_roots(config: &Config, looked: &Looked) -> Vec<String> {
@@ -282,15 +338,19 @@ pub struct Checked {
 }
 
 /// The VMs that were attached, without those whose name is the configuration's, which
-/// counts.
-fn attached_vms(config: &Config, looked: &Looked) -> Result<Vec<VmConfig>, Error> {
+/// counts; and what is wrong with entries that make none.
+fn attached_vms(config: &Config, looked: &Looked) -> (Vec<VmConfig>, Vec<Error>) {
     let attached = looked.attached.vms.iter();
     let attached = attached.filter(|entry| config.vms.iter().all(|vm| vm.name != entry.name));
-    let attached = attached.map(|entry| {
+    let (mut vms, mut wrong) = (Vec::new(), Vec::new());
+    for entry in attached {
         let root = entry.root.as_deref().into_iter();
-        VmConfig::resolve(entry, root, &looked.directories)
-    });
-    Ok(attached.collect::<Result<Vec<_>, _>>()?)
+        match VmConfig::resolve(entry, root, &looked.directories) {
+            Ok(vm) => vms.push(vm),
+            Err(error) => wrong.push(error.into()),
+        }
+    }
+    (vms, wrong)
 }
 
 /// The VMs that would have the same serial number.

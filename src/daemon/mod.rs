@@ -43,6 +43,7 @@ mod side_by_side;
 mod signals;
 pub mod sockets;
 mod start;
+mod start_failures;
 mod state_file;
 mod table;
 pub mod verify;
@@ -57,6 +58,7 @@ use crate::control::{self, Access, Listener};
 use crate::error::{CHECK_LIMITS, Error};
 use file_watch::FileWatch;
 use reload_requests::ReloadRequests;
+use report::Summary;
 use service::Service;
 use signals::Wish;
 use start::Engine;
@@ -68,6 +70,7 @@ pub use leaf_choice::{LeafChoice, LeafProblem};
 pub use look::{Checked, check};
 pub use reload_report::{Reloaded, ReloadedPart};
 pub use resize::Resized;
+pub use start_failures::Strictness;
 pub use table::Origin;
 pub use vm::{LeafFate, Vm};
 
@@ -77,8 +80,13 @@ pub use vm::{LeafFate, Vm};
 ///
 /// # Errors
 /// A sentence on what prevents it from starting, or what went wrong while it
-/// stopped. Where a start fails, what it has made is gone.
-pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Result<(), Error> {
+/// stopped. Where a start fails, what it has made is gone. A root or a VM that can't be
+/// served ends a strict start only.
+pub fn run(
+    config: &Config,
+    strictness: Strictness,
+    reload: impl Fn() -> Result<Config, Error>,
+) -> Result<(), Error> {
     raise_descriptor_limit();
     lock_own_code();
     // Blocks the signals' default action before anything can be left half done.
@@ -86,7 +94,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
     let reloads = ReloadRequests::to(sender);
     // `made` comes first to go last, when all that lies in its directories is gone.
     let start::Started { made, host, engine, control_socket, http } =
-        start::start(config, reloads)?;
+        start::start(config, strictness, reloads)?;
     let socket = control_socket.map(|socket| (Listener::Unix(socket), Access::Full));
     let http = http.map(|listener| (Listener::Tcp(listener), Access::ReadOnly));
     let listeners = socket.into_iter().chain(http).collect();
@@ -145,9 +153,13 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, Error>) -> Resul
     stop(&host, engine)
 }
 
+/// For the service manager.
 fn status(host: &Host) -> String {
-    let count = host.vms().iter().filter(|view| view.vm.is_some()).count();
-    format!("serving {count} VM{}", if count == 1 { "" } else { "s" })
+    let summary = Summary::of(host);
+    match summary.is_whole() {
+        true => summary.to_string(),
+        false => format!("{summary}: leafblk status says why"),
+    }
 }
 
 fn stop(host: &Host, engine: Engine) -> Result<(), Error> {
@@ -186,13 +198,17 @@ fn announce(host: &Host) {
     for vm in &vms {
         let _ = writeln!(out, "{}", report::line_at_start(vm));
     }
+    for view in host.roots() {
+        if let State::Failed(why) = view.state {
+            let _ = writeln!(out, "root {}: not served: {why}", view.config.name);
+        }
+    }
     for view in &views {
         if let State::Failed(why) = &view.state {
             let _ = writeln!(out, "{}: not served: {why}", view.config.name);
         }
     }
-    let plural = if vms.len() == 1 { "" } else { "s" };
-    let _ = writeln!(out, "ready: serving {} VM{plural}", vms.len());
+    let _ = writeln!(out, "ready: {}", Summary::of(host));
     let _ = out.flush();
 }
 

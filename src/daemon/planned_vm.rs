@@ -53,6 +53,15 @@ impl From<Box<LeafProblem>> for Unfit {
     }
 }
 
+impl From<Unfit> for Error {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Leaf(problem) => Self::failure(problem),
+            Unfit::Other(error) => error,
+        }
+    }
+}
+
 /// What to think of files and sockets that another process uses.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum InUse {

@@ -1,9 +1,51 @@
 //! The lines for people: what is served, and what was.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
+use super::host::{Host, State};
 use super::vm::Vm;
 use crate::config::size::{format_amount, format_size};
+
+/// How many VMs are served, and how much is not. Displayed, half a sentence.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Summary {
+    served: usize,
+    failed_vms: usize,
+    failed_roots: usize,
+}
+
+impl Summary {
+    /// As it is now.
+    pub(super) fn of(host: &Host) -> Self {
+        let (vms, roots) = (host.vms(), host.roots());
+        let is_failed = |state: &State| matches!(state, State::Failed(_));
+        Self {
+            served: vms.iter().filter(|view| view.vm.is_some()).count(),
+            failed_vms: vms.iter().filter(|view| is_failed(&view.state)).count(),
+            failed_roots: roots.iter().filter(|view| is_failed(&view.state)).count(),
+        }
+    }
+
+    /// Whether nothing failed.
+    pub(super) const fn is_whole(self) -> bool {
+        self.failed_vms == 0 && self.failed_roots == 0
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |count: usize, what: &str| {
+            format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+        };
+        write!(f, "serving {}", count(self.served, "VM"))?;
+        match (self.failed_vms, self.failed_roots) {
+            (0, 0) => Ok(()),
+            (vms, 0) => write!(f, "; {} failed", count(vms, "VM")),
+            (0, roots) => write!(f, "; {} failed", count(roots, "root")),
+            (vms, roots) => write!(f, "; {} and {} failed", count(vms, "VM"), count(roots, "root")),
+        }
+    }
+}
 
 /// What `leafblk serve` prints of a VM when it begins to serve it.
 pub(super) fn line_at_start(vm: &Vm) -> String {
@@ -49,4 +91,20 @@ pub(super) fn line_at_end(vm: &Vm) -> String {
         let _ = write!(line, "; {errors} errors");
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_names_what_failed() {
+        let summary = |served, failed_vms, failed_roots| {
+            Summary { served, failed_vms, failed_roots }.to_string()
+        };
+        assert_eq!(summary(1, 0, 0), "serving 1 VM");
+        assert_eq!(summary(0, 1, 0), "serving 0 VMs; 1 VM failed");
+        assert_eq!(summary(2, 0, 1), "serving 2 VMs; 1 root failed");
+        assert_eq!(summary(2, 3, 1), "serving 2 VMs; 3 VMs and 1 root failed");
+    }
 }

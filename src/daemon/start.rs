@@ -9,21 +9,22 @@ use super::acceptor::Acceptor;
 use super::denied::{Need, explain};
 use super::error::HostError;
 use super::host::{Host, HostParts};
-use super::leaf_choice::{LeafChoice, LeafProblem};
+use super::leaf_choice::LeafChoice;
 use super::look::{Looked, Records, look, of_directories};
 use super::made::{Made, NewCache, NewRecords};
-use super::planned_vm::{InUse, Unfit};
+use super::planned_vm::InUse;
 use super::reload_requests::ReloadRequests;
 use super::side_by_side;
 use super::sockets::{self, OwnedSocket, SocketError};
+use super::start_failures::{StartFailures, Strictness};
 use super::state_file::{Attached, StateFile};
-use super::table::{Cause, Configured, Life, NewVm, Origin, Table};
+use super::table::{Cause, Configured, Life, NewVm, Table};
 use super::vm::{BoundVm, ListeningVm};
 use crate::cache::{self, Cache, CacheConfig, Hugepages};
 use crate::config::name::NameOf;
 use crate::config::paths::PathClaim;
 use crate::config::size::format_amount;
-use crate::config::{Config, ControlConfig, HugepagesMode, VmConfig, VmEntry};
+use crate::config::{Config, ControlConfig, HugepagesMode, RootConfig, VmEntry};
 use crate::disk::CachedRoot;
 use crate::error::{CHECK_LIMITS, Error};
 use crate::reactor::{Mailbox, Reactor, Watchdog};
@@ -51,12 +52,22 @@ pub(super) struct Engine {
 /// Starts everything but the control server.
 ///
 /// # Errors
-/// What is wrong with the configuration's roots and VMs, with the state file,
-/// or with this machine; what it has made is gone then. What came through the API
-/// and can't be had now is no error: it is in the log and stays known as failed.
-pub(super) fn start(config: &Config, reloads: ReloadRequests) -> Result<Started, Error> {
-    let Looked { group, socket_group, directories, attached, roots, vms, records } =
-        look(config, InUse::Refused)?;
+/// What is wrong with the configuration as a whole, with the state file, or with this
+/// machine; what it has made is gone then. A root or a VM that can't be had now is no
+/// error, unless the start is strict: it is in the log and stays known as failed.
+pub(super) fn start(
+    config: &Config,
+    strictness: Strictness,
+    reloads: ReloadRequests,
+) -> Result<Started, Error> {
+    let looked = look(config, InUse::Refused)?;
+    let Looked { group, socket_group, directories, attached, roots, unfit_roots, vms, records } =
+        looked;
+    let mut failures = StartFailures::none(strictness);
+    for (root, why) in unfit_roots {
+        failures.add_root(root, why)?;
+    }
+    failures.sort::<()>(vms.unfit.into_iter().map(|(vm, why)| (vm, Err(why))))?;
     let http = config.http_port.map(bind_http).transpose()?;
     // Before all that lies in its directories, so that it goes after that.
     let mut made = Made::default();
@@ -67,8 +78,11 @@ pub(super) fn start(config: &Config, reloads: ReloadRequests) -> Result<Started,
         made.directories.append(new);
     }
     // All sockets before any leaf: one that is in use creates nothing.
-    let bound = vms.fit.into_iter().map(|plan| BoundVm::bind(plan, socket_group));
-    let bound = bound.collect::<Result<Vec<_>, _>>()?;
+    let bound = vms.fit.into_iter().map(|plan| {
+        let vm = plan.config().clone();
+        (vm, BoundVm::bind(plan, socket_group))
+    });
+    let bound = failures.sort(bound)?;
     let control_socket =
         config.control.as_ref().map(|control| bind_control(control, group)).transpose()?;
     let state = config.control.as_ref().map(|_| StateFile::take(&config.state_dir));
@@ -77,8 +91,11 @@ pub(super) fn start(config: &Config, reloads: ReloadRequests) -> Result<Started,
         let_groups_pass(&config.runtime_dir, group, socket_group).map_err(Error::failure)?;
     }
     // All new leaves before any that there is, which opening changes.
-    let bound = side_by_side::map(bound, BoundVm::with_leaf);
-    let bound = bound.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let bound = side_by_side::map(bound, |bound| {
+        let vm = bound.plan().config().clone();
+        (vm, bound.with_leaf())
+    });
+    let bound = failures.sort(bound)?;
     warn_of_stops(config, group, socket_group);
     // After all that other processes may have: an earlier start's cache goes here.
     let cache = make_cache(config, &mut made)?;
@@ -100,8 +117,14 @@ pub(super) fn start(config: &Config, reloads: ReloadRequests) -> Result<Started,
         reloads,
     });
     host.table().configured = Configured::of(config);
-    host.serve_configured(config, roots, bound, &records, &mut made)?;
-    host.fail_configured(vms.failed);
+    let bound = host.serve_roots(config, roots, bound, &mut failures)?;
+    for vm in vms.rootless {
+        if let Some(why) = failures.of_root(&vm.root) {
+            failures.add_vm(vm, why)?;
+        }
+    }
+    host.serve_vms(bound, &records, &mut made, &mut failures)?;
+    failures.tell(&host);
     host.restore(attached);
     host.warn_of_serials();
     for warning in of_directories(config) {
@@ -221,57 +244,78 @@ fn start_reactors(config: &Config, cache: &Arc<Cache>) -> Result<Engine, Error> 
     Ok(Engine { reactors, _watchdog: watchdog })
 }
 
-/// The VMs, if all could be attached; none stays attached otherwise.
-fn all_or_none(attached: Vec<Result<ListeningVm, Unfit>>) -> Result<Vec<ListeningVm>, Error> {
-    let (vms, errors): (Vec<_>, Vec<_>) = attached.into_iter().partition(Result::is_ok);
-    let vms: Vec<ListeningVm> = vms.into_iter().flatten().collect();
-    let Some(unfit) = errors.into_iter().find_map(Result::err) else {
-        return Ok(vms);
-    };
-    side_by_side::map(vms, ListeningVm::take_back);
-    Err(match unfit {
-        Unfit::Leaf(problem) => Error::failure(problem),
-        Unfit::Other(error) => error,
-    })
-}
-
 impl Host {
-    /// Serves what the configuration names, all of it or nothing. What was made for it
-    /// is in `made` then.
-    fn serve_configured(
+    /// Serves the configuration's roots; those of `bound` whose root is served.
+    fn serve_roots(
         &self,
         config: &Config,
         roots: Vec<Root>,
         bound: Vec<BoundVm>,
+        failures: &mut StartFailures,
+    ) -> Result<Vec<BoundVm>, Error> {
+        for root in roots {
+            let Some(config) = config.roots.iter().find(|config| config.name == root.name()) else {
+                continue;
+            };
+            if let Err(why) = self.serve_root(config, root) {
+                self.table().remove_root(&config.name);
+                failures.add_root(config.clone(), why.into())?;
+            }
+        }
+        let on_root = |bound: BoundVm| {
+            let vm = bound.plan().config().clone();
+            let why = failures.of_root(&vm.root);
+            (vm, why.map_or(Ok(bound), Err))
+        };
+        let bound: Vec<_> = bound.into_iter().map(on_root).collect();
+        failures.sort(bound)
+    }
+
+    fn serve_root(&self, config: &RootConfig, root: Root) -> Result<(), HostError> {
+        let served = Arc::new(self.cached(root)?);
+        let claims = vec![PathClaim::of_root(config)];
+        let mut table = self.table();
+        table.begin_root(config.clone(), Cause::Configured, claims)?;
+        table.root(&config.name)?.life = Life::Serving(served);
+        Ok(())
+    }
+
+    /// Serves VMs. What was made for them is in `made` then.
+    fn serve_vms(
+        &self,
+        bound: Vec<BoundVm>,
         records: &Records,
         made: &mut Made,
+        failures: &mut StartFailures,
     ) -> Result<(), Error> {
-        for (root_config, root) in config.roots.iter().zip(roots) {
-            let served = Arc::new(self.cached(root)?);
-            let claims = vec![PathClaim::of_root(root_config)];
-            let mut table = self.table();
-            table.begin_root(root_config.clone(), Cause::Configured, claims)?;
-            table.root(&root_config.name)?.life = Life::Serving(served);
-        }
-        let begun = bound
-            .into_iter()
-            .map(|bound| {
-                self.begin_configured(&bound).map(|(root, mailbox)| (bound, root, mailbox))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let begun = bound.into_iter().map(|bound| {
+            let vm = bound.plan().config().clone();
+            (vm, self.begin_configured(&bound).map(|(root, mailbox)| (bound, root, mailbox)))
+        });
+        let begun = failures.sort(begun.collect::<Vec<_>>())?;
         let inner = self.inner();
-        let opened =
-            side_by_side::map(begun, |(bound, root, mailbox)| bound.attach(&root, inner, mailbox));
-        let mut opened = all_or_none(opened)?;
-        match self.remember(&opened, records) {
+        let opened = side_by_side::map(begun, |(bound, root, mailbox)| {
+            let vm = bound.plan().config().clone();
+            (vm, bound.attach(&root, inner, mailbox))
+        });
+        let mut served = Vec::new();
+        let mut end = Ok(());
+        for (vm, result) in opened {
+            match result {
+                Ok(listening) => served.push(listening),
+                Err(unfit) => end = end.and(failures.add_vm(vm, unfit.into())),
+            }
+        }
+        let remembered = end.and_then(|()| self.remember(&served, records));
+        match remembered {
             Ok(new) => made.records = new,
             Err(error) => {
-                side_by_side::map(opened, ListeningVm::take_back);
+                side_by_side::map(served, ListeningVm::take_back);
                 return Err(error);
             }
         }
-        made.leaves = opened.iter_mut().filter_map(ListeningVm::take_new_leaf).collect();
-        for vm in opened {
+        made.leaves = served.iter_mut().filter_map(ListeningVm::take_new_leaf).collect();
+        for vm in served {
             let (name, is_new) = (vm.vm().disk().name().to_owned(), vm.vm().has_new_leaf());
             self.publish(vm, Cause::Configured)?;
             log::info!("VM {name}: {} leaf", if is_new { "a new" } else { "its existing" });
@@ -300,15 +344,6 @@ impl Host {
                 log::warn!("{error}");
                 Ok(None)
             }
-        }
-    }
-
-    /// Makes the VMs known that can't be served for their leaf's sake.
-    fn fail_configured(&self, failed: Vec<(VmConfig, Box<LeafProblem>)>) {
-        for (config, problem) in failed {
-            log::error!("VM {} is not served: {problem}", config.name);
-            let entry = VmEntry { name: config.name.clone(), ..VmEntry::default() };
-            self.table().fail_vm(config, entry, Origin::Configuration, problem.to_string());
         }
     }
 
