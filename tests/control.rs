@@ -11,6 +11,8 @@ mod block_size;
 mod changed_roots;
 #[path = "control/cli.rs"]
 mod cli;
+#[path = "control/clients.rs"]
+mod clients;
 #[path = "control/errors.rs"]
 mod errors;
 #[path = "control/formats.rs"]

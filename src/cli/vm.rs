@@ -7,7 +7,7 @@ use clap_complete::engine::ArgValueCompleter;
 
 use super::completion::{names, new_vm};
 use super::confirm::confirm;
-use super::control::{AwayArgs, ControlArgs, ListArgs, NamesArgs, all, details, print_names};
+use super::control::{AwayArgs, ControlArgs, ListArgs, NamesArgs, all, details, print_names, time};
 use super::if_absent::check_vm;
 use super::table::Table;
 use super::values::size;
@@ -319,7 +319,7 @@ fn describe(vm: &VmInfo) -> String {
         rows.push(("reason", reason.clone()));
     }
     rows.extend([
-        ("client", yes(vm.connected).into()),
+        ("client", vm.client.as_ref().map_or(yes(vm.connected).into(), ToString::to_string)),
         ("root", vm.root.clone()),
         ("size", bytes(vm.size)),
         ("leaf", vm.leaf.clone()),
@@ -344,6 +344,11 @@ fn describe(vm: &VmInfo) -> String {
         ("origin", origin(vm.origin).into()),
     ]);
     rows.extend(vm.problems.iter().map(|problem| ("problem", problem.clone())));
+    if let Some(trouble) = &vm.last_trouble {
+        let times =
+            if trouble.times == 1 { String::new() } else { format!(", {} times", trouble.times) };
+        rows.push(("last trouble", format!("{}{times}: {}", time(trouble.at), trouble.why)));
+    }
     if let Some(counters) = &vm.counters {
         rows.extend([
             ("reads", counters.reads.to_string()),

@@ -37,7 +37,9 @@ pub use reload::{ReloadPart, ReloadResult};
 pub use roots::RootInfo;
 pub use status::{CacheInfo, CachePages, Counts, Health, HealthState, Status, Version};
 pub use verification::{Verification, VerificationOutcome};
-pub use vm_info::{Origin, ResizeRequest, ResizeResult, State, Told, VmCounters, VmInfo};
+pub use vm_info::{
+    Origin, ResizeRequest, ResizeResult, State, Told, TroubleInfo, VmCounters, VmInfo,
+};
 
 use crate::daemon::sockets::OwnedSocket;
 use crate::daemon::{Host, HostError};

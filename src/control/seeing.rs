@@ -21,9 +21,10 @@ use crate::daemon::{Host, HostError, Reloaded, RootView, State as Life, VmView};
 use crate::disk::{CELLS_MAX, DiskMap};
 use crate::logging::internal;
 use crate::stats::{
-    CacheStats, Failed, FailingPart, FileSystemStats, HostStats, ReactorStats, ReloadStats,
-    RootStats, StateCounts, VmStats, exposition,
+    CacheStats, ClientStats, Failed, FailingPart, FileSystemStats, HostStats, ReactorStats,
+    ReloadStats, RootStats, StateCounts, VmStats, exposition,
 };
+use crate::vhost_user::Peer;
 
 /// How old it may be what is known of roots' files: these values are asked for again and
 /// again.
@@ -52,7 +53,8 @@ impl HostStats {
         let of_vm = |view: &VmView| {
             let (vm, reactor) = (view.vm.as_ref()?, view.reactor?);
             let (failing, lost) = (is_failing(view), vm.lost_leaf().is_some());
-            Some(VmStats::read(vm.disk(), reactor, failing, lost))
+            let client = vm.link().peer().map(ClientStats::from);
+            Some(VmStats { client, ..VmStats::read(vm.disk(), reactor, failing, lost) })
         };
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -94,6 +96,13 @@ impl From<&Reloaded> for ReloadStats {
     fn from(reloaded: &Reloaded) -> Self {
         let at = reloaded.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self { at: at.as_secs(), successful: reloaded.is_successful() }
+    }
+}
+
+impl From<Peer> for ClientStats {
+    fn from(peer: Peer) -> Self {
+        let Peer { pid, command } = peer;
+        Self { pid, command }
     }
 }
 

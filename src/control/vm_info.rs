@@ -1,5 +1,7 @@
 //! VMs as the API shows them, and what it takes for a change of one.
 
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -7,8 +9,9 @@ use uuid::Uuid;
 use crate::config::forms::SizeForm;
 use crate::config::schemas::{BlockSize, Size};
 use crate::daemon::{self, VmView};
-use crate::disk::{Counters, Disk};
+use crate::disk::{Counters, Disk, Trouble};
 use crate::metrics::Operation;
+use crate::stats::ClientStats;
 use crate::units::SECTOR_SIZE;
 use crate::vhost_user;
 
@@ -55,6 +58,9 @@ pub struct VmInfo {
     pub ephemeral: bool,
     /// Whether a client (its hypervisor) is connected.
     pub connected: bool,
+    /// The process that is connected; null if none is.
+    #[serde(default)]
+    pub client: Option<ClientStats>,
     /// Clients that have connected since it was attached or reverted.
     pub connections: u64,
     /// The reactor that serves it.
@@ -68,9 +74,32 @@ pub struct VmInfo {
     /// What is wrong with it now, a sentence each.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// The last trouble with its client or its guest's driver, also if it is over; null if
+    /// there was none since it was attached or reverted.
+    #[serde(default)]
+    pub last_trouble: Option<TroubleInfo>,
     /// What it did since it was attached or reverted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<VmCounters>,
+}
+
+/// Trouble that ended a connection, or stopped a VM's device.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct TroubleInfo {
+    /// When it came last, in seconds since 1970.
+    pub at: u64,
+    /// What it was.
+    pub why: String,
+    /// How often it, or another, has come without a request being served between.
+    pub times: u64,
+}
+
+impl From<Trouble> for TroubleInfo {
+    fn from(trouble: Trouble) -> Self {
+        let Trouble { at, why, times, .. } = trouble;
+        let at = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self { at, why, times }
+    }
 }
 
 /// Who wanted a VM or a root.
@@ -193,12 +222,14 @@ impl From<VmView> for VmInfo {
             readonly: disk.map_or(config.readonly, Disk::is_read_only),
             ephemeral: config.ephemeral,
             connected: vm.as_ref().is_some_and(|vm| vm.link().is_connected()),
+            client: vm.as_ref().and_then(|vm| vm.link().peer()).map(ClientStats::from),
             connections: disk.map_or(0, |disk| disk.counters().connections.get()),
             reactor,
             leaf_held_bytes: leaf.map(|leaf| leaf.present_sectors() * SECTOR_SIZE),
             leaf_allocated_bytes: leaf.and_then(|leaf| leaf.occupied_bytes()),
             leaf_failed: leaf.is_some_and(|leaf| leaf.is_poisoned()),
             problems,
+            last_trouble: disk.and_then(Disk::last_trouble).map(TroubleInfo::from),
             counters: disk.map(|disk| VmCounters::from(disk.counters())),
         }
     }

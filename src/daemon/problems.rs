@@ -4,10 +4,12 @@
 use std::fmt;
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use super::file_systems::{FileSystemUse, FileSystemView, RoomAnswer};
 use super::host::{RootView, State, VmView};
 use super::reload_report::Reloaded;
-use crate::disk::{Activity, CachedRoot, Failing, HOLD};
+use crate::disk::{Activity, CachedRoot, Failing, HOLD, Trouble};
 
 /// What has a problem.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -135,7 +137,21 @@ impl VmView {
         let refusal = disk.leaf().and_then(|leaf| leaf.refusal()).map(|error| error.to_string());
         let kept_out = self.vm.as_ref().and_then(|vm| vm.trouble());
         let lost = self.vm.as_ref().and_then(|vm| vm.lost_leaf());
-        failing.iter().map(sentence).chain(refusal).chain(kept_out).chain(lost).collect()
+        // What is said more precisely is not said again.
+        let is_said = kept_out.is_some() || failing.iter().any(|f| f.activity == Activity::Device);
+        let connection = disk.connection_trouble().filter(|_| !is_said);
+        let connection = connection.as_ref().map(trouble);
+        let others = refusal.into_iter().chain(kept_out).chain(lost).chain(connection);
+        failing.iter().map(sentence).chain(others).collect()
+    }
+}
+
+fn trouble(trouble: &Trouble) -> String {
+    let Trouble { at, why, times, .. } = trouble;
+    let at = Timestamp::try_from(*at).unwrap_or_default();
+    match times {
+        1 => format!("its last connection failed at {at:.0}: {why}"),
+        times => format!("its last {times} connections failed, the last at {at:.0}: {why}"),
     }
 }
 

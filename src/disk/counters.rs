@@ -73,6 +73,11 @@ impl Counters {
         &self.latency[operation.index()]
     }
 
+    /// Requests that were answered, of all kinds.
+    pub fn all_requests(&self) -> u64 {
+        self.latency.iter().map(Histogram::count).sum()
+    }
+
     /// Everything that went wrong.
     pub fn all_errors(&self) -> u64 {
         let requests: u64 = self.errors.iter().map(Counter::get).sum();

@@ -14,6 +14,7 @@ pub mod lanes;
 mod map;
 mod piece;
 mod transfer;
+mod trouble;
 
 use std::io;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub use failures::{Activity, Failing, Failures, HOLD};
 pub use map::{CELLS_MAX, DiskMap};
 pub use piece::{LeafPiece, Piece, RootPiece};
 pub use transfer::{Missing, Stopped};
+use trouble::LastTrouble;
+pub use trouble::Trouble;
 
 use crate::cache::RootCache;
 use crate::config::serial::Serial;
@@ -108,6 +111,7 @@ pub struct Disk {
     leaf: Option<Arc<Leaf>>,
     counters: Counters,
     failures: Failures,
+    last_trouble: LastTrouble,
     log_limit: Limit,
     errors: Seldom,
 }
@@ -135,6 +139,7 @@ impl Disk {
             leaf,
             counters,
             failures,
+            last_trouble: LastTrouble::default(),
             log_limit,
             errors,
         }
@@ -224,6 +229,33 @@ impl Disk {
     pub(crate) fn failed(&self, activity: Activity, error: std::fmt::Arguments<'_>) {
         self.log_error(error);
         self.failures.failed(activity, error);
+    }
+
+    /// Its frontend's connection ended with an error.
+    #[cold]
+    pub(crate) fn connection_failed(&self, why: &str) {
+        self.last_trouble.note(why.into(), true, self.counters.all_requests());
+    }
+
+    /// Its device was stopped.
+    #[cold]
+    pub(crate) fn device_stopped(&self, why: &dyn std::fmt::Display) {
+        self.failures.failed(
+            Activity::Device,
+            format_args!("{why}; it stays so until its driver or hypervisor sets it up anew"),
+        );
+        let why = format!("its device was stopped: {why}");
+        self.last_trouble.note(why, false, self.counters.all_requests());
+    }
+
+    /// The last trouble with its frontend or driver, however long ago.
+    pub fn last_trouble(&self) -> Option<Trouble> {
+        self.last_trouble.get()
+    }
+
+    /// The trouble that ended its last connection, if no request was served since.
+    pub fn connection_trouble(&self) -> Option<Trouble> {
+        self.last_trouble.goes_on(self.counters.all_requests())
     }
 
     /// A read of its root met an error: all VMs of the root have a problem.

@@ -11,8 +11,8 @@ use super::call::{CALL_WAITS, Call, Called, Caller};
 use super::kick::Kick;
 use super::pace::WritePace;
 use super::{Agreed, DeviceId, Mailbox, QueueSetup, ReactorCounters};
+use crate::disk::Disk;
 use crate::disk::lanes::Lanes;
-use crate::disk::{Activity, Disk};
 use crate::guest_memory::GuestMemory;
 use crate::logging::limit::{Seldom, log_for};
 use crate::request::Limits;
@@ -275,9 +275,7 @@ impl Device {
             // Why its guest waits is said: not what its memory may lack.
             self.rings_show = true;
             self.disk.counters().device_faults.add(1);
-            let until = "until its driver or hypervisor sets it up anew";
-            let stopped = format_args!("{why}; it stays so {until}");
-            self.disk.failures().failed(Activity::Device, stopped);
+            self.disk.device_stopped(why);
             let name = self.disk.name();
             log_for!(self.disk, Warn, "VM {name}: its device stops until it is reset: {why}");
         }

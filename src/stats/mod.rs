@@ -210,6 +210,9 @@ pub struct VmStats {
     pub readonly: bool,
     /// Whether a frontend is connected.
     pub connected: bool,
+    /// The process of the frontend that is connected; null if none is.
+    #[serde(default)]
+    pub client: Option<ClientStats>,
     /// Frontends that have connected.
     pub connections: u64,
     /// Requests in flight that were taken up after a reconnect.
@@ -239,6 +242,25 @@ pub struct VmStats {
     /// Its requests by kind, in the order of
     /// [`crate::metrics::Operation::ALL`].
     pub operations: Vec<OperationStats>,
+}
+
+/// The process that is connected to a VM's socket.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ClientStats {
+    /// Its process id; null where it is in a PID namespace that leafblk doesn't see.
+    pub pid: Option<u32>,
+    /// The name of its command; null where /proc doesn't tell.
+    pub command: Option<String>,
+}
+
+impl std::fmt::Display for ClientStats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let command = self.command.as_deref().unwrap_or("a process");
+        match self.pid {
+            Some(pid) => write!(f, "{command}, pid {pid}"),
+            None => f.write_str(command),
+        }
+    }
 }
 
 /// One VM's leaf.

@@ -11,8 +11,8 @@ use crate::reactor::ReactorCounters;
 use crate::root::Root;
 
 impl VmStats {
-    /// The disk's values; `reactor` is the number of the one that serves it, it is `failing`
-    /// or not, and its leaf's name `lost` or not.
+    /// The disk's values, which knows no client; `reactor` is the number of the one that
+    /// serves it, it is `failing` or not, and its leaf's name `lost` or not.
     pub fn read(disk: &Disk, reactor: usize, failing: bool, lost: bool) -> Self {
         let counters = disk.counters();
         let operation = |operation: Operation| {
@@ -33,6 +33,7 @@ impl VmStats {
             size: disk.sectors() * 512,
             readonly: disk.is_read_only(),
             connected: counters.connected.get() != 0,
+            client: None,
             connections: counters.connections.get(),
             resubmitted: counters.resubmitted.get(),
             leaf: disk.leaf().map(|leaf| LeafStats::read(leaf, lost)),

@@ -1,8 +1,8 @@
 //! A made-up host, for tests.
 
 use super::{
-    CacheStats, Failed, FailingPart, FileSystemStats, HostStats, LeafStats, OperationStats,
-    ReactorStats, ReloadStats, RootStats, SourceSectors, StateCounts, VmStats,
+    CacheStats, ClientStats, Failed, FailingPart, FileSystemStats, HostStats, LeafStats,
+    OperationStats, ReactorStats, ReloadStats, RootStats, SourceSectors, StateCounts, VmStats,
 };
 use crate::metrics::{BUCKETS, Operation};
 
@@ -107,6 +107,10 @@ fn vm(number: u64) -> VmStats {
         size: 2 << 30,
         readonly: false,
         connected: !number.is_multiple_of(3),
+        client: (!number.is_multiple_of(3)).then(|| ClientStats {
+            pid: Some(4000 + u32::try_from(number).unwrap_or(0)),
+            command: Some("qemu-system-x86".into()),
+        }),
         connections: 3,
         resubmitted: 17,
         leaf: Some(LeafStats {

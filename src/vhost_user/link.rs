@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SendFlags, SocketType, send};
 
+use super::peer::Peer;
 use super::process::FrontendProcess;
 use super::session::Session;
 use crate::reactor::Mailbox;
@@ -50,6 +51,12 @@ impl FrontendLink {
     /// Whether a frontend is connected.
     pub fn is_connected(&self) -> bool {
         self.last().is_connected()
+    }
+
+    /// Who the frontend is that is connected.
+    pub fn peer(&self) -> Option<Peer> {
+        let last = self.last();
+        last.is_connected().then(|| last.peer().clone())
     }
 
     /// The process of the frontend that is connected, or was last: where that is known

@@ -4,7 +4,7 @@
 //! commands for a reactor, with what [`vring`] and [`inflight`] keep of the
 //! queues and of requests in flight; [`socket`] waits for whole messages, so that half of
 //! one stalls nobody but its sender; [`status`] answers the two messages that
-//! the crate doesn't know; [`session`] says how far a connection is, [`link`] what
+//! the crate doesn't know; [`session`] says how far a connection is, [`peer`] who it comes from, [`link`] what
 //! others may do with it, and [`unused_leaf`] keeps guests out that had another disk, for
 //! which [`process`] knows a frontend again.
 //!
@@ -15,6 +15,7 @@
 mod handler;
 mod inflight;
 mod link;
+mod peer;
 mod process;
 mod session;
 mod socket;
@@ -31,6 +32,7 @@ use crate::disk::Disk;
 use crate::reactor::Mailbox;
 use handler::Handler;
 pub use link::{FrontendLink, Told};
+pub use peer::Peer;
 pub use process::FrontendProcess;
 pub use session::Session;
 use socket::{Incoming, MessageSocket, SET_BACKEND_REQ_FD};

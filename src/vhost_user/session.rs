@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Pid;
 
+use super::peer::Peer;
 use super::process::{FrontendProcess, pid_of_peer};
 use crate::reactor::{Command, DeviceId, Mailbox};
 
@@ -19,6 +20,7 @@ use crate::reactor::{Command, DeviceId, Mailbox};
 pub struct Session {
     /// Which process has connected, where that is known.
     process: Option<Pid>,
+    peer: Peer,
     phase: Mutex<Phase>,
 }
 
@@ -54,7 +56,13 @@ pub(super) struct GivenUp;
 impl Session {
     /// The session of the client behind `stream`.
     pub(super) fn of(stream: &UnixStream) -> Self {
-        Self { process: pid_of_peer(stream), phase: Mutex::default() }
+        let process = pid_of_peer(stream);
+        Self { process, peer: Peer::of(process), phase: Mutex::default() }
+    }
+
+    /// Who has connected.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// The process that has connected, where that is known and it still runs.

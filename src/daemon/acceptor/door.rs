@@ -286,7 +286,13 @@ fn serve(vm: &Vm, session: &Arc<Session>, stream: &UnixStream, shared: Arc<Share
         });
     match served {
         Ok(()) => log_for!(vm.disk(), Info, "VM {name}: disconnected"),
-        Err(why) => log_for!(vm.disk(), Warn, "VM {name}: disconnected its frontend: {why}"),
+        Err(why) => {
+            // One that was given up ends with its VM: that is no trouble of the frontend's.
+            if !session.is_given_up() {
+                vm.disk().connection_failed(&why);
+            }
+            log_for!(vm.disk(), Warn, "VM {name}: disconnected its frontend: {why}");
+        }
     }
 }
 

@@ -28,8 +28,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, model: &Model) {
         frame.render_widget(panel("No VM"), area);
         return;
     };
+    let client = vm.client.as_ref().map_or(String::new(), |client| format!(", {client}"));
     let title = format!(
-        "{}: {} on {}, {} connection{}",
+        "{}: {} on {}, {} connection{}{client}",
         vm.name,
         format::bytes(vm.size as f64),
         vm.root,

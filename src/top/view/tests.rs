@@ -123,7 +123,10 @@ fn one_connection_is_no_plural() {
     model.take(Ok(stats), Instant::now());
     model.key(KeyEvent::from(KeyCode::Enter));
     let screen = screen(&mut model, 140, 36);
-    assert!(row(&screen, "web1: ").contains("1 connection "), "{screen}");
+    assert!(
+        row(&screen, "web1: ").contains("1 connection, qemu-system-x86, pid 4001 "),
+        "{screen}"
+    );
 }
 
 #[test]

@@ -239,10 +239,16 @@ function choose(name) {
   }
 }
 
+function who(client) {
+  if (!client) return "";
+  const pid = client.pid === null ? "" : `, pid ${client.pid}`;
+  return `: ${client.command ?? "a process"}${pid}`;
+}
+
 function showFacts(vm) {
   text("detail-name", vm.name);
   const leaf = vm.leaf ? `leaf holds ${bytes(vm.leaf.held_bytes)}, occupies ${bytes(vm.leaf.allocated_bytes)}` : "no leaf";
-  const state = vm.leaf?.failed ? "its leaf FAILED a sync and takes no writes" : vm.connected ? "connected" : "not connected";
+  const state = vm.leaf?.failed ? "its leaf FAILED a sync and takes no writes" : vm.connected ? `connected${who(vm.client)}` : "not connected";
   text("detail-note", `${bytes(vm.size)} on root ${vm.root} · ${leaf} · ${state} · reactor ${vm.reactor}`);
   const from = vm.read_sectors;
   const whole = from.leaf + from.cache + from.root + from.zero;
