@@ -42,6 +42,7 @@ for file in ./usr/bin/leafblk ./etc/leafblk/leafblk.toml ./usr/share/man/man1/le
   ./usr/share/doc/leafblk/copyright ./usr/share/doc/leafblk/changelog.Debian.gz \
   ./usr/share/doc/leafblk/README.md ./usr/share/doc/leafblk/docs/configuration.md \
   ./usr/share/doc/leafblk/docs/openapi.json ./usr/share/doc/leafblk/docs/grafana-dashboard.json \
+  ./usr/share/doc/leafblk/docs/alerts.yaml \
   ./usr/share/doc/leafblk/docs/top.png; do
   check "the package has ${file#.}" contains "$file"
 done

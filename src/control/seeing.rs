@@ -21,8 +21,8 @@ use crate::daemon::{Host, HostError, Reloaded, RootView, State as Life, VmView};
 use crate::disk::{CELLS_MAX, DiskMap};
 use crate::logging::internal;
 use crate::stats::{
-    CacheStats, ClientStats, Failed, FailingPart, FileSystemStats, HostStats, ReactorStats,
-    ReloadStats, RootStats, StateCounts, VmStats, exposition,
+    CacheStats, ClientStats, Failed, FailingPart, FileSystemStats, HostStats, ProcessStats,
+    ReactorStats, ReloadStats, RootStats, StateCounts, VmStats, exposition,
 };
 use crate::vhost_user::Peer;
 
@@ -60,6 +60,8 @@ impl HostStats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: host.started().0.elapsed().as_secs_f64(),
             internal_errors: internal::count(),
+            process: ProcessStats::read(),
+            runtime_dir_in_memory: host.has_runtime_dir_in_memory(),
             last_reload: reload.as_deref().map(ReloadStats::from),
             cache: CacheStats::read(host.cache(), served.map(|vm| &**vm.disk())),
             reactors: reactors.map(|(i, mail)| ReactorStats::read(i, mail.counters())).collect(),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::acceptor::Acceptor;
 use super::error::HostError;
 use super::file_systems::{FileSystem, FileSystemUse, FileSystems};
+use super::lasting;
 use super::leaf_records::LeafRecords;
 use super::pulse::Pulse;
 use super::reload_requests::ReloadRequests;
@@ -45,6 +46,8 @@ pub(super) struct Inner {
     /// The root that is being verified, or was last.
     pub(super) verifying: Mutex<Option<(String, Arc<Verification>)>>,
     pub(super) reloads: ReloadRequests,
+    /// Whether the runtime directory is in memory, if that could be asked.
+    runtime_dir_in_memory: Option<bool>,
     /// Whether there is a control API.
     pub(super) has_api: bool,
     table: Mutex<Table>,
@@ -190,6 +193,7 @@ impl Host {
         let records = Arc::new(LeafRecords::in_directory(&directories.state));
         let root_records = Arc::new(RootRecords::in_directory(&directories.state));
         let has_api = state.is_some();
+        let runtime_dir_in_memory = lasting::is_in_memory(&directories.runtime).ok();
         Self(Arc::new(Inner {
             pulse,
             file_systems,
@@ -203,6 +207,7 @@ impl Host {
             root_records,
             verifying: Mutex::default(),
             reloads,
+            runtime_dir_in_memory,
             has_api,
             table: Mutex::new(table),
             state: Mutex::new(state),
@@ -266,6 +271,11 @@ impl Host {
     /// Where sockets are by default.
     pub fn runtime_dir(&self) -> &Path {
         &self.0.directories.runtime
+    }
+
+    /// Whether that is on a file system in memory, as it should be.
+    pub fn has_runtime_dir_in_memory(&self) -> Option<bool> {
+        self.0.runtime_dir_in_memory
     }
 
     /// When the process began to serve: for durations, and for people.

@@ -56,8 +56,17 @@ struct Family {
 
 impl Family {
     fn new(name: &str, help: &str, kind: MetricType) -> Self {
+        Self::named(format!("leafblk_{name}"), help, kind)
+    }
+
+    /// One whose name is the same for all programs.
+    fn of_process(name: &str, help: &str, kind: MetricType) -> Self {
+        Self::named(format!("process_{name}"), help, kind)
+    }
+
+    fn named(name: String, help: &str, kind: MetricType) -> Self {
         let mut family = MetricFamily::default();
-        family.set_name(format!("leafblk_{name}"));
+        family.set_name(name);
         family.set_help(help.to_owned());
         family.set_field_type(kind);
         Self { family, is_counter: matches!(kind, MetricType::COUNTER) }

@@ -7,11 +7,13 @@
 
 pub mod exposition;
 pub mod latency;
+mod process;
 pub mod rates;
 mod read;
 #[cfg(test)]
 pub(crate) mod sample;
 
+pub use process::ProcessStats;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -25,6 +27,13 @@ pub struct HostStats {
     /// Mistakes of leafblk itself that it noticed; the log says which.
     #[serde(default)]
     pub internal_errors: u64,
+    /// What the process takes of its host.
+    #[serde(default)]
+    pub process: ProcessStats,
+    /// Whether the runtime directory is on a file system in memory; null where that isn't
+    /// known.
+    #[serde(default)]
+    pub runtime_dir_in_memory: Option<bool>,
     /// How the last reload of the configuration went; null before the first.
     #[serde(default)]
     pub last_reload: Option<ReloadStats>,
@@ -236,7 +245,7 @@ pub struct VmStats {
     pub device_faults: u64,
     /// Failures to write its leaf back that no request waited for.
     pub write_back_errors: u64,
-    /// Whether its writes, flushes or reads fail now, or its device is stopped.
+    /// Whether its writes, flushes, reads or connections fail now, or its device is stopped.
     #[serde(default)]
     pub failing: bool,
     /// Its requests by kind, in the order of

@@ -2,7 +2,8 @@
 
 use super::{
     CacheStats, ClientStats, Failed, FailingPart, FileSystemStats, HostStats, LeafStats,
-    OperationStats, ReactorStats, ReloadStats, RootStats, SourceSectors, StateCounts, VmStats,
+    OperationStats, ProcessStats, ReactorStats, ReloadStats, RootStats, SourceSectors, StateCounts,
+    VmStats,
 };
 use crate::metrics::{BUCKETS, Operation};
 
@@ -13,6 +14,16 @@ pub(crate) fn host(vms: u64) -> HostStats {
         version: "0.1.0".into(),
         uptime_seconds: 3600.0,
         internal_errors: 0,
+        process: ProcessStats {
+            cpu_seconds: Some(12.5),
+            virtual_bytes: Some(4 << 30),
+            resident_bytes: Some(300 << 20),
+            threads: Some(17),
+            started_at: Some(1_800_000_000.25),
+            open_descriptors: Some(90),
+            descriptors_max: Some(524_288),
+        },
+        runtime_dir_in_memory: Some(true),
         last_reload: Some(ReloadStats { at: 1_800_000_000, successful: true }),
         cache: CacheStats {
             size_bytes: 1 << 30,

@@ -11,6 +11,8 @@ use super::{Host, PATIENCE, wait_for};
 use crate::common::http::read_answer;
 use crate::common::{Client, Op};
 
+const ALERTS: &str = include_str!("../../docs/alerts.yaml");
+const ALERTS_TEST: &str = include_str!("alerts_test.yaml");
 const DASHBOARD: &str = include_str!("../../docs/grafana-dashboard.json");
 
 fn dashboard() -> Value {
@@ -122,15 +124,18 @@ impl Drop for Prometheus {
 }
 
 impl Prometheus {
-    fn start(of: &Host) -> Self {
+    /// With these alert rules.
+    fn start(of: &Host, rules: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = format!(
-            "global: {{scrape_interval: 500ms}}\nscrape_configs:\n- job_name: leafblk\n  \
+            "global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}\n\
+             rule_files: [alerts.yaml]\nscrape_configs:\n- job_name: leafblk\n  \
              static_configs: [{{targets: ['127.0.0.1:{}']}}]\n",
             of.port
         );
         let file = dir.path().join("prometheus.yml");
         std::fs::write(&file, config).unwrap();
+        std::fs::write(dir.path().join("alerts.yaml"), rules).unwrap();
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
@@ -166,7 +171,7 @@ impl Prometheus {
 #[ignore = "needs prometheus: run tests/seeing.sh"]
 fn every_query_of_the_dashboard_has_an_answer_from_a_real_prometheus() {
     let (host, mut client) = busy_host();
-    let prometheus = Prometheus::start(&host);
+    let prometheus = Prometheus::start(&host, ALERTS);
     let queries = queries();
     let mut missing: Vec<_> = queries.iter().collect();
     wait_for("an answer to each query", || {
@@ -183,4 +188,75 @@ fn every_query_of_the_dashboard_has_an_answer_from_a_real_prometheus() {
     assert_eq!(vms.len(), 2, "{vms:?}");
     let up = prometheus.query("up{job=\"leafblk\"}").unwrap();
     assert_eq!(up["data"]["result"][0]["value"][1], "1");
+}
+
+/// The names of the alerts.
+fn alerts() -> Vec<&'static str> {
+    ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect()
+}
+
+#[test]
+fn the_alerts_are_about_metrics_that_there_are_and_each_is_tested() {
+    let page = include_str!("../../docs/observability.md");
+    let names = regex::Regex::new(r"\b(leafblk|process)_[a-z0-9_]+\b").unwrap();
+    let mut metrics = BTreeSet::new();
+    for name in names.find_iter(ALERTS).map(|found| found.as_str()) {
+        let family = name.trim_end_matches("_bucket");
+        assert!(page.contains(&format!("| `{family}` |")), "there is no metric {name}");
+        metrics.insert(name);
+    }
+    assert!(metrics.len() > 15, "{metrics:?}");
+    let fires = |alert: &&str| ALERTS_TEST.contains(&format!("{{alertname=\"{alert}\""));
+    let untested: Vec<_> = alerts().into_iter().filter(|alert| !fires(alert)).collect();
+    assert!(untested.is_empty() && alerts().len() > 15, "{untested:?}");
+}
+
+#[test]
+#[ignore = "needs promtool: run tests/seeing.sh"]
+fn promtool_has_each_alert_fire_and_none_for_a_host_that_is_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let promtool = |args: &[&str]| {
+        let output = Command::new("promtool").args(args).current_dir(&dir).output().unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), said.into_owned())
+    };
+    std::fs::write(dir.path().join("alerts.yaml"), ALERTS).unwrap();
+    std::fs::write(dir.path().join("test.yaml"), ALERTS_TEST).unwrap();
+    let (is_right, said) = promtool(&["check", "rules", "alerts.yaml"]);
+    assert!(is_right && said.contains(&format!("{} rules found", alerts().len())), "{said}");
+    let (is_right, said) = promtool(&["test", "rules", "test.yaml"]);
+    assert!(is_right, "{said}");
+    // It notices a rule that doesn't fire.
+    let other = ALERTS.replace("leafblk_vm_failing > 0", "leafblk_vm_failing > 1");
+    std::fs::write(dir.path().join("alerts.yaml"), other).unwrap();
+    let (is_right, said) = promtool(&["test", "rules", "test.yaml"]);
+    assert!(!is_right && said.contains("LeafblkVmFailing"), "{said}");
+}
+
+#[test]
+#[ignore = "needs prometheus: run tests/seeing.sh"]
+fn what_is_not_served_and_a_reload_that_failed_fire_in_a_real_prometheus() {
+    let host = Host::with_failures();
+    // Its reload fails: the root is still missing.
+    host.control().post("/v1/reload", &Value::Null).expect(409);
+    // Nobody waits for minutes here.
+    let at_once = regex::Regex::new(r"for: \d+m").unwrap().replace_all(ALERTS, "for: 0s");
+    let prometheus = Prometheus::start(&host, &at_once);
+    let mut expected = vec!["LeafblkVmNotServed", "LeafblkRootNotServed", "LeafblkReloadFailed"];
+    let quiet = BTreeSet::from(["LeafblkDown", "LeafblkVmFailing", "LeafblkDescriptorsLow"]);
+    wait_for("each alert", || {
+        let answer = prometheus.query("ALERTS{alertstate=\"firing\"}")?;
+        let alerts = answer["data"]["result"].as_array().unwrap().clone();
+        for alert in &alerts {
+            let name = alert["metric"]["alertname"].as_str().unwrap();
+            expected.retain(|expected| *expected != name);
+            assert!(!quiet.contains(name), "{alert}");
+        }
+        expected.is_empty().then_some(())
+    });
+    let answer = prometheus.query("ALERTS{alertname=\"LeafblkVmNotServed\"}").unwrap();
+    let labels = &answer["data"]["result"][0]["metric"];
+    assert_eq!(labels["instance"], format!("127.0.0.1:{}", host.port));
+    assert_eq!(labels["severity"], "critical");
 }

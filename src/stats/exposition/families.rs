@@ -1,18 +1,19 @@
 //! Every metric: its name, what it says, and where its value comes from.
 
-use prometheus::proto::MetricFamily;
+use prometheus::proto::{MetricFamily, MetricType};
 
 use super::{Family, seconds};
 use crate::metrics::Operation;
 use crate::stats::{
-    CacheStats, FileSystemStats, HostStats, ReactorStats, ReloadStats, RootStats, StateCounts,
-    VmStats,
+    CacheStats, FileSystemStats, HostStats, ProcessStats, ReactorStats, ReloadStats, RootStats,
+    StateCounts, VmStats,
 };
 
 /// All families, those without series included.
 pub(super) fn of(stats: &HostStats) -> Vec<MetricFamily> {
     let families = host(stats)
         .into_iter()
+        .chain(process(&stats.process))
         .chain(reload(stats.last_reload))
         .chain(states(stats))
         .chain(file_systems(&stats.file_systems))
@@ -32,6 +33,45 @@ fn host(stats: &HostStats) -> Vec<Family> {
             .with(&[], stats.uptime_seconds),
         Family::counter("internal_errors_total", "Mistakes of leafblk that it noticed.")
             .with(&[], stats.internal_errors as f64),
+        optional(
+            Family::gauge("runtime_dir_in_memory", "1 if the runtime directory is on a tmpfs."),
+            stats.runtime_dir_in_memory.map(f64::from),
+        ),
+    ]
+}
+
+/// The family with this value, or without series.
+fn optional(family: Family, value: Option<f64>) -> Family {
+    match value {
+        Some(value) => family.with(&[], value),
+        None => family,
+    }
+}
+
+/// By the names that all of Prometheus's client libraries give them.
+fn process(process: &ProcessStats) -> Vec<Family> {
+    let gauge =
+        |name, help, value| optional(Family::of_process(name, help, MetricType::GAUGE), value);
+    let number = |value: Option<u64>| value.map(|value| value as f64);
+    vec![
+        optional(
+            Family::of_process(
+                "cpu_seconds_total",
+                "CPU time of the process, user and system.",
+                MetricType::COUNTER,
+            ),
+            process.cpu_seconds,
+        ),
+        gauge("virtual_memory_bytes", "Its address space.", number(process.virtual_bytes)),
+        gauge(
+            "resident_memory_bytes",
+            "What of it is in memory, without hugetlb pages.",
+            number(process.resident_bytes),
+        ),
+        gauge("threads", "Its threads.", number(process.threads)),
+        gauge("start_time_seconds", "When it started, since 1970.", process.started_at),
+        gauge("open_fds", "Its open file descriptors.", number(process.open_descriptors)),
+        gauge("max_fds", "How many it may have open.", number(process.descriptors_max)),
     ]
 }
 
@@ -81,7 +121,14 @@ fn file_systems(file_systems: &[FileSystemStats]) -> Vec<Family> {
         }
         family
     };
+    let mut uses = Family::gauge("file_system_use", "Always 1; the labels say what is on it.");
+    for file_system in file_systems {
+        for used in &file_system.uses {
+            uses.add(&[("path", &file_system.path), ("use", used)], 1.0);
+        }
+    }
     vec![
+        uses,
         each("file_system_size_bytes", "Bytes of a file system that is used.", |f| f.size_bytes),
         each("file_system_free_bytes", "Bytes free for users other than root.", |f| f.free_bytes),
         each("file_system_inodes", "Inodes of a file system that is used.", |f| f.inodes),
@@ -217,7 +264,7 @@ fn vms(vms: &[VmStats]) -> Vec<Family> {
             "1 while its leaf's file is in use, and was deleted, moved or replaced.",
             |vm| vm.leaf.as_ref().map(|leaf| leaf.lost.into()),
         ),
-        gauge("vm_failing", "1 while its writes, flushes or reads fail, or it is stopped.", |vm| {
+        gauge("vm_failing", "1 while its requests or connections fail, or it is stopped.", |vm| {
             Some(vm.failing.into())
         }),
         counter("vm_cache_hits_total", "Pieces of reads found in the cache.", |vm| {

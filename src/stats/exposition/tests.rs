@@ -63,11 +63,12 @@ fn the_documentation_lists_exactly_the_metrics_that_there_are() {
     let page = include_str!("../../../docs/observability.md");
     let documented: BTreeSet<_> = page
         .lines()
-        .filter_map(|line| line.strip_prefix("| `leafblk_"))
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter(|line| line.starts_with("leafblk_") || line.starts_with("process_"))
         .map(|line| {
             let mut cells = line.split('|').map(str::trim);
             let name = cells.next().unwrap().trim_end_matches('`');
-            (format!("leafblk_{name}"), cells.next().unwrap().to_owned())
+            (name.to_owned(), cells.next().unwrap().to_owned())
         })
         .collect();
     let there: BTreeSet<_> =
