@@ -112,7 +112,7 @@ fn a_read_only_vm_without_a_leaf_has_its_roots_size_and_no_other() {
     let temp = tempfile::tempdir().unwrap();
     let root = make_root(temp.path(), ROOT_SECTORS);
     let args = |vm| ["--root", text(&root), "--vm", vm];
-    let parts = ["VM web1", "readonly and has no leaf", "2097152 bytes", "leave size out"];
+    let parts = ["VM web1", "readonly and has no leaf", "the 2MiB of root", "leave size out"];
     refuses(temp.path(), &args("web1,readonly,size=8GiB"), 1, &parts);
     let check = [&args("web1,readonly,size=8GiB")[..], &["--check"]].concat();
     refuses(temp.path(), &check, 1, &parts);
@@ -136,7 +136,7 @@ fn a_disk_that_no_leaf_can_have_is_refused() {
     let root = disk.path().join("large.raw");
     fs::File::create(&root).unwrap().set_len((1 << 50) + 512).unwrap();
     let args = ["--root", text(&root), "--vm", "web1"];
-    let parts = ["VM web1", "root large has 1125899906843136 bytes", "at most 1024TiB"];
+    let parts = ["VM web1", "root large has 1125899906843136B", "at most 1024TiB"];
     refuses(temp.path(), &args, 1, &parts);
     refuses(temp.path(), &[&args[..], &["--check"]].concat(), 1, &parts);
 }
