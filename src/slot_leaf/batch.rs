@@ -63,6 +63,13 @@ impl Part {
         Word::new(slot, mask, before.zeros(), before.damaged())
     }
 
+    /// The frame that it is in.
+    pub(super) fn frame(&self) -> u32 {
+        match self {
+            Self::Block { frame, .. } | Self::Zeros { frame, .. } => *frame,
+        }
+    }
+
     /// What the record says of it.
     pub(super) fn entry(&self) -> Entry {
         match *self {
@@ -121,6 +128,29 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// A batch whose record goes to `slot`; where its blocks go isn't known yet.
+    pub(super) fn new(number: u64, slot: Slot, parts: Vec<Part>, oldest: u64) -> Self {
+        Self {
+            number,
+            slot,
+            successor: slot,
+            stage: Stage::Merging(0),
+            parts,
+            extents: Vec::new(),
+            record: Page::zeroed(),
+            oldest,
+            abandoned: Vec::new(),
+            failures: 0,
+            failed: false,
+            durable: false,
+        }
+    }
+
+    /// How many of its blocks have to be merged with what is durable.
+    pub(super) fn to_merge(&self) -> usize {
+        self.parts.iter().filter(|part| part.to_merge().is_some()).count()
+    }
+
     /// Gives each of its blocks a slot: behind the record as far as there is room.
     pub(super) fn place(&mut self, slots: &mut Slots) -> Slot {
         let blocks = self.parts.iter().filter(|part| matches!(part, Part::Block { .. })).count();

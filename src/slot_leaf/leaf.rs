@@ -2,31 +2,26 @@
 //! the disk.
 //!
 //! Everything is done by the thread that owns it. What takes time is submitted to an
-//! [`Engine`] in [`Leaf::advance`], and goes on in [`Leaf::complete`].
-#![expect(unsafe_code, reason = "buffers of operations in flight, by address")]
+//! [`Engine`] in [`Leaf::advance`], and goes on in [`Leaf::complete`]. The rooms: what the
+//! disk holds ([`super::blocks`]), what is dirty ([`super::pending`]), batches on their way
+//! ([`super::appends`]), records and checkpoints ([`super::window`]).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 
-use super::batch::{Batch, Part, Stage};
-use super::checkpoint::{self, Checkpoint};
+use super::appends::Appends;
+use super::blocks::{Blocks, What};
 use super::index::Index;
-use super::page::Page;
-use super::record::{ENTRIES_MAX, Header, Key};
+use super::jobs::{Job, Jobs};
+use super::pending::Pending;
+use super::record::{ENTRIES_MAX, Key};
 use super::slots::Slots;
-use super::superblock::Superblock;
+use super::superblock::{PLACES, Superblock};
+use super::window::Window;
 use super::word::{BLOCK_LEN, Mask, Slot};
 use crate::engine::{Engine, Op, Token};
 use crate::virtqueue::GuestBuf;
-use crate::write_cache::{Content, Memory, State, WriteCache};
-
-/// Batches on their way at a time.
-const BATCHES_MAX: usize = 4;
-/// Runs of zeros that no durable record has yet.
-const RUNS_MAX: usize = 64;
-/// The first pause before a failed write is tried again, and the longest, in nanoseconds.
-const PAUSE: u64 = 10_000_000;
-const PAUSE_MAX: u64 = 1_000_000_000;
+use crate::write_cache::{Memory, WriteCache};
 
 /// How a leaf behaves. Times are in nanoseconds.
 #[derive(Clone, Copy, Debug)]
@@ -92,83 +87,17 @@ pub enum FetchError {
     Damaged,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum What {
-    Block(u64),
-    Run(u32),
-}
-
-/// Something dirty, in the order in which it became so.
-#[derive(Clone, Copy, Debug)]
-struct Item {
-    order: u64,
-    since: u64,
-    what: What,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    frame: u32,
-    first: u64,
-    count: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Flush {
-    tag: u64,
-    order: u64,
-    since: u64,
-}
-
-/// What an operation in flight is for.
-#[derive(Debug)]
-enum Job {
-    Extent { batch: u64, extent: usize },
-    Merge { batch: u64, part: usize, page: Box<Page> },
-    Sync { covers: u64 },
-    Node { slot: Slot },
-    CheckpointSync,
-    Fetch { tag: u64, block: u64, frame: u32, slot: Slot, crc: u32 },
-}
-
 /// The leaf.
 #[derive(Debug)]
 pub struct Leaf<M> {
     settings: Settings,
-    superblock: Superblock,
-    durable_place: usize,
-    key: Key,
-    index: Index,
+    blocks: Blocks<M>,
+    pending: Pending,
+    appends: Appends,
+    window: Window,
     slots: Slots,
-    cache: WriteCache<M>,
-    queue: VecDeque<Item>,
-    /// Items whose block is in a batch, or under a run that is not durable.
-    held_back: Vec<Item>,
-    busy: HashSet<u64>,
-    runs: Vec<Run>,
-    batches: VecDeque<Batch>,
-    /// Where the next record will be, and its number.
-    next: (Slot, u64),
-    /// The last record that is durable with all before it, and in the index.
-    applied: u64,
-    /// Records since the last checkpoint.
-    records: VecDeque<(u64, Slot)>,
-    /// Slots that nothing names any more, until the next checkpoint is durable.
-    superseded: Vec<Slot>,
-    window: u64,
-    syncing: bool,
-    checkpoint: Option<Checkpoint>,
-    /// A checkpoint is wanted though the window is short.
-    checkpoint_wanted: bool,
-    flushes: VecDeque<Flush>,
-    jobs: Vec<Option<Job>>,
-    free_jobs: Vec<Token>,
+    jobs: Jobs,
     events: VecDeque<Event>,
-}
-
-/// Takes the first one, if it is such.
-fn pop_if<T>(queue: &mut VecDeque<T>, is_such: impl FnOnce(&T) -> bool) -> Option<T> {
-    queue.front().is_some_and(is_such).then(|| queue.pop_front()).flatten()
 }
 
 /// What recovery found: see [`super::recover`].
@@ -187,77 +116,31 @@ pub(super) struct Recovered<M> {
 impl<M: Memory> Leaf<M> {
     pub(super) fn start(found: Recovered<M>, now: u64) -> Self {
         let key = found.superblock.openings.last().map_or(Key::default(), |last| last.key);
-        let window = found.records.len() as u64 * BLOCK_LEN as u64;
-        let mut leaf = Self {
+        let mut pending = Pending::default();
+        let blocks = Blocks::new(found.index, found.cache, |order, what| {
+            pending.push(order, now, what);
+        });
+        let (place, records) = (found.durable_place, found.records);
+        Self {
             settings: found.settings,
-            superblock: found.superblock,
-            durable_place: found.durable_place,
-            key,
-            index: found.index,
+            blocks,
+            pending,
+            appends: Appends::new(key, found.next),
+            window: Window::new(found.superblock, place, records, found.superseded),
             slots: found.slots,
-            cache: found.cache,
-            queue: VecDeque::new(),
-            held_back: Vec::new(),
-            busy: HashSet::new(),
-            runs: Vec::new(),
-            batches: VecDeque::new(),
-            next: found.next,
-            applied: found.next.1 - 1,
-            records: found.records,
-            superseded: found.superseded,
-            window,
-            syncing: false,
-            checkpoint: None,
-            checkpoint_wanted: false,
-            flushes: VecDeque::new(),
-            jobs: Vec::new(),
-            free_jobs: Vec::new(),
+            jobs: Jobs::default(),
             events: VecDeque::new(),
-        };
-        leaf.adopt_frames(now);
-        leaf
-    }
-
-    /// Takes over what an earlier process acknowledged and had not written.
-    fn adopt_frames(&mut self, now: u64) {
-        for left in self.cache.left() {
-            match left.content {
-                Content::Sectors { block, mask } => {
-                    if block >= self.index.blocks() || mask.is_empty() {
-                        self.cache.supersede(left.frame);
-                        continue;
-                    }
-                    if let Some(older) = self.index.get(block).frame() {
-                        self.cache.supersede(older);
-                    }
-                    self.index.set_frame(block, Some(left.frame));
-                    self.enqueue(left.sequence, now, What::Block(block));
-                }
-                Content::Zeros { first, count } => {
-                    if first >= self.index.blocks() || count > self.index.blocks() - first {
-                        self.cache.supersede(left.frame);
-                        continue;
-                    }
-                    self.supersede_frames(first, count);
-                    self.runs.push(Run { frame: left.frame, first, count });
-                    self.enqueue(left.sequence, now, What::Run(left.frame));
-                }
-            }
         }
-    }
-
-    fn enqueue(&mut self, order: u64, since: u64, what: What) {
-        self.queue.push_back(Item { order, since, what });
     }
 
     /// Blocks of the disk.
     pub fn blocks(&self) -> u64 {
-        self.index.blocks()
+        self.blocks.index().blocks()
     }
 
     /// The write cache.
     pub fn cache(&self) -> &WriteCache<M> {
-        &self.cache
+        self.blocks.cache()
     }
 
     /// Free and used slots.
@@ -273,7 +156,7 @@ impl<M: Memory> Leaf<M> {
     /// Where the index lies in the file.
     pub fn index_slots(&self) -> Vec<Slot> {
         let mut slots = Vec::new();
-        self.index.each_node(|slot| slots.push(slot));
+        self.blocks.index().each_node(|slot| slots.push(slot));
         slots
     }
 
@@ -282,17 +165,10 @@ impl<M: Memory> Leaf<M> {
     /// # Errors
     /// Which slot isn't.
     pub fn audit(&self) -> Result<(), String> {
-        let mut used: Vec<Slot> = super::superblock::PLACES.to_vec();
-        self.index.each_slot(|slot| used.push(slot));
-        used.extend(self.records.iter().map(|(_, slot)| *slot));
-        used.extend(&self.superseded);
-        used.extend(self.batches.iter().map(|batch| batch.slot));
-        used.extend(self.batches.iter().flat_map(Batch::unplace));
-        used.push(self.next.0);
-        if let Some(checkpoint) = &self.checkpoint {
-            used.extend(&checkpoint.freed);
-        }
-        used.extend(self.batches.iter().flat_map(|batch| &batch.abandoned));
+        let mut used: Vec<Slot> = PLACES.to_vec();
+        self.blocks.index().each_slot(|slot| used.push(slot));
+        self.appends.each_slot(|slot| used.push(slot));
+        self.window.each_slot(|slot| used.push(slot));
         used.sort_unstable();
         if let Some(pair) = used.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(format!("slot {} is used twice", pair[0].0));
@@ -310,42 +186,13 @@ impl<M: Memory> Leaf<M> {
 
     /// Whether nothing is dirty and nothing in flight.
     pub fn is_idle(&self) -> bool {
-        self.cache.dirty() == 0
-            && self.batches.is_empty()
-            && self.checkpoint.is_none()
-            && self.in_flight() == 0
-    }
-
-    /// Operations in flight.
-    pub fn in_flight(&self) -> usize {
-        self.jobs.len() - self.free_jobs.len()
+        let nothing_in_flight = self.jobs.in_flight() == 0 && self.appends.is_empty();
+        nothing_in_flight && self.cache().dirty() == 0 && self.window.is_at_rest()
     }
 
     /// Where a block's sectors come from, now.
     pub fn source(&self, block: u64) -> Source {
-        let held = self.index.get(block);
-        let frame = held.frame().and_then(|frame| match self.cache.state(frame) {
-            State::Dirty(Content::Sectors { mask, .. })
-            | State::Writing(Content::Sectors { mask, .. })
-            | State::Clean { mask, .. } => Some((frame, mask)),
-            _ => None,
-        });
-        let rest = Mask::ALL.without(frame.map_or(Mask::NONE, |(_, mask)| mask));
-        if self.is_under_run(block) {
-            return Source { frame, zeros: rest, slot: None, damaged: Mask::NONE };
-        }
-        let from_slot = held.word.data().and(rest);
-        let slot = held.word.slot().filter(|_| !from_slot.is_empty());
-        Source {
-            frame,
-            zeros: held.word.zeros().and(rest),
-            slot: slot.map(|slot| (slot, held.crc, from_slot)),
-            damaged: held.word.damaged().and(rest),
-        }
-    }
-
-    fn is_under_run(&self, block: u64) -> bool {
-        self.runs.iter().any(|run| block >= run.first && block - run.first < run.count)
+        self.blocks.source(block)
     }
 
     /// Writes whole sectors of one block, from sector `first` of it on; acknowledged when
@@ -354,31 +201,8 @@ impl<M: Memory> Leaf<M> {
     /// # Errors
     /// [`NoRoom`]: nothing is written.
     pub fn write(&mut self, now: u64, block: u64, first: u32, data: &[u8]) -> Result<(), NoRoom> {
-        let mask = Mask::of(first, u32::try_from(data.len() / 512).unwrap_or(0));
-        let frame = self.take_frame()?;
-        // Looked up after a frame was taken: that may have been the block's own clean one.
-        let older = self.source(block).frame;
-        let mut kept = Mask::NONE;
-        if let Some((older, has)) = older {
-            kept = has.without(mask);
-            for sector in kept.sectors() {
-                let mut bytes = [0; 512];
-                self.cache.memory().copy_out(older, sector * 512, &mut bytes);
-                self.cache.memory().fill(frame, sector * 512, &bytes);
-            }
-        }
-        self.cache.memory().fill(frame, first as usize * 512, data);
-        let content = Content::Sectors { block, mask: mask.or(kept) };
-        let order = self.cache.publish(frame, content);
-        let mut queued = false;
-        if let Some((older, _)) = older {
-            // Its place in the queue stays: a flush that covers it needs this data now.
-            queued = matches!(self.cache.state(older), State::Dirty(_));
-            self.cache.supersede(older);
-        }
-        self.index.set_frame(block, Some(frame));
-        if !queued {
-            self.enqueue(order, now, What::Block(block));
+        if let Some(order) = self.blocks.write(block, first, data)? {
+            self.pending.push(order, now, What::Block(block));
         }
         Ok(())
     }
@@ -392,54 +216,24 @@ impl<M: Memory> Leaf<M> {
         if count == 0 {
             return Ok(());
         }
-        if self.runs.len() >= RUNS_MAX {
-            return Err(NoRoom);
+        let done = self.blocks.discard(first, count)?;
+        if done.unwritten {
+            self.pending.cover(done.order);
         }
-        let frame = self.take_frame()?;
-        let order = self.cache.publish(frame, Content::Zeros { first, count });
-        if self.supersede_frames(first, count) {
-            // A flush that covers one of them needs the zeros in its place.
-            for flush in &mut self.flushes {
-                flush.order = order;
-            }
-        }
-        self.runs.push(Run { frame, first, count });
-        self.enqueue(order, now, What::Run(frame));
+        self.pending.push(done.order, now, done.what);
         Ok(())
-    }
-
-    /// True if data that is in no batch was among them.
-    fn supersede_frames(&mut self, first: u64, count: u64) -> bool {
-        let mut found = Vec::new();
-        self.index.frames_in(first, count, &mut |block, frame| found.push((block, frame)));
-        let mut unwritten = false;
-        for (block, frame) in found {
-            unwritten |= matches!(self.cache.state(frame), State::Dirty(_));
-            self.cache.supersede(frame);
-            self.index.set_frame(block, None);
-        }
-        unwritten
-    }
-
-    fn take_frame(&mut self) -> Result<u32, NoRoom> {
-        let taken = self.cache.take().ok_or(NoRoom)?;
-        if let Some(block) = taken.evicted {
-            self.index.set_frame(block, None);
-        }
-        Ok(taken.frame)
     }
 
     /// Asks for all that was acknowledged until now to be durable; [`Event::Flushed`] says
     /// when.
     pub fn flush(&mut self, now: u64, tag: u64) {
-        let order = self.cache.sequence();
-        self.flushes.push_back(Flush { tag, order, since: now });
+        self.pending.push_flush(tag, self.cache().sequence(), now);
         self.end_flushes(now);
     }
 
     /// Asks for a checkpoint.
     pub fn want_checkpoint(&mut self) {
-        self.checkpoint_wanted = true;
+        self.window.want_checkpoint();
     }
 
     /// Reads the slot that a block's [`Source`] names; [`Event::Fetched`] says when. False
@@ -448,527 +242,103 @@ impl<M: Memory> Leaf<M> {
         let Some((slot, crc, _)) = self.source(block).slot else {
             return false;
         };
-        let Ok(frame) = self.take_frame() else { return false };
-        let into = GuestBuf::new(self.cache.memory().frame(frame).as_ptr(), BLOCK_LEN);
+        let Ok(frame) = self.blocks.take_frame() else { return false };
+        let into = GuestBuf::new(self.cache().memory().frame(frame).as_ptr(), BLOCK_LEN);
         let op = Op::Read { into, offset: slot.offset() };
-        let submitted = self.submit(io, op, Job::Fetch { tag, block, frame, slot, crc });
+        let submitted = self.jobs.submit(io, op, Job::Fetch { tag, block, frame, slot, crc });
         if !submitted {
-            self.cache.supersede(frame);
+            self.blocks.drop_frame(frame);
         }
         submitted
     }
 
     /// Gives back a frame of [`Event::Fetched`]; it stays as the block's clean one, if it can.
     pub fn give_back(&mut self, block: u64, slot: Slot, frame: u32) {
-        let held = self.index.get(block);
-        let fits = held.word.slot() == Some(slot) && held.frame().is_none();
-        if fits && !self.is_under_run(block) {
-            self.cache.keep_clean(frame, block, held.word.data());
-            self.index.set_frame(block, Some(frame));
-        } else {
-            self.cache.supersede(frame);
-        }
-    }
-
-    fn submit(&mut self, io: &mut impl Engine, op: Op<'_>, job: Job) -> bool {
-        let token = self.free_jobs.pop().unwrap_or_else(|| {
-            self.jobs.push(None);
-            Token::try_from(self.jobs.len() - 1).unwrap_or(Token::MAX)
-        });
-        // SAFETY: each buffer is a frame that isn't free, a page that the job, its batch or
-        // its checkpoint owns, and each list an extent's; all of them stay until the token
-        // is completed.
-        if unsafe { io.submit(op, token) } {
-            self.jobs[token as usize] = Some(job);
-            return true;
-        }
-        self.free_jobs.push(token);
-        false
-    }
-
-    /// The oldest order of what is not durable.
-    fn oldest(&mut self) -> Option<u64> {
-        while let Some(item) = self.queue.front() {
-            if self.is_dirty(item) {
-                break;
-            }
-            self.queue.pop_front();
-        }
-        let queued = self.queue.front().map(|item| item.order);
-        let held_back = self.held_back.iter().map(|item| item.order).min();
-        let batches = self.batches.iter().map(|batch| batch.oldest).min();
-        [queued, held_back, batches].into_iter().flatten().min()
-    }
-
-    fn is_dirty(&self, item: &Item) -> bool {
-        let frame = match item.what {
-            What::Block(block) => self.index.get(block).frame(),
-            What::Run(frame) => Some(frame),
-        };
-        frame.is_some_and(|frame| matches!(self.cache.state(frame), State::Dirty(_)))
-    }
-
-    fn end_flushes(&mut self, now: u64) {
-        let oldest = self.oldest();
-        let failing = self.batches.iter().any(|batch| batch.failures > 0);
-        while let Some(flush) = self.flushes.front() {
-            let durable = oldest.is_none_or(|oldest| oldest > flush.order);
-            let patience_ends = failing && now >= flush.since + self.settings.patience;
-            if !durable && !patience_ends {
-                break;
-            }
-            self.events.push_back(Event::Flushed { tag: flush.tag, durable });
-            self.flushes.pop_front();
-        }
+        self.blocks.give_back(block, slot, frame);
     }
 
     /// Does what can be done now, without waiting.
     pub fn advance(&mut self, io: &mut impl Engine, now: u64) {
-        self.retry(now);
-        while self.form_batch(io, now) {}
-        self.submit_extents(io);
-        self.sync(io);
-        self.advance_checkpoint(io, now);
+        while self.append(now) {}
+        let urgent = self.pending.has_flushes();
+        let (cache, slots) = (self.blocks.cache(), &mut self.slots);
+        self.appends.advance(io, &mut self.jobs, cache, slots, now, urgent);
+        let end = self.appends.durable_end();
+        let file = (self.blocks.index_mut(), &mut self.slots);
+        self.window.advance(io, &mut self.jobs, file, end, now, self.settings.window);
         self.end_flushes(now);
     }
 
-    fn retry(&mut self, now: u64) {
-        for i in 0..self.batches.len() {
-            let Stage::Failed(at) = self.batches[i].stage else { continue };
-            if at > now {
-                continue;
-            }
-            let batch = &mut self.batches[i];
-            let left = batch.parts.iter().filter(|part| part.to_merge().is_some()).count();
-            if left > 0 {
-                // Submitted again below, with the extents.
-                batch.stage = Stage::Merging(left);
-                batch.failed = false;
-                continue;
-            }
-            // What failed may be on the disk all the same, as a record that is whole: its
-            // slots stay until the next attempt has replaced it durably.
-            batch.place_elsewhere(&mut self.slots);
-            self.prepare(i);
-        }
-    }
-
-    fn prepare(&mut self, i: usize) {
-        let synced = self.applied;
-        let batch = &mut self.batches[i];
-        let header = Header {
-            key: self.key,
-            number: batch.number,
-            slot: batch.slot,
-            successor: batch.successor,
-            synced,
-        };
-        batch.prepare(&self.cache, &header);
-        // Nothing else is on its way: one write does for write and sync.
-        let alone = self.batches.len() == 1 && !self.syncing;
-        let batch = &mut self.batches[i];
-        batch.durable = alone && batch.extents.len() == 1 && !self.flushes.is_empty();
-    }
-
     /// Puts what is dirty into a batch, if it is time to; false where there is nothing.
-    fn form_batch(&mut self, io: &mut impl Engine, now: u64) -> bool {
-        if self.batches.len() >= BATCHES_MAX {
+    fn append(&mut self, now: u64) -> bool {
+        if !self.appends.has_room() {
             return false;
         }
-        let covered = self.flushes.iter().map(|flush| flush.order).max();
-        let Some(front) = self.queue.front() else { return false };
-        let much = self.cache.dirty() >= self.settings.write_back_at
-            || self.cache.available() < ENTRIES_MAX
-            || self.runs.len() * 2 > RUNS_MAX;
-        let old = now.saturating_sub(front.since) >= self.settings.age_max;
-        let asked = covered.is_some_and(|order| front.order <= order);
-        if !much && !old && !asked {
+        let much = self.cache().dirty() >= self.settings.write_back_at
+            || self.cache().available() < ENTRIES_MAX
+            || self.blocks.has_many_runs();
+        let age_max = self.settings.age_max;
+        let Some(taken) = self.pending.take(&mut self.blocks, now, age_max, much) else {
             return false;
-        }
-        let limit = if much || old { u64::MAX } else { covered.unwrap_or(0) };
-        let mut parts = Vec::new();
-        let mut oldest = u64::MAX;
-        while parts.len() < ENTRIES_MAX {
-            let Some(item) = pop_if(&mut self.queue, |item| item.order <= limit) else { break };
-            if !self.is_dirty(&item) {
-                continue;
-            }
-            match self.part_of(&item) {
-                Some(part) => {
-                    oldest = oldest.min(item.order);
-                    parts.push(part);
-                }
-                None => self.held_back.push(item),
-            }
-        }
-        if parts.is_empty() {
-            return false;
-        }
-        let (slot, number) = self.next;
-        let mut batch = Batch {
-            number,
-            slot,
-            successor: slot,
-            stage: Stage::Merging(0),
-            parts,
-            extents: Vec::new(),
-            record: Page::zeroed(),
-            oldest,
-            abandoned: Vec::new(),
-            failures: 0,
-            failed: false,
-            durable: false,
         };
-        let last = batch.place(&mut self.slots);
-        let behind = Slot(last.0 + 1);
-        batch.successor =
-            if self.slots.take_at(behind) { behind } else { self.slots.take_run(1).0 };
-        self.next = (batch.successor, number + 1);
-        let left = batch.parts.iter().filter(|part| part.to_merge().is_some()).count();
-        batch.stage = Stage::Merging(left);
-        self.batches.push_back(batch);
-        let i = self.batches.len() - 1;
-        if left == 0 {
-            self.prepare(i);
-        } else {
-            self.submit_merges(io, i);
-        }
+        let urgent = self.pending.has_flushes();
+        self.appends.begin(taken, self.blocks.cache(), &mut self.slots, urgent);
         true
-    }
-
-    /// What a batch holds of a dirty item; `None` where it has to wait.
-    fn part_of(&mut self, item: &Item) -> Option<Part> {
-        match item.what {
-            What::Block(block) => {
-                if self.busy.contains(&block) || self.is_under_run(block) {
-                    return None;
-                }
-                let held = self.index.get(block);
-                let frame = held.frame()?;
-                let State::Dirty(Content::Sectors { mask, .. }) = self.cache.state(frame) else {
-                    return None;
-                };
-                self.cache.begin_writing(frame);
-                self.busy.insert(block);
-                Some(Part::Block {
-                    block,
-                    frame,
-                    mask,
-                    before: held.word,
-                    before_crc: held.crc,
-                    merging: None,
-                    slot: Slot(0),
-                    crc: 0,
-                })
-            }
-            What::Run(frame) => {
-                self.cache.begin_writing(frame);
-                let run = self.runs.iter().find(|run| run.frame == frame)?;
-                Some(Part::Zeros { first: run.first, count: run.count, frame })
-            }
-        }
-    }
-
-    /// Reads the old slots of a batch's blocks that keep some of their sectors.
-    fn submit_merges(&mut self, io: &mut impl Engine, i: usize) {
-        let number = self.batches[i].number;
-        for part in 0..self.batches[i].parts.len() {
-            let Some((slot, _)) = self.batches[i].parts[part].to_merge() else { continue };
-            let is_asked = |job: &Option<Job>| matches!(job, Some(Job::Merge { batch, part: p, .. }) if *batch == number && *p == part);
-            if self.jobs.iter().any(is_asked) {
-                continue;
-            }
-            let mut page = Page::zeroed();
-            let into = GuestBuf::new(page.0.as_mut_ptr(), BLOCK_LEN);
-            let op = Op::Read { into, offset: slot.offset() };
-            if !self.submit(io, op, Job::Merge { batch: number, part, page }) {
-                return;
-            }
-        }
-    }
-
-    fn submit_extents(&mut self, io: &mut impl Engine) {
-        for i in 0..self.batches.len() {
-            match self.batches[i].stage {
-                Stage::Merging(_) => self.submit_merges(io, i),
-                Stage::Writing(_) => {
-                    for extent in 0..self.batches[i].extents.len() {
-                        let number = self.batches[i].number;
-                        let e = &self.batches[i].extents[extent];
-                        if e.submitted || e.left == 0 {
-                            continue;
-                        }
-                        let bufs: *const [GuestBuf] = e.bufs.as_slice();
-                        let (offset, durable) = (e.offset, self.batches[i].durable);
-                        // SAFETY: the list is the extent's, which is not touched by `submit`.
-                        let op = unsafe { Op::Write { from: &*bufs, offset, durable } };
-                        if !self.submit(io, op, Job::Extent { batch: number, extent }) {
-                            return;
-                        }
-                        self.batches[i].extents[extent].submitted = true;
-                    }
-                }
-                Stage::Written | Stage::Failed(_) => {}
-            }
-        }
-    }
-
-    fn sync(&mut self, io: &mut impl Engine) {
-        if self.syncing {
-            return;
-        }
-        let written = self.batches.iter().take_while(|batch| batch.stage == Stage::Written);
-        let Some(covers) = written.last().map(|batch| batch.number) else { return };
-        self.syncing = self.submit(io, Op::Sync, Job::Sync { covers });
     }
 
     /// An operation is done. The result is what the system call would have returned.
     pub fn complete(&mut self, token: Token, result: io::Result<u32>, now: u64) {
-        let Some(job) = self.jobs.get_mut(token as usize).and_then(Option::take) else {
-            return;
-        };
-        self.free_jobs.push(token);
+        let Some(job) = self.jobs.end(token) else { return };
+        let urgent = self.pending.has_flushes();
         match job {
-            Job::Extent { batch, extent } => self.extent_done(batch, extent, result, now),
-            Job::Merge { batch, part, page } => self.merge_done(batch, part, page, result, now),
-            Job::Sync { covers } => {
-                self.syncing = false;
-                match result {
-                    Ok(_) => self.durable_until(covers),
-                    Err(_) => self.fail_written(now),
+            Job::Extent { batch, extent } => {
+                if let Some(number) = self.appends.extent_done(batch, extent, result, now) {
+                    self.durable_until(number);
                 }
             }
-            Job::Node { slot } => self.node_done(slot, result, now),
-            Job::CheckpointSync => self.checkpoint_synced(result, now),
+            Job::Merge { batch, part, page } => {
+                let (at, cache) = ((batch, part), self.blocks.cache());
+                self.appends.merge_done(at, page, result, cache, now, urgent);
+            }
+            Job::Sync { covers } => {
+                self.appends.synced(&result, now);
+                if result.is_ok() {
+                    self.durable_until(covers);
+                }
+            }
+            Job::Node { slot } => self.window.node_done(slot, &result, now),
+            Job::CheckpointSync => {
+                let index = self.blocks.index_mut();
+                self.window.synced(&result, index, &mut self.slots, now);
+            }
             Job::Fetch { tag, block, frame, slot, crc } => {
-                let frame = self.check_fetched(block, frame, slot, crc, result);
+                let frame = self.blocks.check_fetched(block, frame, slot, crc, result);
                 self.events.push_back(Event::Fetched { tag, block, slot, frame });
             }
         }
         self.end_flushes(now);
     }
 
-    fn batch(&mut self, number: u64) -> Option<usize> {
-        self.batches.iter().position(|batch| batch.number == number)
-    }
-
-    fn extent_done(&mut self, number: u64, extent: usize, result: io::Result<u32>, now: u64) {
-        let Some(i) = self.batch(number) else { return };
-        let batch = &mut self.batches[i];
-        let Some(e) = batch.extents.get_mut(extent) else { return };
-        e.submitted = false;
-        match result {
-            Ok(count) if count > 0 => {
-                e.advance(count as usize);
-                if e.left > 0 && !batch.failed {
-                    return;
-                }
-            }
-            Ok(_) | Err(_) => batch.failed = true,
-        }
-        e.left = 0;
-        let Stage::Writing(left) = batch.stage else { return };
-        batch.stage = match left - 1 {
-            0 if batch.failed => Self::failure(batch, now),
-            0 => Stage::Written,
-            left => Stage::Writing(left),
-        };
-        if batch.stage == Stage::Written && batch.durable && i == 0 {
-            self.durable_until(number);
-        }
-    }
-
-    fn failure(batch: &mut Batch, now: u64) -> Stage {
-        let pause = PAUSE << batch.failures.min(7);
-        batch.failures += 1;
-        Stage::Failed(now + pause.min(PAUSE_MAX))
-    }
-
-    fn merge_done(
-        &mut self,
-        number: u64,
-        part: usize,
-        page: Box<Page>,
-        result: io::Result<u32>,
-        now: u64,
-    ) {
-        let Some(i) = self.batch(number) else { return };
-        let Stage::Merging(left) = self.batches[i].stage else { return };
-        if matches!(result, Ok(count) if count as usize == BLOCK_LEN) {
-            if let Some(Part::Block { merging, .. }) = self.batches[i].parts.get_mut(part) {
-                *merging = Some(page);
-            }
-            self.batches[i].merge(part, &self.cache);
-        } else {
-            self.batches[i].failed = true;
-        }
-        let batch = &mut self.batches[i];
-        if left > 1 {
-            batch.stage = Stage::Merging(left - 1);
-        } else if batch.failed {
-            batch.stage = Self::failure(batch, now);
-        } else {
-            self.prepare(i);
-        }
-    }
-
-    /// A sync has failed: nothing is known of what it covered, so all of it is written
-    /// again.
-    fn fail_written(&mut self, now: u64) {
-        for batch in self.batches.iter_mut().filter(|batch| batch.stage == Stage::Written) {
-            batch.stage = Self::failure(batch, now);
-        }
-    }
-
     fn durable_until(&mut self, number: u64) {
-        while let Some(batch) = pop_if(&mut self.batches, |batch| batch.number <= number) {
-            self.apply(batch);
+        let superseded = self.window.superseded();
+        let mut ended = Vec::new();
+        while let Some(batch) = self.appends.end(number, &mut self.blocks, superseded) {
+            ended.push(batch);
         }
-        // What waited for them comes first now, in its order.
-        self.held_back.sort_by_key(|item| item.order);
-        while let Some(item) = self.held_back.pop() {
-            self.queue.push_front(item);
+        for batch in ended {
+            self.window.push(batch.number, batch.slot, batch.parts.len());
+            batch.abandoned.into_iter().for_each(|slot| self.slots.free(slot));
         }
+        self.pending.release();
     }
 
-    /// A batch is durable, and all before it.
-    fn apply(&mut self, batch: Batch) {
-        self.applied = batch.number;
-        self.records.push_back((batch.number, batch.slot));
-        self.window += (batch.parts.len() as u64 + 1) * BLOCK_LEN as u64;
-        for slot in &batch.abandoned {
-            self.slots.free(*slot);
-        }
-        for part in &batch.parts {
-            match *part {
-                Part::Block { block, frame, mask, crc, .. } => {
-                    let super::record::Entry::Block { word, .. } = part.entry() else { continue };
-                    self.superseded.extend(self.index.apply(block, word, crc));
-                    self.busy.remove(&block);
-                    self.cache.written(frame, mask);
-                }
-                Part::Zeros { first, count, frame } => {
-                    let superseded = &mut self.superseded;
-                    self.index.apply_zeros(first, count, &mut |slot| superseded.push(slot));
-                    self.runs.retain(|run| run.frame != frame);
-                    self.cache.written(frame, Mask::NONE);
-                }
-            }
-        }
-    }
-
-    fn check_fetched(
-        &mut self,
-        block: u64,
-        frame: u32,
-        slot: Slot,
-        crc: u32,
-        result: io::Result<u32>,
-    ) -> Result<u32, FetchError> {
-        let held = self.index.get(block);
-        let error = if held.word.slot() != Some(slot) || held.crc != crc {
-            // Whatever was read: the slot may have been used again since.
-            FetchError::Moved
-        } else if !matches!(result, Ok(count) if count as usize == BLOCK_LEN) {
-            FetchError::Disk
-        } else {
-            let mut bytes = [0; BLOCK_LEN];
-            self.cache.memory().copy_out(frame, 0, &mut bytes);
-            if crc32c::crc32c(&bytes) == crc {
-                return Ok(frame);
-            }
-            FetchError::Damaged
-        };
-        self.cache.supersede(frame);
-        Err(error)
-    }
-
-    fn advance_checkpoint(&mut self, io: &mut impl Engine, now: u64) {
-        if self.checkpoint.is_none() {
-            if self.window < self.settings.window && !self.checkpoint_wanted {
-                return;
-            }
-            self.begin_checkpoint();
-        }
-        let Some(mut checkpoint) = self.checkpoint.take() else { return };
-        if checkpoint.again_at <= now {
-            checkpoint.step(&mut self.index, &mut self.slots, &self.superblock);
-            for i in 0..checkpoint.writes.len() {
-                let write = &checkpoint.writes[i];
-                if write.submitted {
-                    continue;
-                }
-                let slot = write.slot;
-                let op = Op::Write { from: &write.bufs, offset: slot.offset(), durable: false };
-                if !self.submit(io, op, Job::Node { slot }) {
-                    break;
-                }
-                checkpoint.writes[i].submitted = true;
-            }
-            let syncs = [checkpoint::Stage::SyncNodes, checkpoint::Stage::SyncFirst];
-            if syncs.contains(&checkpoint.stage) && !checkpoint.syncing {
-                checkpoint.syncing = self.submit(io, Op::Sync, Job::CheckpointSync);
-            }
-        }
-        if checkpoint.stage != checkpoint::Stage::Done {
-            self.checkpoint = Some(checkpoint);
-        }
-    }
-
-    fn begin_checkpoint(&mut self) {
-        self.checkpoint_wanted = false;
-        self.window = 0;
-        let base = self.applied;
-        let chain = self.batches.front().map_or(self.next.0, |batch| batch.slot);
-        let mut freed = std::mem::take(&mut self.superseded);
-        while let Some((_, slot)) = pop_if(&mut self.records, |(number, _)| *number <= base) {
-            freed.push(slot);
-        }
-        let place = self.durable_place;
-        self.checkpoint = Some(Checkpoint::begin(&mut self.index, base, chain, freed, place));
-    }
-
-    /// Nodes that a checkpoint wrote may be lost: the next one writes them again, elsewhere.
-    fn give_up_checkpoint(&mut self) {
-        if let Some(checkpoint) = self.checkpoint.take() {
-            self.index.write_again(&checkpoint.nodes);
-            self.superseded.extend(checkpoint.freed);
-            self.checkpoint_wanted = true;
-        }
-    }
-
-    fn node_done(&mut self, slot: Slot, result: io::Result<u32>, now: u64) {
-        let Some(checkpoint) = &mut self.checkpoint else { return };
-        let Some(write) = checkpoint.writes.iter_mut().find(|write| write.slot == slot) else {
-            return;
-        };
-        if matches!(result, Ok(count) if count as usize == BLOCK_LEN) {
-            write.done = true;
-        } else {
-            write.submitted = false;
-            checkpoint.again_at = now + PAUSE;
-        }
-    }
-
-    fn checkpoint_synced(&mut self, result: io::Result<u32>, now: u64) {
-        let Some(checkpoint) = &mut self.checkpoint else { return };
-        if result.is_err() {
-            checkpoint.again_at = now + PAUSE;
-            if !checkpoint.sync_failed() {
-                self.give_up_checkpoint();
-            }
-            return;
-        }
-        let counts = checkpoint.stage == checkpoint::Stage::SyncFirst;
-        checkpoint.synced();
-        if counts {
-            self.durable_place = checkpoint.durable_place();
-            if let Some(superblock) = checkpoint.superblock.clone() {
-                self.superblock = superblock;
-            }
-            for slot in std::mem::take(&mut checkpoint.freed) {
-                self.slots.free(slot);
-            }
+    fn end_flushes(&mut self, now: u64) {
+        let pending = self.pending.oldest(&self.blocks);
+        let oldest = pending.into_iter().chain(self.appends.oldest()).min();
+        let failing = self.appends.is_failing();
+        let since = failing.then(|| now.checked_sub(self.settings.patience)).flatten();
+        while let Some((flush, durable)) = self.pending.end_flush(oldest, since) {
+            self.events.push_back(Event::Flushed { tag: flush.tag, durable });
         }
     }
 }

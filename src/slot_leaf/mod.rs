@@ -17,18 +17,30 @@
 //! - A frame counts for nothing only once its record is durable, or newer data is published.
 //! - One batch at a time holds a block, so each record is built on what is durable.
 
-pub mod batch;
-pub mod checkpoint;
+mod appends;
+mod batch;
+mod blocks;
+mod checkpoint;
 pub mod index;
+mod jobs;
 pub mod leaf;
 pub mod page;
+mod pending;
 pub mod record;
 pub mod recover;
 pub mod slots;
 pub mod superblock;
 #[cfg(test)]
 mod tests;
+mod window;
 pub mod word;
+
+use std::collections::VecDeque;
 
 pub use leaf::{Event, Leaf, NoRoom, Settings, Source};
 pub use recover::{BlockFile, OpenError, create, open};
+
+/// Takes the first one, if it is such.
+fn take_first_if<T>(queue: &mut VecDeque<T>, is_such: impl FnOnce(&T) -> bool) -> Option<T> {
+    queue.front().is_some_and(is_such).then(|| queue.pop_front()).flatten()
+}
