@@ -167,7 +167,11 @@ fn the_first_disk_error_of_each_vm_is_in_the_log_and_all_are_counted() {
     let health = || daemon.control().get("/v1/health").expect(200)["problems"].clone();
     let why = format!("root {} can't be read: it ends early", root.display());
     let sentence = format!("root base: its reads fail: {why} (VMs on it: web1, web2, web3)");
-    assert_eq!(health(), serde_json::json!([sentence]));
+    let problems = health();
+    assert_eq!(problems[0], sentence);
+    // Who cut it short has changed it, which is another problem.
+    assert!(problems[1].as_str().unwrap().contains("its file has changed since"), "{problems}");
+    assert_eq!(problems.as_array().unwrap().len(), 2, "{problems}");
     let web3 = daemon.control().get("/v1/vms/web3").expect(200);
     assert_eq!(web3["problems"][0], format!("its root: its reads fail: {why}"));
     // Once the root is whole again, so are the disks.

@@ -87,7 +87,8 @@ pub enum FetchError {
     Damaged,
 }
 
-/// The leaf.
+/// The leaf. Whoever drops it with operations in flight keeps its write cache's memory until
+/// the engine has ended them, and hands none of their tokens to another leaf.
 #[derive(Debug)]
 pub struct Leaf<M> {
     settings: Settings,
