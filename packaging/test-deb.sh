@@ -66,7 +66,7 @@ cp -a "$CACHE_DIR/debian-tree" "$TREE"
 cp "$DEB" "$TREE/root/leafblk.deb"
 install -m 755 "$CLIENT" "$TREE/usr/local/bin/read_disk"
 install -m 644 "$REPO_DIR/packaging/guest/with-vm.toml" "$TREE/root/with-vm.toml"
-install -m 644 "$REPO_DIR/packaging/guest/places.job" "$TREE/root/places.job"
+install -m 644 "$REPO_DIR/packaging/guest/"{installed,places}.job "$TREE/root/"
 # A policy for chroots: nothing is started there.
 printf '#!/bin/sh\nexit 101\n' >"$TREE/usr/sbin/policy-rc.d"
 chmod 755 "$TREE/usr/sbin/policy-rc.d"
@@ -81,7 +81,9 @@ rm -rf "$TREE"
 say "booting it"
 qemu_command -m 768
 QEMU+=(-drive "file=$IMAGE,format=raw,if=virtio,cache=unsafe")
-debian_kernel "$REPO_DIR/packaging/guest/installed.job"
+# It is too long for the kernel's command line.
+echo ". /root/installed.job" >"$WORK/job"
+debian_kernel "$WORK/job"
 qemu_start 600 installed "$WORK/installed.log"
 check "the guest: ran to its end and powered off" guest_wait "$GUEST_PID" "$WORK/installed.log"
 guest_checks "installed" "$WORK/installed.log" verify active own-user ready no-capabilities flushes-give-way \

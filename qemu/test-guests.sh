@@ -231,7 +231,7 @@ kept_in_hugepages() {
   kept=$(basename "$WORK"/huge/leafblk-*.cache .cache)
   at_exit "rm -f '/dev/shm/$kept.slots'"
   check "the second start took over all that the first had read" \
-    grep -q 'took over 64.0 MiB of cached blocks' "$BACKEND_LOG.err"
+    grep -q 'took over 64MiB of cached blocks' "$BACKEND_LOG.err"
   check "the backend stops with status 0, taken" backend_stop
   BACKEND_OPTIONS=()
 }
